@@ -1,0 +1,144 @@
+"""What one answer and one process cost: stage times, cold start, peak memory, and how busy the machine was.
+
+Everything here reads the operating system directly (``/proc`` on Linux), so a robot needs no extra package to be measured.
+All times are seconds, all sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+STAGES = ("preprocess", "vision", "prefill", "decode", "total")
+"""The stages of one answer, in the order in which they run; ``total`` is wall time from image to text."""
+
+_IMPORTED = time.time()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall seconds of each stage of one answer, and the number of tokens it generated.
+
+    ``preprocess`` is image loading, resizing and tokenisation; ``prefill`` produces the first token, so ``decode`` covers
+    ``tokens - 1`` steps. ``total`` is measured on its own and may exceed the sum by the loop's own overhead.
+    """
+
+    preprocess: float
+    vision: float
+    prefill: float
+    decode: float
+    total: float
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decode speed, or None when the answer had no decode step."""
+        return (self.tokens - 1) / self.decode if self.tokens > 1 and self.decode > 0 else None
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers by field name, ready for JSON."""
+        return asdict(self)
+
+
+def process_age() -> float:
+    """Seconds since this process was started by the operating system, interpreter start-up included.
+
+    Linux counts process starts in clock ticks (10 ms). Elsewhere the age is counted from the import of this module, which leaves
+    the interpreter's own start out.
+    """
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return time.time() - _IMPORTED
+    # Field 22 of proc(5); the command name, field 2, may itself hold spaces and parentheses.
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_rss() -> int:
+    """Largest resident set of this process so far, in bytes.
+
+    Linux's ``VmHWM`` belongs to the program that runs now. ``getrusage`` would do elsewhere, but on Linux it keeps the peak
+    of the parent that forked it, and would charge a small worker for a large launcher.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not available on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class CpuShare:
+    """How much of the machine's CPU other processes took between construction and :meth:`others`."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def others(self) -> float | None:
+        """Share (0-1) of all cores' time used by other processes or stolen by a hypervisor; None where it is unknown."""
+        now = self._read()
+        if now is None or self._start is None:
+            return None
+        busy, total, own = (after - before for after, before in zip(now, self._start, strict=True))
+        return max(0.0, busy - own) / total if total > 0 else None
+
+    @staticmethod
+    def _read() -> tuple[float, float, float] | None:
+        """Seconds of (busy, all, this process's own) CPU time so far."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        # proc(5): user nice system idle iowait irq softirq steal, then guest times that user already includes.
+        ticks = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]]
+        tick = os.sysconf("SC_CLK_TCK")
+        total = sum(ticks) / tick
+        return total - (ticks[3] + ticks[4]) / tick, total, time.process_time()
+
+
+class _NvmlMemory(ctypes.Structure):
+    """nvmlMemory_t of the NVIDIA Management Library: bytes."""
+
+    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
+
+
+class GpuMemory:
+    """Growth of a GPU's used memory since construction: device-wide, as the driver (NVML) sees it.
+
+    One method for every engine, CUDA context and workspaces included; another process on the same GPU disturbs it.
+    Sample after each answer: engines' arenas grow to their peak and stay there.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        self._device = device
+        self._nvml: ctypes.CDLL | None
+        try:
+            self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            self._nvml = None
+        if self._nvml is not None and self._nvml.nvmlInit_v2() != 0:
+            self._nvml = None
+        self._base = self._used()
+        self.peak: int | None = None if self._base is None else 0
+
+    def sample(self) -> None:
+        """Look once; :attr:`peak` keeps the largest growth in bytes (None without a driver)."""
+        used = self._used()
+        if used is not None and self._base is not None and self.peak is not None:
+            self.peak = max(self.peak, used - self._base)
+
+    def _used(self) -> int | None:
+        if self._nvml is None:
+            return None
+        handle, memory = ctypes.c_void_p(), _NvmlMemory()
+        if self._nvml.nvmlDeviceGetHandleByIndex_v2(self._device, ctypes.byref(handle)) != 0:
+            return None
+        if self._nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
+            return None
+        return int(memory.used)
