@@ -1,0 +1,72 @@
+"""The exceptions that edgetune raises on purpose; every tool of the project uses this one tree.
+
+    EdgetuneError                 exit 2
+    ├── InputError                exit 2   bad user input: arguments, names, values
+    │   ├── ImageError            exit 2   an image that cannot be read or used
+    │   └── RecordError           exit 2   a line of a data file, as "data.jsonl:17: ..."
+    ├── BundleError               exit 2   a stage folder or bundle that is not loadable or was altered
+    ├── ParityError               exit 1   a self-check failed (export parity, merge proof)
+    ├── GateFailed                exit 1   a measured number missed its bar
+    └── MissingDependency         exit 3   the environment lacks something; the hint installs it
+
+The exit code is what a command line program returns for the error. A message is one line that says
+what is wrong and where; the hint says how to fix it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class EdgetuneError(Exception):
+    """Base of all expected failures.
+
+    Args:
+        message: what went wrong and where. Line breaks are folded so that `str()` is one line.
+        hint: how to fix it, shown on a line of its own.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(" ".join(message.split()))
+        self.hint = hint
+
+
+class InputError(EdgetuneError):
+    """The user's input cannot be used as it is."""
+
+
+class ImageError(InputError):
+    """An image is missing, broken, or outside the accepted limits."""
+
+
+class RecordError(InputError):
+    """A record of a data file is wrong. `path` and `line` (from 1) say where."""
+
+    def __init__(self, message: str, *, path: Path, line: int, hint: str | None = None) -> None:
+        super().__init__(f"{path}:{line}: {message}", hint=hint)
+        self.path = path
+        self.line = line
+
+
+class BundleError(EdgetuneError):
+    """A stage folder or bundle is not what it claims to be."""
+
+
+class ParityError(EdgetuneError):
+    """A result does not reproduce its reference."""
+
+    exit_code = 1
+
+
+class GateFailed(EdgetuneError):
+    """A measured number missed the bar that was set for it."""
+
+    exit_code = 1
+
+
+class MissingDependency(EdgetuneError):
+    """Something has to be installed first; `hint` holds the command."""
+
+    exit_code = 3

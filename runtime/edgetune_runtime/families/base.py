@@ -1,0 +1,111 @@
+"""What one model family is: plain facts, no code that depends on a framework.
+
+A family file states how the model writes boxes, how its prompt is put together, and where its
+layers are. Everything else in the project reads these facts and never asks for a family by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+BoxFrame = Literal["norm1000", "resized", "padded01"]
+BoxStyle = Literal["json", "ref_box", "special_ref_box", "ref_box_list", "plain"]
+Resize = Literal["smart", "pad_square", "tiles", "square"]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The pieces of a single-turn prompt with one image, rendered ahead so that no template engine is needed.
+
+    The prompt is `prefix + before_image + image_token * n + after_image + text + suffix`, and the model
+    answers with text followed by `end`.
+    """
+
+    prefix: str
+    before_image: str
+    image_token: str
+    after_image: str
+    suffix: str
+    end: str
+
+    def render(self, text: str, image_tokens: int) -> str:
+        """Return the whole prompt up to where the answer starts.
+
+        Args:
+            text: the user's words.
+            image_tokens: how many image placeholder tokens the image takes; 0 leaves the image part out.
+        """
+        image = self.before_image + self.image_token * image_tokens + self.after_image if image_tokens else ""
+        return self.prefix + image + text + self.suffix
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Where training, calibration and export find the layers in the transformers (v5) module tree.
+
+    Attributes:
+        blocks: dotted name of the decoder layer list; layer i is `f"{blocks}.{i}"`.
+        linears: the linear layers of one block, relative to it.
+        norm_linears: a norm of the block -> the linears that read its output directly.
+        text_root: dotted name of the text model (embeddings, blocks, final norm).
+        vision_root: dotted name of the vision tower, merger included.
+        lora_targets: regular expression (full match on dotted names) of what `auto` LoRA adapts.
+        hub_prefixes: (prefix in memory, prefix in published checkpoints) pairs, the first match wins.
+    """
+
+    blocks: str
+    linears: tuple[str, ...]
+    norm_linears: Mapping[str, tuple[str, ...]] = field(hash=False)
+    text_root: str
+    vision_root: str
+    lora_targets: str
+    hub_prefixes: tuple[tuple[str, str], ...] = ()
+
+    def hub_name(self, name: str) -> str:
+        """Return the published checkpoints' name of the tensor that transformers calls `name`."""
+        for ours, theirs in self.hub_prefixes:
+            if name.startswith(ours):
+                return theirs + name[len(ours) :]
+        return name
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts of one model family.
+
+    Attributes:
+        name: the project's name for it, e.g. "qwen3_vl".
+        title: the name people use, e.g. "Qwen3-VL".
+        model_types: values of `model_type` in config.json that belong to it.
+        box_frame: the frame the model writes coordinates in: "norm1000" (0-1000 of width and height),
+            "resized" (pixels of the resized image) or "padded01" (0-1 of the image padded to a square).
+        box_style: the text a box is written in, see `edgetune_runtime.grounding`.
+        resize: the rule that gives the model's input size.
+        patch_size: pixels per vision patch side; a checkpoint's own value wins.
+        temporal_patch_size: frames per patch (an image is repeated).
+        merge_size: patches merged per side into one image token.
+        chat: the prompt's pieces.
+        ground_prompt: the request for a box, with `{phrase}`.
+        absent: the answer that says the object is not there.
+        stop_tokens: tokens that end an answer.
+        special_tokens: role -> token text, for the ids that a bundle carries.
+        modules: module names, or None for families that are supported for their boxes only.
+    """
+
+    name: str
+    title: str
+    model_types: tuple[str, ...]
+    box_frame: BoxFrame
+    box_style: BoxStyle
+    resize: Resize
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    chat: Chat
+    ground_prompt: str
+    absent: str
+    stop_tokens: tuple[str, ...]
+    special_tokens: Mapping[str, str] = field(default_factory=dict, hash=False)
+    modules: Modules | None = None

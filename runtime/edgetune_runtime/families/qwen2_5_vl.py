@@ -1,0 +1,59 @@
+"""Qwen2.5-VL: JSON boxes in pixels of the resized image, patch 14, windowed vision attention (arXiv 2502.13923)."""
+
+from __future__ import annotations
+
+from edgetune_runtime.families.base import Chat, Family, Modules
+
+FAMILY = Family(
+    name="qwen2_5_vl",
+    title="Qwen2.5-VL",
+    model_types=("qwen2_5_vl",),
+    box_frame="resized",
+    box_style="json",
+    resize="smart",
+    patch_size=14,
+    temporal_patch_size=2,
+    merge_size=2,
+    chat=Chat(
+        prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        before_image="<|vision_start|>",
+        image_token="<|image_pad|>",
+        after_image="<|vision_end|>",
+        suffix="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+    ),
+    ground_prompt="Locate {phrase} and output its bbox coordinates in JSON format.",
+    absent="[]",
+    stop_tokens=("<|im_end|>", "<|endoftext|>"),
+    special_tokens={
+        "image": "<|image_pad|>",
+        "video": "<|video_pad|>",
+        "vision_start": "<|vision_start|>",
+        "vision_end": "<|vision_end|>",
+        "pad": "<|endoftext|>",
+    },
+    modules=Modules(
+        blocks="model.language_model.layers",
+        linears=(
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        ),
+        norm_linears={
+            "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+        },
+        text_root="model.language_model",
+        vision_root="model.visual",
+        lora_targets=(
+            r"model\.language_model\.layers\.\d+\."
+            r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+        ),
+        # Published checkpoints keep the names of transformers 4, which v5 renames on loading and saving.
+        hub_prefixes=(("model.visual.", "visual."), ("model.language_model.", "model.")),
+    ),
+)

@@ -1,0 +1,106 @@
+"""Reading and checking `manifest.json`, the file that makes a stage folder self-describing.
+
+`files` in a manifest lists every other file of the folder with its sha256 and size in bytes:
+
+    {"schema": 1, "stage": "export", "files": {"onnx/decoder.onnx": {"sha256": "…", "size": 123}}, ...}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgetune_runtime.errors import BundleError, InputError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_CHUNK = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_tree(path: Path) -> str:
+    """Return one sha256 for a file or a folder.
+
+    For a folder it is the hash over its sorted (relative path, file sha256) pairs, `manifest.json` left
+    out. A folder with a manifest is hashed from the manifest's `files`, so large weights are not read again.
+
+    Raises:
+        InputError: nothing is at `path`.
+        BundleError: the folder's manifest is broken.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder")
+    if (path / MANIFEST).is_file():
+        pairs = {name: entry["sha256"] for name, entry in read_manifest(path)["files"].items()}
+    else:
+        pairs = {file.relative_to(path).as_posix(): sha256_file(file) for file in path.rglob("*") if file.is_file()}
+    digest = hashlib.sha256()
+    for name in sorted(pairs):
+        digest.update(f"{name}\0{pairs[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a stage folder.
+
+    Raises:
+        BundleError: the folder or its manifest is missing, is not JSON, has another schema version, or
+            lists a file in a way that cannot be checked (no sha256 or size, a path out of the folder).
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        missing = f"{folder}: no such folder" if not folder.is_dir() else f"{folder}: no {MANIFEST} in this folder"
+        raise BundleError(missing, hint="give a folder that an edgetune command wrote to the end")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise BundleError(f"{path}: not a manifest: it must be an object with 'files'")
+    if manifest.get("schema") != SCHEMA:
+        raise BundleError(
+            f"{path}: schema {manifest.get('schema')!r}, this version reads schema {SCHEMA}",
+            hint="write the folder again with this version of edgetune, or install the version that wrote it",
+        )
+    for name, entry in manifest["files"].items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BundleError(f"{path}: file name {name!r} leads out of the folder")
+        if not (isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("size"), int)):
+            raise BundleError(f"{path}: file {name!r} lacks its 'sha256' or 'size'")
+    return manifest
+
+
+def verify_files(folder: Path, *, max_bytes: int | None = None) -> None:
+    """Check every file that the folder's manifest lists.
+
+    Args:
+        folder: a stage folder.
+        max_bytes: larger files are checked for their size only; `None` hashes everything.
+
+    Raises:
+        BundleError: a file is missing, has another size or another sha256; the first one is named.
+    """
+    fix = "copy the folder again, or write it again with --force"
+    for name, entry in read_manifest(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path}: listed in {MANIFEST} but missing", hint=fix)
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise BundleError(f"{path}: {size} bytes, {MANIFEST} says {entry['size']}", hint=fix)
+        if max_bytes is not None and size > max_bytes:
+            continue
+        if sha256_file(path) != entry["sha256"]:
+            raise BundleError(f"{path}: sha256 differs from the one in {MANIFEST}: the file was changed", hint=fix)
