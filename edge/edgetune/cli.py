@@ -1,0 +1,73 @@
+"""The `edgetune` program: a group of verbs whose modules are imported only when they are called.
+
+`edgetune --help` reads the table below and imports no verb, hence neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from edgetune import __version__
+from edgetune.commands._common import Program
+
+VERBS = {
+    "train": "Fine-tune a checkpoint on your records with LoRA.",
+    "merge": "Fold a LoRA adapter into its base and prove that it worked.",
+    "export": "Write an on-device bundle from a checkpoint, checked against it.",
+    "run": "Ask a bundle about an image: boxes for a phrase, or an answer.",
+    "eval": "Score bundles and checkpoints on held-out records.",
+    "bench": "Compare bundles: accuracy, speed by stage, memory and size.",
+    "doctor": "Say what is installed, which engines work and how to get the rest.",
+    "demo": "The whole chain on the tiny example model, with pictures.",
+}
+
+
+class LazyGroup(Program, click.Group):
+    """A group that knows its verbs by name and one line of help, and imports one to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order in which they are used."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module and return its `command`, or None when there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        command = import_module(f"edgetune.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb that `args` starts with; a mistyped one gets a suggestion."""
+        if not args[0].startswith("-") and args[0] not in VERBS:
+            raise click.NoSuchCommand(args[0], possibilities=VERBS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs from the table."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(
+    cls=LazyGroup,
+    subcommand_metavar="VERB [OPTIONS]",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 a gate or self-check failed, 2 usage or bad input, "
+    "3 the environment misses something, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="edgetune")
+def cli() -> None:
+    """From records to boxes on a device: fine-tune, merge, export, measure.
+
+    Stages talk only through folders on disk: each verb reads the folder that the one before it wrote.
+    """
+
+
+def main() -> None:
+    """Entry point of the `edgetune` script."""
+    cli()

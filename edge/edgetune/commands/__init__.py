@@ -1,0 +1,1 @@
+"""One module a verb: parse the arguments, call the stage, print its result."""

@@ -1,0 +1,199 @@
+"""What all verbs share: the `verb` decorator with its common options, the `Console`, and error reporting."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import click
+
+from edgetune.commands._config import load_config
+from edgetune_runtime.errors import EdgetuneError
+
+EXTRA_OF_MODULE = {
+    "torch": "train",
+    "transformers": "train",
+    "peft": "train",
+    "accelerate": "train",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "psutil": "bench",
+}
+"""Which extra of `edgetune` installs a module that a verb may find missing."""
+
+
+class Console:
+    """Where a verb writes: a person's text, or one JSON document under `--json`. Notes go to stderr in both."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    def line(self, text: str = "") -> None:
+        """Print a line to stdout, unless under `--json`."""
+        if not self.as_json:
+            click.echo(text)
+
+    def note(self, text: str) -> None:
+        """Print a remark to stderr."""
+        click.echo(text, err=True)
+
+    def table(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Print rows under the keys of the first one, numbers to the right, unless under `--json`."""
+        if self.as_json or not rows:
+            return
+        columns = list(rows[0])
+        numeric = {c: all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns}
+        cells = [[_cell(row.get(c)) for c in columns] for row in rows]
+        widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+        for line in [columns, ["-" * w for w in widths], *cells]:
+            parts = [t.rjust(w) if numeric[c] else t.ljust(w) for c, t, w in zip(columns, line, widths, strict=True)]
+            click.echo("  ".join(parts).rstrip())
+
+    def result(self, result: Mapping[str, object]) -> None:
+        """Print the verb's result as JSON when under `--json`."""
+        if self.as_json:
+            click.echo(json.dumps(result, indent=2, ensure_ascii=False, default=_to_json))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+class Choice(click.Choice[Any]):
+    """A choice that suggests the nearest valid value for a mistyped one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the chosen value, or raise `click.BadParameter` with a suggestion."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            error.message += suggestion(str(value), map(str, self.choices))
+            raise
+
+
+def suggestion(word: str, known: Any) -> str:
+    """Return ` Did you mean 'x'?` for the nearest of the known words, or nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class Program:
+    """Mixin of the group and of each verb: errors become one line and an exit code, however it is called."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run; in standalone mode print errors and exit with the code that the documentation promises."""
+        run = functools.partial(super().main, *args, standalone_mode=False, **extra)  # type: ignore[misc]
+        if not standalone_mode:
+            return run()
+        code = _exit_code(run)
+        sys.exit(code)
+
+
+def _exit_code(run: Callable[[], object]) -> int:
+    try:
+        code = run()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        return 2
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "edgetune"
+        return _report(error.format_message(), f"see {path} --help", 2)
+    except click.ClickException as error:
+        return _report(error.format_message(), None, 2)
+    except click.Abort:
+        return _report("interrupted", None, 130)
+    except EdgetuneError as error:
+        return _report(str(error), error.hint, error.exit_code)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRA_OF_MODULE:
+            raise
+        hint = f'pip install "edgetune[{EXTRA_OF_MODULE[module]}]"'
+        return _report(f"the Python package {module!r} is not installed", hint, 3)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _report(f"{where}no space left on the disk", "free some space or choose another --output", 3)
+        if error.errno == errno.EPIPE:
+            sys.stdout = None  # type: ignore[assignment]  # the reader left; nothing more can be written
+            return 1
+        if not error.filename:
+            raise
+        return _report(f"{where}{error.strerror}", None, 2)
+
+
+def _report(message: str, hint: str | None, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    return code
+
+
+class Verb(Program, click.Command):
+    """A command whose errors are reported in one line when it is called on its own, too."""
+
+
+def verb(*, writes: bool = False) -> Callable[[Callable[..., object]], Verb]:
+    """Make a click command of a function, with the options that every verb has.
+
+    Adds `--json` and `--config FILE`, and `--dry-run` and `--force` when the verb writes a stage folder. The
+    function gets a `Console` first, then its own options by name, then `force` and `dry_run` where they apply.
+    """
+
+    def decorate(function: Callable[..., object]) -> Verb:
+        @functools.wraps(function)
+        def callback(*, as_json: bool, **arguments: Any) -> object:
+            return function(Console(as_json=as_json), **arguments)
+
+        own = list(reversed(getattr(function, "__click_params__", [])))
+        for param in own:
+            if type(param.type) is click.Choice:
+                param.type = Choice(param.type.choices, param.type.case_sensitive)
+        return Verb(
+            name=function.__module__.rpartition(".")[2],
+            callback=callback,
+            params=[*own, *_common_options(writes)],
+            help=function.__doc__,
+            context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+        )
+
+    return decorate
+
+
+def _common_options(writes: bool) -> list[click.Parameter]:
+    options: list[click.Parameter] = []
+    if writes:
+        options += [
+            click.Option(["--force"], is_flag=True, help="Build again even when nothing has changed."),
+            click.Option(["--dry-run"], is_flag=True, help="Say what would be done and write nothing."),
+        ]
+    config = click.Option(
+        ["--config"],
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=load_config,
+        help="TOML file with values for the options above; the command line wins.",
+    )
+    as_json = click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document to stdout.")
+    return [*options, config, as_json]

@@ -1,0 +1,60 @@
+"""`--config FILE`: option values from TOML, held to the same rules as the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+
+import click
+
+from edgetune_runtime.errors import InputError
+
+
+def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Click callback of `--config`: make the file's values the defaults of the verb's options.
+
+    A key is an option's long name, with dashes or underscores. A value goes through the option's own parser as if it
+    had been typed, so `rank = 8.5` is refused where 8 is expected.
+
+    Raises:
+        InputError: broken TOML, an unknown key, or a value that the option does not take.
+    """
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    options = {_key(option): option for option in ctx.command.params if isinstance(option, click.Option)}
+    options.pop(_key(param), None)
+    defaults: dict[str, object] = {}
+    for key, value in values.items():
+        option = options.get(key.replace("_", "-"))
+        if option is None:
+            near = get_close_matches(key, options, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(options))}"
+            raise InputError(f"{path}: unknown key {key!r}", hint=hint)
+        defaults[str(option.name)] = _typed(path, key, value, option, ctx)
+    ctx.default_map = defaults
+
+
+def _key(option: click.Parameter) -> str:
+    return max(option.opts, key=len).lstrip("-")
+
+
+def _typed(path: Path, key: str, value: object, option: click.Option, ctx: click.Context) -> object:
+    """Return the value as command line text (a list of it for an option with several values)."""
+    several = option.multiple or option.nargs != 1
+    if several != isinstance(value, list) or isinstance(value, dict):
+        raise InputError(f"{path}: key {key!r} takes {'a list' if several else 'one value'}, not {value!r}")
+    text = [_text(item) for item in value] if isinstance(value, list) else _text(value)
+    try:
+        option.type_cast_value(ctx, text)
+    except click.BadParameter as error:
+        raise InputError(f"{path}: key {key!r}: {error.message}") from None
+    return text
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
