@@ -84,8 +84,8 @@ class Choice(click.Choice[Any]):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            error.message += suggestion(str(value), map(str, self.choices))
-            raise
+            message = error.message + suggestion(str(value), map(str, self.choices))
+            raise click.BadParameter(message, ctx=ctx, param=param) from None
 
 
 def suggestion(word: str, known: Any) -> str:
@@ -101,7 +101,7 @@ class Program:
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run; in standalone mode print errors and exit with the code that the documentation promises."""
-        run = functools.partial(super().main, *args, standalone_mode=False, **extra)  # type: ignore[misc]
+        run = functools.partial(super().main, *args, standalone_mode=False, **extra)
         if not standalone_mode:
             return run()
         code = _exit_code(run)
