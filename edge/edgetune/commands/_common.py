@@ -96,16 +96,15 @@ def suggestion(word: str, known: Any) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-class Program:
-    """Mixin of the group and of each verb: errors become one line and an exit code, however it is called."""
+class Program(click.Command):
+    """The group and each verb: errors become one line and an exit code, however it is called."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run; in standalone mode print errors and exit with the code that the documentation promises."""
         run = functools.partial(super().main, *args, standalone_mode=False, **extra)
         if not standalone_mode:
             return run()
-        code = _exit_code(run)
-        sys.exit(code)
+        sys.exit(_exit_code(run))
 
 
 def _exit_code(run: Callable[[], object]) -> int:
@@ -135,7 +134,7 @@ def _exit_code(run: Callable[[], object]) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _report(f"{where}no space left on the disk", "free some space or choose another --output", 3)
         if error.errno == errno.EPIPE:
-            sys.stdout = None  # type: ignore[assignment]  # the reader left; nothing more can be written
+            sys.stdout = None  # the reader left; nothing more can be written
             return 1
         if not error.filename:
             raise
@@ -149,18 +148,14 @@ def _report(message: str, hint: str | None, code: int) -> int:
     return code
 
 
-class Verb(Program, click.Command):
-    """A command whose errors are reported in one line when it is called on its own, too."""
-
-
-def verb(*, writes: bool = False) -> Callable[[Callable[..., object]], Verb]:
+def verb(*, writes: bool = False) -> Callable[[Callable[..., object]], Program]:
     """Make a click command of a function, with the options that every verb has.
 
     Adds `--json` and `--config FILE`, and `--dry-run` and `--force` when the verb writes a stage folder. The
     function gets a `Console` first, then its own options by name, then `force` and `dry_run` where they apply.
     """
 
-    def decorate(function: Callable[..., object]) -> Verb:
+    def decorate(function: Callable[..., object]) -> Program:
         @functools.wraps(function)
         def callback(*, as_json: bool, **arguments: Any) -> object:
             return function(Console(as_json=as_json), **arguments)
@@ -169,7 +164,7 @@ def verb(*, writes: bool = False) -> Callable[[Callable[..., object]], Verb]:
         for param in own:
             if type(param.type) is click.Choice:
                 param.type = Choice(param.type.choices, param.type.case_sensitive)
-        return Verb(
+        return Program(
             name=function.__module__.rpartition(".")[2],
             callback=callback,
             params=[*own, *_common_options(writes)],
