@@ -10,7 +10,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -44,7 +44,10 @@ SPECIAL_TOKENS = [
 ]
 
 # Single digits, like Qwen's pre-tokenizer: a coordinate is one token per digit.
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _TURNS = (
     "<|im_start|>{{ message.role }}\n"
@@ -98,7 +101,7 @@ def _trained_tokenizer() -> str:
 def _save_tokenizer(folder: Path, template: str) -> PreTrainedTokenizerFast:
     source = TINY_MODEL / "tokenizer.json"
     text = source.read_text(encoding="utf-8") if source.is_file() else _trained_tokenizer()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: PreTrainedTokenizerFast = cast(Any, PreTrainedTokenizerFast)(
         tokenizer_object=Tokenizer.from_str(text),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -114,7 +117,7 @@ def _save_tokenizer(folder: Path, template: str) -> PreTrainedTokenizerFast:
 
 
 def _save(model: Any, folder: Path, preprocessor: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Path:
-    model.generation_config = GenerationConfig(
+    model.generation_config = cast(Any, GenerationConfig)(
         eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")],
         pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         do_sample=False,
@@ -124,7 +127,7 @@ def _save(model: Any, folder: Path, preprocessor: dict[str, Any], tokenizer: Pre
     return folder
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     return {f"{role}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for role, name in names.items()}
 
@@ -212,7 +215,7 @@ def build_qwen3_vl(
         "processor_class": "Qwen3VLProcessor",
         "image_processor_type": "Qwen2VLImageProcessorFast",
     }
-    return _save(model.to(dtype), folder, preprocessor, tokenizer)
+    return _save(cast("torch.nn.Module", model).to(dtype), folder, preprocessor, tokenizer)
 
 
 def build_qwen2_5_vl(
@@ -283,7 +286,7 @@ def build_qwen2_5_vl(
         "processor_class": "Qwen2_5_VLProcessor",
         "image_processor_type": "Qwen2VLImageProcessor",
     }
-    return _save(model.to(dtype), folder, preprocessor, tokenizer)
+    return _save(cast("torch.nn.Module", model).to(dtype), folder, preprocessor, tokenizer)
 
 
 def copy_checkpoint(source: Path, target: Path) -> Path:

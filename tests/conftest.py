@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from builders import build_qwen2_5_vl, build_qwen3_vl
 
 

@@ -77,7 +77,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise BundleError(f"{path}: file name {name!r} leads out of the folder")
-        if not (isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("size"), int)):
+        if not (
+            isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("size"), int)
+        ):
             raise BundleError(f"{path}: file {name!r} lacks its 'sha256' or 'size'")
     return manifest
 
