@@ -1,7 +1,7 @@
 """What one answer and one process cost: stage times, cold start, peak memory, and how busy the machine was.
 
-Everything here reads the operating system directly (``/proc`` on Linux), so a robot needs no extra package to be measured.
-All times are seconds, all sizes are bytes.
+Everything here reads the operating system directly (`/proc` on Linux), so a robot needs no extra package to be
+measured. All times are seconds, all sizes are bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 STAGES = ("preprocess", "vision", "prefill", "decode", "total")
-"""The stages of one answer, in the order in which they run; ``total`` is wall time from image to text."""
+"""The stages of one answer, in the order in which they run; `total` is wall time from image to text."""
 
 _IMPORTED = time.time()
 
@@ -23,8 +23,8 @@ _IMPORTED = time.time()
 class Timings:
     """Wall seconds of each stage of one answer, and the number of tokens it generated.
 
-    ``preprocess`` is image loading, resizing and tokenisation; ``prefill`` produces the first token, so ``decode`` covers
-    ``tokens - 1`` steps. ``total`` is measured on its own and may exceed the sum by the loop's own overhead.
+    `preprocess` is image loading, resizing and tokenisation; `prefill` produces the first token, so `decode` covers
+    `tokens - 1` steps. `total` is measured on its own and may exceed the sum by the loop's own overhead.
     """
 
     preprocess: float
@@ -47,8 +47,8 @@ class Timings:
 def process_age() -> float:
     """Seconds since this process was started by the operating system, interpreter start-up included.
 
-    Linux counts process starts in clock ticks (10 ms). Elsewhere the age is counted from the import of this module, which leaves
-    the interpreter's own start out.
+    Linux counts process starts in clock ticks (10 ms). Elsewhere the age is counted from the import of this module,
+    which leaves the interpreter's own start out.
     """
     stat = Path("/proc/self/stat")
     if not stat.exists():
@@ -61,7 +61,7 @@ def process_age() -> float:
 def peak_rss() -> int:
     """Largest resident set of this process so far, in bytes.
 
-    Linux's ``VmHWM`` belongs to the program that runs now. ``getrusage`` would do elsewhere, but on Linux it keeps the peak
+    Linux's `VmHWM` belongs to the program that runs now. `getrusage` would do elsewhere, but on Linux it keeps the peak
     of the parent that forked it, and would charge a small worker for a large launcher.
     """
     status = Path("/proc/self/status")
@@ -76,13 +76,13 @@ def peak_rss() -> int:
 
 
 class CpuShare:
-    """How much of the machine's CPU other processes took between construction and :meth:`others`."""
+    """How much of the machine's CPU other processes took between construction and `others`."""
 
     def __init__(self) -> None:
         self._start = self._read()
 
     def others(self) -> float | None:
-        """Share (0-1) of all cores' time used by other processes or stolen by a hypervisor; None where it is unknown."""
+        """Share (0-1) of all cores' time used by others, a hypervisor included; None where it is unknown."""
         now = self._read()
         if now is None or self._start is None:
             return None
@@ -128,7 +128,7 @@ class GpuMemory:
         self.peak: int | None = None if self._base is None else 0
 
     def sample(self) -> None:
-        """Look once; :attr:`peak` keeps the largest growth in bytes (None without a driver)."""
+        """Look once; `peak` keeps the largest growth in bytes (None without a driver)."""
         used = self._used()
         if used is not None and self._base is not None and self.peak is not None:
             self.peak = max(self.peak, used - self._base)

@@ -1,0 +1,73 @@
+"""Describe the machine and the software of a measurement, so that results of two machines can be compared later."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "edgetune",
+    "edgetune-runtime",
+    "numpy",
+    "pillow",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "peft",
+)
+
+
+def usable_cores() -> int:
+    """Number of CPU cores this process may run on, which an affinity mask or a container may limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything that shapes a measurement; packages that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """CPU model, cores, memory (bytes), frequency governor and operating system of this machine."""
+    return {
+        "cpu": _cpu_model(),
+        "arch": platform.machine(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "memory_bytes": _memory(),
+        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "board": _read(Path("/proc/device-tree/model")),  # a Jetson or other single-board computer names itself here
+        "os": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    info = _read(Path("/proc/cpuinfo")) or ""
+    names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip("\0\n ")
+    except OSError:
+        return None

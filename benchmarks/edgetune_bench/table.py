@@ -1,0 +1,109 @@
+"""Lay results out for reading: an accuracy table, a cost table, and both as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgetune_runtime.timing import STAGES
+
+Line = dict[str, object]
+_BUSY = 0.1  # share of the CPU taken by others from which timings are called noisy
+
+
+def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """One line per row: accuracies and mIoU in percent, with 95 % intervals; columns without any value are left out."""
+    lines = [_accuracy_line(row) for row in rows]
+    return _drop_empty(lines)
+
+
+def cost_table(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """One line per row: size and memory in MB (10^6 bytes), start in s, stages in ms as p50/p95/p99, decode speed."""
+    return _drop_empty([_cost_line(row) for row in rows])
+
+
+def busy_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A remark for each row that was measured while others used the machine's CPU."""
+    return [
+        f"{row['name']}: timings are noisy, other processes used {row['others_cpu_share']:.0%} of the CPU meanwhile"
+        for row in rows
+        if (row.get("others_cpu_share") or 0.0) > _BUSY
+    ]
+
+
+def markdown(lines: Sequence[Mapping[str, object]]) -> str:
+    """Lines as a Markdown table, under the keys of the first one."""
+    if not lines:
+        return ""
+    table = [[*lines[0]], ["---"] * len(lines[0]), *([cell(value) for value in line.values()] for line in lines)]
+    return "".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |\n" for row in table)
+
+
+def cell(value: object) -> str:
+    """A value as text: floats to four digits, nothing as a dash."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _accuracy_line(row: Mapping[str, Any]) -> Line:
+    line: Line = {"row": row["name"], "precision": row.get("precision")}
+    ground, vqa, delta = (row.get(key) or {} for key in ("ground", "vqa", "delta"))
+    for key in ("acc@0.5", "acc@0.75", "acc@0.9"):
+        line[key.capitalize()] = _percent(ground.get(key))
+    line["mIoU [95 %]"] = _interval(ground.get("miou"), signed=False)
+    line["refused absent"] = _of(ground.get("refused"), ground.get("absent"))
+    line["no valid box"] = _of(ground.get("parse_failures"), ground.get("samples"))
+    line["VQA acc"] = _percent(vqa.get("accuracy"))
+    line["ANLS"] = _percent(vqa.get("anls"))
+    for key, title, present in (
+        ("acc@0.5", "Acc@0.5", ground),
+        ("miou", "mIoU", ground),
+        ("vqa", "VQA acc", vqa),
+    ):
+        own = "baseline" if row.get("baseline") and present else None
+        line[f"Δ {title} [95 %]"] = own or _interval(delta.get(key), signed=True)
+    line["McNemar p"] = delta.get("mcnemar_p")
+    line["failed"] = row.get("reason")
+    return line
+
+
+def _cost_line(row: Mapping[str, Any]) -> Line:
+    line: Line = {"row": row["name"], "size MB": _mega(row.get("size_bytes"))}
+    line["load s"] = _round(row.get("load_s"), 2)
+    line["cold start s"] = _round(row.get("cold_start_s"), 2)
+    for stage in STAGES:
+        times = row.get("stages", {}).get(stage)
+        line[f"{stage} ms"] = "/".join(f"{1000 * times[p]:.3g}" for p in ("p50", "p95", "p99")) if times else None
+    line["tokens/s"] = _round(row.get("tokens_per_second"), 1)
+    line["RSS MB"] = _mega(row.get("peak_rss_bytes"))
+    line["GPU MB"] = _mega(row.get("peak_gpu_bytes"))
+    line["failed"] = row.get("reason")
+    return line
+
+
+def _drop_empty(lines: list[Line]) -> list[Line]:
+    kept = [key for key in (lines[0] if lines else ()) if any(line[key] is not None for line in lines)]
+    return [{key: line[key] for key in kept} for line in lines]
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else round(100 * value, 1)
+
+
+def _interval(value: Mapping[str, float] | None, *, signed: bool) -> str | None:
+    if not value:
+        return None
+    sign = "+" if signed else ""
+    mean, low, high = (f"{100 * value[key]:{sign}.1f}" for key in ("value", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _of(part: int | None, whole: int | None) -> str | None:
+    return f"{part}/{whole}" if whole else None
+
+
+def _mega(size: int | None) -> float | None:
+    return None if size is None else round(size / 1e6, 1)
+
+
+def _round(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
