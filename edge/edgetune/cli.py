@@ -70,4 +70,4 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `edgetune` script."""
-    cli()
+    cli(prog_name="edgetune")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -59,7 +60,7 @@ class Console:
     def result(self, result: Mapping[str, object]) -> None:
         """Print the verb's result as JSON when under `--json`."""
         if self.as_json:
-            click.echo(json.dumps(result, indent=2, ensure_ascii=False, default=_to_json))
+            click.echo(json.dumps(_to_json(result), indent=2, ensure_ascii=False))
 
 
 def _cell(value: object) -> str:
@@ -68,12 +69,17 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _to_json(value: object) -> object:
-    if isinstance(value, PurePath):
-        return str(value)
+def _to_json(value: Any) -> object:
+    """Return the JSON form: numpy as lists and numbers, paths as text, NaN and infinity (which JSON lacks) as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
     if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+        return _to_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, PurePath) else value
 
 
 class Choice(click.Choice[Any]):

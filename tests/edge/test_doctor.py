@@ -1,0 +1,134 @@
+"""doctor against what this environment really has, and against environments that lack things."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from edgetune.doctor.engines import Probe, probe_engine
+from edgetune.doctor.packages import Package, packages_of_extra
+from edgetune.doctor.trial import ADD_MODEL
+
+
+def doctor(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run doctor, optionally with a folder of modules that come before the installed ones."""
+    environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    command = [sys.executable, "-m", "edgetune", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    done = doctor("--json")
+    assert done.returncode == 0
+    document = json.loads(done.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.fixture(scope="module")
+def features(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {feature["name"]: feature for feature in report["features"]}
+
+
+def test_the_machine_is_described(report: dict[str, Any]) -> None:
+    machine = report["machine"]
+    assert machine["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert machine["cores"] == len(os.sched_getaffinity(0))
+    assert machine["memory_bytes"] == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rel=0.01)
+    if torch.cpu._is_avx512_supported():
+        assert "AVX-512" in machine["instructions"]
+    assert ("AVX-512 VNNI" in machine["instructions"]) == torch.cpu._is_vnni_supported()
+
+
+def test_engines_tell_what_their_own_libraries_tell(features: dict[str, dict[str, Any]]) -> None:
+    assert features["onnx"]["works"]
+    assert features["onnx"]["detail"] == f"onnxruntime {onnxruntime.__version__}"
+    assert features["torch"]["detail"] == f"torch {torch.__version__}"
+    assert features["torch-cuda"]["works"] == torch.cuda.is_available()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert not features["onnx-cuda"]["works"]
+        assert features["onnx-cuda"]["detail"].endswith("was built without CUDAExecutionProvider")
+        assert "onnx-gpu" in features["onnx-cuda"]["install"]
+
+
+def test_packages_are_those_of_the_extras_with_their_versions(features: dict[str, dict[str, Any]]) -> None:
+    train = {package["name"]: package for package in features["train"]["packages"]}
+    assert set(train) == {"accelerate", "peft", "tensorboard", "torch", "transformers"}
+    assert train["peft"]["installed"] == importlib.metadata.version("peft")
+    assert features["train"]["works"]
+    assert "onnxruntime" in {package["name"] for package in features["export"]["packages"]}
+
+
+def test_the_table_names_every_feature_and_how_to_get_the_missing(features: dict[str, dict[str, Any]]) -> None:
+    text = doctor().stdout
+    for name, feature in features.items():
+        assert name in text
+        assert (feature["install"] in text) == (not feature["works"])
+
+
+def test_require_decides_the_exit_code(tmp_path: Path) -> None:
+    assert doctor("--require", "onnx, train").returncode == 0
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    broken = doctor("--require", "train,onnx", path=tmp_path)
+    assert broken.returncode == 3
+    assert broken.stderr == (
+        "error: missing: onnx (libcudart.so.13: cannot open shared object file)\n"
+        'hint: pip install "edgetune-runtime[onnx]"\n'
+    )
+    assert doctor(path=tmp_path).returncode == 0
+
+
+def test_an_unknown_requirement_gets_a_suggestion() -> None:
+    result = doctor("--require", "onxn")
+    assert result.returncode == 2
+    assert "Did you mean 'onnx'?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "detail"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with SIGSEGV"),
+        ("import sys; sys.exit(7)", "exit code 7 without a word"),
+        ("raise RuntimeError()", "RuntimeError"),
+    ],
+)
+def test_an_engine_that_breaks_is_reported_and_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, detail: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert probe_engine(Probe("tensorrt", "")) == (False, detail)
+
+
+def test_an_engine_that_is_not_there_is_said_to_be_missing() -> None:
+    assert probe_engine(Probe("no_such_engine", "")) == (False, "no_such_engine is not installed")
+
+
+def test_the_trial_model_is_a_valid_one() -> None:
+    model = onnx.load_from_string(ADD_MODEL)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Add"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "fits"),
+    [("2.13.0+cpu", True), ("2.6", True), ("2.5.9", False), ("10.0", True), (None, False)],
+)
+def test_versions_are_compared_as_numbers(installed: str | None, fits: bool) -> None:
+    assert Package("torch", "2.6", installed).fits == fits
+
+
+def test_an_extra_follows_the_extras_of_other_distributions() -> None:
+    assert [package.name for package in packages_of_extra("edgetune", "bench")] == ["onnxruntime", "psutil"]
