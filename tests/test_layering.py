@@ -1,0 +1,103 @@
+"""Who may import whom, read from the syntax trees: the runtime stays light and stages never call each other."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {
+    "edgetune": ROOT / "edge" / "edgetune",
+    "edgetune_train": ROOT / "train" / "edgetune_train",
+    "edgetune_bench": ROOT / "benchmarks" / "edgetune_bench",
+    "edgetune_runtime": ROOT / "runtime" / "edgetune_runtime",
+}
+MODULES = {
+    ".".join([package, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): path
+    for package, folder in FOLDERS.items()
+    for path in folder.rglob("*.py")
+}
+ENGINES = {"onnxruntime", "tensorrt"}
+RUNTIME_NEEDS = {"numpy", "PIL", "tokenizers"}
+COMMAND_LINE_NEEDS = {"click", "tqdm"}
+
+
+def imported(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+    """Yield the absolute names of the modules that a file imports, type-checking-only ones left out."""
+    nodes = list(ast.iter_child_nodes(ast.parse(path.read_text(encoding="utf-8"))))
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            nodes += node.orelse
+        elif not (top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+            nodes += ast.iter_child_nodes(node)
+
+
+def ours(names: Iterator[str]) -> set[str]:
+    return {name for name in names if name.partition(".")[0].startswith("edgetune")}
+
+
+def third_party(names: Iterator[str]) -> set[str]:
+    roots = {name.partition(".")[0] for name in names}
+    return {root for root in roots if root not in sys.stdlib_module_names and not root.startswith("edgetune")}
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def modules_of(*packages: str) -> list[str]:
+    found = [name for name in MODULES if within(name, *packages)]
+    assert found, packages
+    return found
+
+
+@pytest.mark.parametrize("module", modules_of("edgetune_runtime"))
+def test_the_runtime_needs_numpy_pillow_tokenizers_and_engines_in_backends(module: str) -> None:
+    path = MODULES[module]
+    assert all(within(name, "edgetune_runtime") for name in ours(imported(path)))
+    engines = ENGINES if within(module, "edgetune_runtime.backends") else set()
+    assert third_party(imported(path)) <= RUNTIME_NEEDS | engines
+
+
+@pytest.mark.parametrize("module", modules_of("edgetune_runtime"))
+def test_the_runtime_parses_as_python_3_10(module: str) -> None:
+    ast.parse(MODULES[module].read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+@pytest.mark.parametrize("module", modules_of("edgetune_train", "edgetune_bench"))
+def test_a_stage_imports_only_the_runtime_and_itself(module: str) -> None:
+    assert all(within(name, "edgetune_runtime", module.partition(".")[0]) for name in ours(imported(MODULES[module])))
+
+
+@pytest.mark.parametrize("module", modules_of("edgetune"))
+def test_only_commands_import_stages(module: str) -> None:
+    if within(module, "edgetune.commands"):
+        return
+    allowed = ["edgetune_runtime", "edgetune"]
+    if within(module, "edgetune.export"):
+        allowed = ["edgetune_runtime", "edgetune.export"]
+    assert all(within(name, *allowed) for name in ours(imported(MODULES[module])))
+    if not within(module, "edgetune.cli", "edgetune.__main__"):
+        assert not any(within(name, "edgetune.commands") for name in ours(imported(MODULES[module])))
+
+
+@pytest.mark.parametrize("module", [name for name in modules_of("edgetune") if "export" not in name.split(".")[:2]])
+def test_the_command_line_imports_stages_only_when_a_verb_runs(module: str) -> None:
+    if within(module, "edgetune.doctor"):
+        return
+    names = list(imported(MODULES[module], top_level_only=True))
+    light = ["edgetune.commands", "edgetune.cli", "edgetune.stage", "edgetune._lock", "edgetune.__version__"]
+    light += ["edgetune_runtime.errors", "edgetune_runtime.manifest", "edgetune_runtime._version"]
+    assert third_party(iter(names)) <= COMMAND_LINE_NEEDS
+    assert all(name == "edgetune" or within(name, *light) for name in ours(iter(names)))
