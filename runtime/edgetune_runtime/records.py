@@ -54,7 +54,7 @@ class Record:
 
     @property
     def kind(self) -> Literal["ground", "vqa"]:
-        """ "ground" if the answer is boxes, "vqa" if it is text."""
+        """Either "ground", answered with boxes, or "vqa", answered with text."""
         return "vqa" if self.boxes is None else "ground"
 
     @property
