@@ -1,0 +1,48 @@
+# `make demo` and `make test` work on a fresh machine: each first makes .venv with the pinned versions, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+PINS := pyproject.toml runtime/pyproject.toml hatch_build.py constraints.txt
+
+# Everything runs from local files; nothing should ask a model hub, and workers share the cores between them.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check install install-test clean
+
+demo: install ## train, merge, export, run and compare the tiny model; writes runs/demo
+	$(BIN)/edgetune demo $(ARGS)
+
+test: install-test ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+check: install-test ## linter, formatter and type checkers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 --package edgetune_runtime
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+# torch goes first and by its plain name, so that an index or a folder with a CPU build of the release can serve it.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"error: edgetune needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}\nhint: make PYTHON=python3.11 ...")'
+	@echo "installing into $(VENV) (some minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet torch==2.13.0
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(PINS)
+	@$(PIP) --editable "runtime[onnx]" --editable ".[all]"
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.torch $(PINS)
+	@$(PIP) --editable "runtime[onnx]" --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+clean: ## remove the environment and what the tools left
+	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache
