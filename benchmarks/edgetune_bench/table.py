@@ -47,21 +47,23 @@ def cell(value: object) -> str:
 def _accuracy_line(row: Mapping[str, Any]) -> Line:
     line: Line = {"row": row["name"], "precision": row.get("precision")}
     ground, vqa, delta = (row.get(key) or {} for key in ("ground", "vqa", "delta"))
-    for key in ("acc@0.5", "acc@0.75", "acc@0.9"):
-        line[key.capitalize()] = _percent(ground.get(key))
-    line["mIoU [95 %]"] = _interval(ground.get("miou"), signed=False)
-    line["refused absent"] = _of(ground.get("refused"), ground.get("absent"))
-    line["no valid box"] = _of(ground.get("parse_failures"), ground.get("samples"))
+    for key, title in (("acc50", "Acc@0.5"), ("acc75", "Acc@0.75"), ("acc90", "Acc@0.9")):
+        line[title] = _percent(ground.get(key))
+    miou = _percent(ground.get("miou"))
+    # One image alone has no interval.
+    line["mIoU [95 %]"] = _interval(ground.get("miou_interval"), signed=False) or (None if miou is None else str(miou))
+    line["refused absent"] = _of(ground["refused_absent"], ground["samples"] - ground["present"]) if ground else None
+    line["no valid box"] = _of(ground["unparsed"], ground["samples"]) if ground else None
     line["VQA acc"] = _percent(vqa.get("accuracy"))
     line["ANLS"] = _percent(vqa.get("anls"))
     for key, title, present in (
-        ("acc@0.5", "Acc@0.5", ground),
+        ("acc50", "Acc@0.5", ground),
         ("miou", "mIoU", ground),
         ("vqa", "VQA acc", vqa),
     ):
         own = "baseline" if row.get("baseline") and present else None
         line[f"Δ {title} [95 %]"] = own or _interval(delta.get(key), signed=True)
-    line["McNemar p"] = delta.get("mcnemar_p")
+    line["McNemar p"] = (delta.get("mcnemar") or {}).get("p")
     line["failed"] = row.get("reason")
     return line
 
@@ -72,7 +74,7 @@ def _cost_line(row: Mapping[str, Any]) -> Line:
     line["cold start s"] = _round(row.get("cold_start_s"), 2)
     for stage in STAGES:
         times = row.get("stages", {}).get(stage)
-        line[f"{stage} ms"] = "/".join(f"{1000 * times[p]:.3g}" for p in ("p50", "p95", "p99")) if times else None
+        line[f"{stage} ms"] = "/".join(_milliseconds(times[p]) for p in ("p50", "p95", "p99")) if times else None
     line["tokens/s"] = _round(row.get("tokens_per_second"), 1)
     line["RSS MB"] = _mega(row.get("peak_rss_bytes"))
     line["GPU MB"] = _mega(row.get("peak_gpu_bytes"))
@@ -97,8 +99,12 @@ def _interval(value: Mapping[str, float] | None, *, signed: bool) -> str | None:
     return f"{mean} [{low}, {high}]"
 
 
-def _of(part: int | None, whole: int | None) -> str | None:
+def _of(part: int, whole: int) -> str | None:
     return f"{part}/{whole}" if whole else None
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
 
 
 def _mega(size: int | None) -> float | None:

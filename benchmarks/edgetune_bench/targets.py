@@ -16,12 +16,21 @@ Kind = Literal["bundle", "checkpoint"]
 
 @dataclass(frozen=True)
 class Target:
-    """One row of a measurement: a folder, how it is run, and the name it has in the table."""
+    """One row of a measurement: a folder, how it is run, and the name it has in the table.
+
+    Attributes:
+        name: of the row; `name_apart` may put parent folders in front.
+        path: the bundle or checkpoint.
+        kind: which worker runs it.
+        adapter: LoRA adapter to apply to the checkpoint.
+        chosen: the user chose the name, so it stays as it is.
+    """
 
     name: str
     path: Path
     kind: Kind
     adapter: Path | None = None
+    chosen: bool = False
 
     def inputs(self) -> dict[str, Path]:
         """The folders that decide this row's result, by name."""
@@ -41,7 +50,8 @@ class Target:
 def identify(path: Path, *, adapter: Path | None = None) -> Target:
     """Tell what the folder `path` holds. Whether it is intact is the worker's to find out.
 
-    Raises InputError when it is neither a bundle nor a checkpoint, or when `adapter` has no adapter_config.json.
+    Raises:
+        InputError: it is neither a bundle nor a checkpoint, or `adapter` is not an adapter.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder", hint="name a bundle or a Hugging Face checkpoint folder")
@@ -53,25 +63,42 @@ def identify(path: Path, *, adapter: Path | None = None) -> Target:
     return Target(path.resolve().name, path, kind, adapter)
 
 
+def parse(text: str) -> Target:
+    """Read a target from a command line: `FOLDER` or `NAME=FOLDER`, where NAME is what the row is called.
+
+    Raises:
+        InputError: the folder is neither a bundle nor a checkpoint.
+    """
+    name, equals, path = text.partition("=")
+    if not equals or not name or Path(text).exists():
+        return identify(Path(text))
+    return replace(identify(Path(path)), name=name, chosen=True)
+
+
 def name_apart(targets: Sequence[Target]) -> list[Target]:
     """Give every target a name of its own: the folder's name, with as many parents in front as tell it from the others.
 
-    Raises InputError when the same folder is named twice.
+    Raises:
+        InputError: the same folder, or the same chosen name, appears twice.
     """
     named: list[Target] = []
     for target in targets:
-        rivals = [_tail(other, 99) for other in targets if other is not target]
-        own = _tail(target, 99)
+        own = _tail(target)
+        rivals = [_tail(other) for other in targets if other is not target]
         if own in rivals:
             raise InputError(f"{target.path}: named twice", hint="name every bundle or checkpoint once")
-        depth = next(n for n in range(1, 99) if all(rival[-n:] != own[-n:] for rival in rivals))
-        named.append(replace(target, name="/".join(own[-depth:])))
+        depth = next(n for n in range(1, len(own) + 1) if all(rival[-n:] != own[-n:] for rival in rivals))
+        named.append(target if target.chosen else replace(target, name="/".join(own[-depth:])))
+    names = [target.name for target in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two rows would be called {twice!r}", hint="give each NAME=FOLDER a name of its own")
     return named
 
 
-def _tail(target: Target, depth: int) -> tuple[str, ...]:
-    parts = target.path.resolve().parts + ((f"+{target.adapter.resolve().name}",) if target.adapter else ())
-    return parts[-depth:]
+def _tail(target: Target) -> tuple[str, ...]:
+    """The parts of a target's path; an adapter makes another row of the same folder."""
+    return target.path.resolve().parts + ((f"+{target.adapter.resolve().name}",) if target.adapter else ())
 
 
 def _kind(path: Path) -> Kind:

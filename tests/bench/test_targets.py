@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_bench.targets import identify, name_apart
+from edgetune_bench.targets import identify, name_apart, parse
 from edgetune_runtime.errors import InputError
 
 
@@ -68,3 +68,17 @@ def test_the_same_folder_twice_is_refused(tmp_path: Path) -> None:
     path = folder(tmp_path / "int4", config=True)
     with pytest.raises(InputError, match="named twice"):
         name_apart([identify(path), identify(tmp_path / "." / "int4")])
+
+
+def test_a_name_given_by_the_user_stays(tmp_path: Path) -> None:
+    first, second = folder(tmp_path / "a" / "model", config=True), folder(tmp_path / "b" / "model", config=True)
+    named = name_apart([parse(f"base={first}"), parse(str(second))])
+    assert [target.name for target in named] == ["base", "b/model"]
+    assert named[0].path == first
+    with pytest.raises(InputError, match="two rows would be called 'x'"):
+        name_apart([parse(f"x={first}"), parse(f"x={second}")])
+
+
+def test_an_equals_sign_in_a_folder_name_is_no_row_name(tmp_path: Path) -> None:
+    path = folder(tmp_path / "lr=1e-4", config=True)
+    assert parse(str(path)).path == path

@@ -1,0 +1,67 @@
+"""Choose samples of an evaluation and draw what each model answered beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from edgetune_runtime.draw import draw_detections
+from PIL import Image
+
+from edgetune_bench.page import Cell, Sample
+from edgetune_runtime.grounding import Detection
+from edgetune_runtime.image import load_image
+
+Row = Mapping[str, Any]
+_LONGEST_SIDE = 256
+_HIT = 0.5  # the IoU from which a box counts as right, as in Acc@0.5
+
+
+def choose(rows: Sequence[Row], count: int) -> list[str]:
+    """Sources of up to `count` grounding rows, evenly spaced over the set: a choice that no result can influence."""
+    sources = [row["source"] for row in rows if row["kind"] == "ground"]
+    if not sources:
+        return []
+    places = np.linspace(0, len(sources) - 1, min(count, len(sources))).round().astype(int)
+    return [sources[place] for place in places]
+
+
+def samples(answers: Mapping[str, Sequence[Row]], sources: Sequence[str]) -> list[Sample]:
+    """One sample for each source: its truth, then each model's answer; `answers` is name -> rows, in column order."""
+    indexed = {name: {row["source"]: row for row in rows} for name, rows in answers.items()}
+    return [_sample({name: rows[source] for name, rows in indexed.items()}) for source in sources]
+
+
+def _sample(answers: Mapping[str, Row]) -> Sample:
+    first = next(iter(answers.values()))
+    image = load_image(first["image"])
+    truth = Cell("truth", _count(first["truth"]), _draw(image, first["truth"]))
+    cells = [Cell(name, _score(row), _draw(image, row["boxes"]), _right(row)) for name, row in answers.items()]
+    return Sample(first["text"], [truth, *cells])
+
+
+def _draw(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
+    """The picture with its boxes, reduced to the size of a cell; drawn after reducing, so that lines stay readable."""
+    scale = min(1.0, _LONGEST_SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(size, Image.Resampling.LANCZOS)
+    # The phrase stands above the row, so the boxes need no labels.
+    found = [Detection((x1 * scale, y1 * scale, x2 * scale, y2 * scale), "") for x1, y1, x2, y2 in boxes]
+    return draw_detections(small, found)
+
+
+def _right(row: Row) -> bool:
+    return bool(row["status"] == "refused" if not row["truth"] else row["iou"] >= _HIT)
+
+
+def _score(row: Row) -> str:
+    if row["status"] == "refused":
+        return "says it is not there"
+    if row["status"] != "ok":
+        return f"no box ({row['status']})"
+    return f"IoU {row['iou']:.2f}" if row["truth"] else "a box where nothing is"
+
+
+def _count(truth: Sequence[object]) -> str:
+    return "not in the picture" if not truth else "1 box" if len(truth) == 1 else f"{len(truth)} boxes"

@@ -1,0 +1,119 @@
+"""Turn workers' rows into figures: accuracies, percentiles, and paired differences against a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetune_runtime import metrics
+from edgetune_runtime.metrics import SampleScore
+from edgetune_runtime.timing import STAGES, Timings
+
+Row = dict[str, Any]
+Interval = dict[str, float]
+_PERCENTILES = (50, 95, 99)
+
+
+def scored(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a worker's rows with their scores.
+
+    Grounding rows get `iou` (None for an absent object); questions get `accuracy` and `anls`, all in 0-1.
+    """
+    return [dict(row) | _scores(row) for row in rows]
+
+
+def summarise(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what one worker's run comes to.
+
+    Args:
+        report: the worker's JSON.
+        rows: its rows, from `scored`.
+
+    Returns:
+        The report's own costs (seconds, bytes); `stages`, percentiles of each stage's seconds over rows;
+        `tokens_per_second`, the median decode speed; `ground` and `vqa`, accuracies in 0-1, None without such rows.
+    """
+    costs = {key: value for key, value in report.items() if key not in ("schema", "rows")}
+    times = {stage: [row["timings"][stage] for row in rows] for stage in STAGES}
+    speeds = [speed for row in rows if (speed := Timings(**row["timings"]).tokens_per_second) is not None]
+    return costs | {
+        "stages": {stage: _percentiles(seconds) for stage, seconds in times.items()},
+        "tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "ground": _ground([row for row in rows if row["kind"] == "ground"]),
+        "vqa": _vqa([row for row in rows if row["kind"] == "vqa"]),
+    }
+
+
+def compare(rows: Sequence[Row], baseline: Sequence[Row]) -> dict[str, Any]:
+    """Return the differences of rows to the baseline's rows for the same records, in the same order.
+
+    Returns:
+        `acc50`, `miou` and `vqa` (soft accuracy): mean difference with a 95 % interval, None where no record
+        has it or only one image does; `mcnemar`: of the hits at IoU 0.5, those that only the baseline and only
+        this row has, and the exact p-value.
+    """
+    assert [row["source"] for row in rows] == [row["source"] for row in baseline]
+    found: dict[str, Any] = {"acc50": None, "miou": None, "vqa": None, "mcnemar": None}
+    places = [i for i, row in enumerate(rows) if row["kind"] == "ground" and row["iou"] is not None]
+    if places:
+        images = [rows[i]["image"] for i in places]
+        before, after = (np.array([side[i]["iou"] for i in places]) for side in (baseline, rows))
+        found["miou"] = _difference(before, after, images)
+        found["acc50"] = _difference(before >= 0.5, after >= 0.5, images)
+        test = metrics.mcnemar(before >= 0.5, after >= 0.5)
+        found["mcnemar"] = {"only_baseline": test.only_first, "only_row": test.only_second, "p": test.p}
+    asked = [i for i, row in enumerate(rows) if row["kind"] == "vqa"]
+    if asked:
+        before, after = (np.array([side[i]["accuracy"] for i in asked]) for side in (baseline, rows))
+        found["vqa"] = _difference(before, after, [rows[i]["image"] for i in asked])
+    return found
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
+    if row["kind"] == "ground":
+        return {"iou": metrics.sample_iou(row["boxes"], row["truth"]) if row["truth"] else None}
+    return {
+        "accuracy": metrics.vqa_accuracy(row["raw"], row["expected"]),
+        "anls": metrics.anls(row["raw"], row["expected"]),
+    }
+
+
+def _ground(rows: Sequence[Row]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    scores = metrics.summarize([SampleScore(row["iou"], row["status"]) for row in rows]).to_dict()
+    present = [row for row in rows if row["iou"] is not None]
+    ious = np.array([row["iou"] for row in present])
+    images = [row["image"] for row in present]
+    return scores | {
+        "miou_interval": _difference(np.zeros(len(ious)), ious, images),
+        "refused_absent": sum(row["status"] == "refused" for row in rows if row["iou"] is None),
+        "unparsed": sum(row["status"] == "unparsed" for row in rows),
+        "truncated": sum(not row["complete"] for row in rows),
+    }
+
+
+def _vqa(rows: Sequence[Row]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    return {
+        "samples": len(rows),
+        "accuracy": float(np.mean([row["accuracy"] for row in rows])),
+        "anls": float(np.mean([row["anls"] for row in rows])),
+    }
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    values = np.percentile(seconds, _PERCENTILES)
+    return {f"p{percent}": float(value) for percent, value in zip(_PERCENTILES, values, strict=True)}
+
+
+def _difference(before: npt.ArrayLike, after: npt.ArrayLike, images: Sequence[str]) -> Interval | None:
+    """Mean of `after - before` with a 95 % interval; one image alone says nothing about others, so it has none."""
+    if len(set(images)) < 2:
+        return None
+    delta = metrics.paired_bootstrap(before, after, images)
+    return {"value": delta.delta, "low": delta.low, "high": delta.high}

@@ -1,0 +1,73 @@
+"""What `eval` and `bench` share: run a study, into a stage folder or a temporary one, and report it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune.commands._common import Console
+from edgetune.stage import run_stage
+from edgetune_runtime.errors import BundleError, GateFailed
+from edgetune_runtime.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from edgetune_bench.study import Study
+
+
+def run_study(
+    console: Console,
+    stage: str,
+    study: Study,
+    *,
+    output: Path | None,
+    force: bool,
+    dry_run: bool,
+    show: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Run a study, print it with `show` or as JSON, and raise GateFailed after that when a row failed.
+
+    An earlier result with a failed row counts as unfinished: what was missing may have been installed since.
+    """
+    from edgetune_bench.study import RESULTS, failures
+
+    def build(folder: Path) -> dict[str, Any]:
+        results = study.build(folder, console.note)
+        return {"rows": len(results["rows"]), "failed": failures(results)}
+
+    if output is None:
+        if dry_run:
+            console.note(f"would run {', '.join(target.name for target in study.targets)} and write nothing")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            results = study.build(Path(folder), console.note)
+    else:
+        done = run_stage(
+            stage,
+            output,
+            inputs=study.inputs,
+            settings=study.settings,
+            build=build,
+            force=force or _unfinished(output),
+            dry_run=dry_run,
+        )
+        if dry_run:
+            console.note(f"{output}: {'unchanged, would be kept' if done.skipped else 'would be written'}")
+            return
+        if done.skipped:
+            console.note(f"{output}: nothing has changed, kept (--force measures again)")
+        results = json.loads((output / RESULTS).read_text(encoding="utf-8"))
+    show(results)
+    console.result(results)
+    failed = failures(results)
+    if failed:
+        raise GateFailed(f"{len(failed)} of {len(results['rows'])} rows failed: {'; '.join(failed)}")
+
+
+def _unfinished(output: Path) -> bool:
+    try:
+        return bool(read_manifest(output)["result"]["failed"])
+    except (BundleError, KeyError):
+        return False

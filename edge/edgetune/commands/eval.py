@@ -1,0 +1,55 @@
+"""`edgetune eval`: score one bundle or checkpoint on held-out records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.commands._common import Console, verb
+
+
+@verb(writes=True)
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL of records with their answers.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="LoRA adapter to apply to the checkpoint.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for predictions and results.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first N records.")
+@click.option("--pictures", type=click.IntRange(min=1), help="Draw N answers beside the truth (needs --output).")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the model runs.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all usable cores unless given.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, help="Longest answer, in tokens.")
+def command(
+    console: Console,
+    target: Path,
+    data: Path,
+    adapter: Path | None,
+    output: Path | None,
+    limit: int | None,
+    pictures: int | None,
+    device: str,
+    threads: int | None,
+    max_new_tokens: int,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Score a bundle, a checkpoint, or a checkpoint with an adapter on held-out records."""
+    if pictures and output is None:
+        raise click.UsageError("--pictures needs --output, the folder to draw into")
+
+    from edgetune.commands._measure import run_study
+    from edgetune_bench import table
+    from edgetune_bench.machine import usable_cores
+    from edgetune_bench.matrix import Options
+    from edgetune_bench.study import prepare
+    from edgetune_bench.targets import identify
+
+    options = Options(limit, device, threads or usable_cores(), warmup=0, max_new_tokens=max_new_tokens)
+    study = prepare([identify(target, adapter=adapter)], data, options=options, pictures=pictures or 0)
+
+    def show(results: Mapping[str, Any]) -> None:
+        console.table(table.accuracy_table(results["rows"]))
+
+    run_study(console, "eval", study, output=output, force=force, dry_run=dry_run, show=show)
