@@ -1,14 +1,16 @@
 """The vision towers of Qwen2.5-VL and Qwen3-VL in a form that torch can export with dynamic image sizes.
 
-The stock towers split the packed patches by lengths read from `image_grid_thw`, which no exporter can trace. Here everything
-that depends on the grid (which frame a patch belongs to, which window, its row and column, the taps of the position table) is a
-tensor expression of the grid, and attention is one call with a block mask: two patches see each other if their block ids agree.
+The stock towers split the packed patches by lengths read from `image_grid_thw`, which no exporter can trace. Here
+everything that depends on the grid (which frame a patch belongs to, which window, its row and column, the taps of the
+position table) is a tensor expression of the grid, and attention is one call with a block mask: two patches see each
+other if their block ids agree.
 Windows need no reordering of the patches that way. The weights are the tower's own modules.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+import warnings
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
@@ -25,7 +27,8 @@ OPSET = 20
 class PatchLayout(NamedTuple):
     """Where each of P packed patches lies; every field is int64 [P].
 
-    Patches are stored image by image, frame by frame, in merge blocks (block row, block column, row in block, column in block).
+    Patches are stored image by image, frame by frame, in merge blocks (block row, block column, row in block, column
+    in block).
     """
 
     frame_start: Tensor
@@ -76,13 +79,16 @@ class ExportableVision(nn.Module):
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
         config: Any = tower.config
-        self.tower: Any = tower
+        self.tower: Any
+        self.tower = tower
         self.merge: int = config.spatial_merge_size
         self.heads: int = config.num_heads
-        projection: Any = self.tower.patch_embed.proj
+        projection = self.tower.patch_embed.proj
         # Kernel and stride both equal the patch, so the convolution is a matrix product over the flat patch.
         self.patch_weight = nn.Parameter(projection.weight.detach().flatten(1), requires_grad=False)
-        self.patch_bias = None if projection.bias is None else nn.Parameter(projection.bias.detach(), requires_grad=False)
+        self.patch_bias = (
+            None if projection.bias is None else nn.Parameter(projection.bias.detach(), requires_grad=False)
+        )
 
     @property
     def output_names(self) -> list[str]:
@@ -93,9 +99,9 @@ class ExportableVision(nn.Module):
         """Patches [P, hidden] with the tower's learned positions added, where it has some."""
         return patches
 
-    def block_ids(self, layer: int, layout: PatchLayout) -> Tensor:
-        """int64 [P]: patches with equal ids attend to each other in this layer."""
-        return layout.frame_start
+    def block_ids(self, layout: PatchLayout) -> list[Tensor]:
+        """One int64 [P] a layer: patches with equal ids attend to each other in it. Here, the patches of a frame."""
+        return [layout.frame_start] * len(self.tower.blocks)
 
     def extra_output(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A further output [tokens, H] taken after this layer, if any."""
@@ -118,8 +124,7 @@ class ExportableVision(nn.Module):
         cos, sin = self._rotary(layout)
         masks: dict[int, Tensor] = {}
         extras: list[Tensor] = []
-        for number, block in enumerate(self.tower.blocks):
-            ids = self.block_ids(number, layout)
+        for number, (block, ids) in enumerate(zip(self.tower.blocks, self.block_ids(layout), strict=True)):
             if id(ids) not in masks:  # layers of one kind share the ids tensor, and so the mask
                 same = ids[:, None] == ids[None, :]
                 masks[id(ids)] = torch.where(same, 0.0, float("-inf")).to(dtype)[None, None]
@@ -157,22 +162,17 @@ class WindowedVision(ExportableVision):
     def __init__(self, tower: nn.Module) -> None:
         super().__init__(tower)
         config = self.tower.config
-        self.window: int = config.window_size // config.patch_size // self.merge * self.merge  # side of a window, in patches
+        self.window: int = (
+            config.window_size // config.patch_size // self.merge * self.merge
+        )  # side of a window, in patches
         self.full_layers = frozenset(config.fullatt_block_indexes)
-        self._ids: tuple[Tensor, Tensor] | None = None
 
-    def embed(self, patches: Tensor, layout: PatchLayout) -> Tensor:
-        """Compute the window ids once for all layers; Qwen2.5-VL has no learned positions."""
+    def block_ids(self, layout: PatchLayout) -> list[Tensor]:
+        """Frame ids in the full-attention layers, window ids in the others."""
         per_row = (layout.width + self.window - 1) // self.window
         # A frame has at least as many patches as windows, so ids of different frames cannot meet.
         windows = layout.frame_start + layout.row // self.window * per_row + layout.column // self.window
-        self._ids = (layout.frame_start, windows)
-        return patches
-
-    def block_ids(self, layer: int, layout: PatchLayout) -> Tensor:
-        """Frame ids in the full-attention layers, window ids in the others."""
-        assert self._ids is not None
-        return self._ids[0] if layer in self.full_layers else self._ids[1]
+        return [layout.frame_start if i in self.full_layers else windows for i in range(len(self.tower.blocks))]
 
 
 class DeepStackVision(ExportableVision):
@@ -190,17 +190,20 @@ class DeepStackVision(ExportableVision):
         lefts, left_weights = _taps(layout.column, layout.width, side)
         index = (tops[:, :, None] * side + lefts[:, None, :]).flatten(1)  # [P, 4]
         weight = (top_weights[:, :, None] * left_weights[:, None, :]).flatten(1)
-        table = self.tower.pos_embed.weight
+        table: Tensor = self.tower.pos_embed.weight
         return patches + (table[index].float() * weight[:, :, None]).sum(dim=1).to(patches.dtype)
 
     def extra_output(self, layer: int, hidden: Tensor) -> Tensor | None:
         """The merged feature map of a DeepStack layer."""
         layers = list(self.tower.deepstack_visual_indexes)
-        return self.tower.deepstack_merger_list[layers.index(layer)](hidden) if layer in layers else None
+        if layer not in layers:
+            return None
+        merged: Tensor = self.tower.deepstack_merger_list[layers.index(layer)](hidden)
+        return merged
 
 
 def _taps(position: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Two neighbours [P, 2] in a table axis of length `side`, and their weights, for positions [P] of an axis of length `size`."""
+    """Neighbours [P, 2] in a table axis of length `side`, and weights, of positions [P] on an axis of length `size`."""
     source = position.float() * (side - 1) / (size - 1).clamp(min=1)
     low = source.floor()
     fraction = source - low
@@ -216,7 +219,8 @@ def exportable_vision(model_type: str, tower: nn.Module) -> ExportableVision:
     """Wrap the vision tower of a checkpoint; `InputError` for a model type without a wrapper."""
     if model_type not in _WRAPPERS:
         raise InputError(
-            f"no exportable vision tower for model type {model_type!r}", hint=f"supported: {', '.join(sorted(_WRAPPERS))}"
+            f"no exportable vision tower for model type {model_type!r}",
+            hint=f"supported: {', '.join(sorted(_WRAPPERS))}",
         )
     return _WRAPPERS[model_type](tower).eval()
 
@@ -231,7 +235,10 @@ def export_vision(wrapper: ExportableVision) -> ir.Model:
     grid = torch.tensor([[1, 2 * wrapper.merge, 3 * wrapper.merge], [1, 4 * wrapper.merge, 2 * wrapper.merge]])
     example = (torch.zeros(int(grid.prod(dim=1).sum()), wrapper.patch_weight.shape[1]), grid)
     blocks, images = torch.export.Dim("blocks", min=1), torch.export.Dim("images", min=1)
-    with torch.no_grad():
+    # It warns of an absent torchvision, whose operators no vision tower here uses.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # raised by torch.export about its own internals
         program = torch.onnx.export(
             wrapper,
             example,
@@ -255,18 +262,3 @@ def _name_dimensions(model: ir.Model) -> None:
         value.shape = ir.Shape([name, *list(value.shape or ())[1:]])
     for value in model.graph.outputs:
         value.shape = ir.Shape(["tokens", *list(value.shape or ())[1:]])
-
-
-def save_model(model: ir.Model, path: Path, *, inline_limit: int = 1 << 20) -> list[Path]:
-    """Write a model; weights go to `<name>.data` beside it when they exceed `inline_limit` bytes in all.
-
-    Returns:
-        The files written. The graph names its data file by a bare file name, so the folder can be moved.
-    """
-    total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if total <= inline_limit:
-        ir.save(model, path)
-        return [path]
-    data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
-    return [path, data]

@@ -1,0 +1,145 @@
+"""Loading a Hugging Face checkpoint for export, and refusing one that would export into something wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families import get_family
+from edgetune_runtime.families.base import Chat, Family
+from edgetune_runtime.image import ImageSpec
+
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files of a checkpoint that other loaders look for; those that exist travel with the bundle."""
+
+_PROBES = ("Locate the left clock and output its bbox coordinates in JSON format.", "1 < 2 {phrase} é\n\nok?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint; the model computes in float32 on the CPU."""
+
+    folder: Path
+    model: Any
+    config: dict[str, Any]
+    family: Family
+    spec: ImageSpec
+    tokens: dict[str, Any]
+    """Ids by role; "eos" is the sorted list of ids that end an answer."""
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Load a merged checkpoint.
+
+    Raises:
+        InputError: the folder is missing, holds an adapter, has an unsupported model type, lacks its preprocessor
+            config, tokenizer or some weights, or its chat template is not the family's.
+    """
+    config = _read_config(folder)
+    family = get_family(str(config.get("model_type")))
+    if family.modules is None:
+        raise InputError(
+            f"{folder}: export does not support {family.title} (model type {config.get('model_type')!r}) yet"
+        )
+    spec = ImageSpec.from_checkpoint(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"{folder}: no tokenizer.json", hint="save the tokenizer with AutoTokenizer(...).save_pretrained"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    check_chat_template(folder, tokenizer, family.chat)
+    return Checkpoint(folder, _load_model(folder), config, family, spec, _token_ids(folder, tokenizer, family))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such checkpoint folder")
+    path = folder / "config.json"
+    if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            hint = "merge it into its base first: edgetune merge"
+            raise InputError(f"{folder}: is a LoRA adapter, not a whole checkpoint", hint=hint)
+        raise InputError(f"{folder}: no config.json", hint="give the folder of a Hugging Face checkpoint")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: must hold a JSON object")
+    return config
+
+
+def _load_model(folder: Path) -> Any:
+    """Load with float32 weights; refuse a checkpoint that does not fill the model exactly."""
+    # Its bar draws over the export's own, and off terminals too.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder}: transformers cannot load it: {str(error)[:300]}") from error
+    model, report = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(map(str, report[kind]))
+        if names:
+            # transformers would fill missing weights with random numbers and go on.
+            raise InputError(
+                f"{folder}: {len(names)} {kind.replace('_', ' ')} when loading, such as {names[0]}",
+                hint="the weights and config.json must belong to the same model",
+            )
+    return model.eval()
+
+
+def check_chat_template(folder: Path, tokenizer: Any, chat: Chat) -> None:
+    """Refuse a checkpoint whose chat template renders another prompt than the family's pieces."""
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"{folder}: the tokenizer has no chat template", hint="copy chat_template.jinja from the base model"
+        )
+    for text in _PROBES:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        turns = [{"role": "user", "content": content}]
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        expected = chat.render(text, 1)
+        if rendered != expected:
+            start = next((i for i, (a, b) in enumerate(zip(rendered, expected, strict=False)) if a != b), None)
+            start = min(len(rendered), len(expected)) if start is None else start
+            raise InputError(
+                f"{folder}: the chat template renders {rendered[start : start + 40]!r} where the family's prompt has "
+                f"{expected[start : start + 40]!r}",
+                hint="use the chat template of the family's published checkpoints",
+            )
+
+
+def _token_ids(folder: Path, tokenizer: Any, family: Family) -> dict[str, Any]:
+    known = tokenizer.get_vocab()
+    for token in (*family.special_tokens.values(), *family.stop_tokens):
+        if token not in known:
+            raise InputError(f"{folder}: the tokenizer has no {token}", hint="use the tokenizer of the base model")
+    stop = {known[token] for token in family.stop_tokens}
+    path = folder / "generation_config.json"
+    if path.is_file():
+        declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
+        stop |= set(declared) if isinstance(declared, list) else {declared}
+    return {"eos": sorted(stop), **{role: known[token] for role, token in family.special_tokens.items()}}

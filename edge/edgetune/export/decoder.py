@@ -1,0 +1,121 @@
+"""The decoder graph: the walk over layers that every dialect shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetune.export.dialects import Dialect
+from edgetune.export.graph import GraphBuilder
+from edgetune.export.quant import Float
+from edgetune.export.weights import DecoderSpec, DecoderWeights
+
+DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]
+
+
+def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.Model:
+    """Write the decoder.
+
+    Inputs: inputs_embeds float32 [B, S, H], attention_mask int64 [B, T], position_ids int64 [3, B, S],
+    past_key_values.{i}.key and .value [B, kv, P, d], deepstack_embeds.{i} float32 [B, S, H] (added after layer i; zero
+    at text tokens). Outputs: logits float32 [B, 1, V] of the last token, present.{i}.key and .value.
+    """
+    spec = weights.spec
+    graph = GraphBuilder("decoder")
+    dialect = make_dialect(graph, spec)
+    dtype = dialect.dtype
+    embeds = graph.input("inputs_embeds", ir.DataType.FLOAT, ("batch", "length", spec.hidden))
+    mask = graph.input("attention_mask", ir.DataType.INT64, ("batch", "total_length"))
+    positions = graph.input("position_ids", ir.DataType.INT64, (3, "batch", "length"))
+    pasts = [_cache_inputs(graph, dtype, spec, layer) for layer in range(spec.layers)]
+    deepstack = [
+        graph.input(f"deepstack_embeds.{i}", ir.DataType.FLOAT, ("batch", "length", spec.hidden))
+        for i in range(spec.deepstack)
+    ]
+    dialect.start(mask, positions)
+
+    def activation(value: ir.Value) -> ir.Value:
+        return value if dtype == ir.DataType.FLOAT else graph.op("Cast", value, to=dtype)
+
+    residual = activation(embeds)
+    states = dialect.norm(residual, *_norm(weights, 0, "input_layernorm"))
+    presents: list[tuple[ir.Value, ir.Value]] = []
+    for layer in range(spec.layers):
+        if layer > 0:
+            states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "input_layernorm"))
+        states, key, value = _attention(dialect, weights, layer, states, pasts[layer])
+        presents.append((key, value))
+        states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "post_attention_layernorm"))
+        states = _feed_forward(dialect, weights, layer, states)
+        if layer < spec.deepstack:
+            states = graph.op("Add", states, activation(deepstack[layer]))
+    # Only the last token's logits are ever used, and the head is the largest product of the prefill.
+    states, residual = _last_token(graph, states), _last_token(graph, residual)
+    states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))
+    logits = dialect.linear(states, weights.head())
+    if dtype != ir.DataType.FLOAT:
+        logits = graph.op("Cast", logits, to=ir.DataType.FLOAT)
+    graph.output(logits, "logits", ir.DataType.FLOAT, ("batch", 1, spec.vocabulary))
+    for layer, pair in enumerate(presents):
+        for kind, value in zip(("key", "value"), pair, strict=True):
+            shape = ("batch", spec.kv_heads, "present_length", spec.head_dim)
+            graph.output(value, f"present.{layer}.{kind}", dtype, shape)
+    return graph.model(dialect.opset)
+
+
+def _cache_inputs(graph: GraphBuilder, dtype: ir.DataType, spec: DecoderSpec, layer: int) -> tuple[ir.Value, ir.Value]:
+    shape = ("batch", spec.kv_heads, "past_length", spec.head_dim)
+    key, value = (graph.input(f"past_key_values.{layer}.{kind}", dtype, shape) for kind in ("key", "value"))
+    return key, value
+
+
+def _norm(weights: DecoderWeights, layer: int | None, role: str) -> tuple[str, Float]:
+    """Name and weight of a norm that must exist."""
+    weight = weights.norm(layer, role)
+    assert weight is not None, role
+    prefix = "model" if layer is None else f"model.layers.{layer}"
+    return f"{prefix}.{role}.weight", weight
+
+
+def _attention(
+    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: tuple[ir.Value, ir.Value]
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Project, attend and project back; returns the output and the present key and value."""
+    spec = weights.spec
+    joint = weights.linear(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    query, key, value = _split(
+        dialect.graph,
+        dialect.linear(states, joint),
+        (spec.heads * spec.head_dim, *(spec.kv_heads * spec.head_dim,) * 2),
+    )
+    norms = None
+    if weights.norm(layer, "self_attn.q_norm") is not None:
+        norms = _norm(weights, layer, "self_attn.q_norm"), _norm(weights, layer, "self_attn.k_norm")
+    mixed, present_key, present_value = dialect.attention(query, key, value, past, norms)
+    return dialect.linear(mixed, weights.linear(layer, "self_attn.o_proj")), present_key, present_value
+
+
+def _feed_forward(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value) -> ir.Value:
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+    graph, size = dialect.graph, weights.spec.intermediate
+    joint = dialect.linear(states, weights.linear(layer, "mlp.gate_proj", "mlp.up_proj"))
+    gate, up = _split(graph, joint, (size, size))
+    active = graph.op("Mul", gate, graph.op("Sigmoid", gate))
+    return dialect.linear(graph.op("Mul", active, up), weights.linear(layer, "mlp.down_proj"))
+
+
+def _split(graph: GraphBuilder, value: ir.Value, sizes: tuple[int, ...]) -> list[ir.Value]:
+    """Cut the last axis."""
+    lengths = graph.constant("split." + ".".join(map(str, sizes)), np.array(sizes))
+    return graph.ops("Split", value, lengths, outputs=len(sizes), axis=-1)
+
+
+def _last_token(graph: GraphBuilder, value: ir.Value) -> ir.Value:
+    """[B, 1, H] of [B, S, H]."""
+    start, end, axis = (
+        graph.constant(name, np.array([number]))
+        for name, number in (("slice.start", -1), ("slice.end", np.iinfo(np.int64).max), ("slice.axis", 1))
+    )
+    return graph.op("Slice", value, start, end, axis)

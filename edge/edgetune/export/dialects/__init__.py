@@ -1,0 +1,58 @@
+"""The operator vocabularies a decoder graph can be written in.
+
+`ort` uses onnxruntime's fused com.microsoft operators. A sibling module for another engine implements the same
+protocol; the walk over the layers (`edgetune.export.decoder`) stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import onnx_ir as ir
+
+from edgetune.export.graph import GraphBuilder
+from edgetune.export.quant import Float
+from edgetune.export.weights import Linear
+
+
+class Dialect(Protocol):
+    """What the decoder needs from an operator vocabulary. Hidden states are [B, S, H] in the activation dtype."""
+
+    graph: GraphBuilder
+    dtype: ir.DataType
+    opset: int
+
+    def linear(self, states: ir.Value, linear: Linear) -> ir.Value:
+        """States @ weightᵀ + bias."""
+
+    def norm(self, states: ir.Value, name: str, weight: Float) -> ir.Value:
+        """RMS norm over the last axis."""
+
+    def residual_norm(
+        self, states: ir.Value, residual: ir.Value, name: str, weight: Float
+    ) -> tuple[ir.Value, ir.Value]:
+        """The norm of states + residual, and the sum."""
+
+    def start(self, attention_mask: ir.Value, position_ids: ir.Value) -> None:
+        """Compute once what all attention layers share: rotary tables and sequence lengths."""
+
+    def attention(
+        self,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+        norms: tuple[tuple[str, Float], tuple[str, Float]] | None,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Rotary grouped-query attention, causal, with cache.
+
+        Args:
+            query: [B, S, heads·d].
+            key: [B, S, kv_heads·d].
+            value: [B, S, kv_heads·d].
+            past: key and value [B, kv_heads, P, d].
+            norms: (name, weight [d]) of the per-head RMS norms of query and key, applied before the rotation.
+
+        Returns:
+            The output [B, S, heads·d] and the present key and value.
+        """

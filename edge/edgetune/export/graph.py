@@ -1,0 +1,88 @@
+"""A thin builder over onnx-ir: nodes by method call, named constants, lazily read weights, external data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Dim = int | str
+
+ONNX_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+
+
+class GraphBuilder:
+    """Collects the nodes and weights of one graph."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._tape = ir.tape.Tape()
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._constants: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+        """Declare a graph input; a string dimension is free."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> None:
+        """Make a value a graph output under this name."""
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self._outputs.append(value)
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Add a node with one output and return the output."""
+        return self._tape.op(kind, inputs, attributes, domain=domain)
+
+    def ops(
+        self, kind: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        """Add a node with several outputs."""
+        return list(self._tape.op_multi_out(kind, inputs, attributes, domain=domain, num_outputs=outputs))
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """A small constant; equal names share one initializer."""
+        if name not in self._constants:
+            self._constants[name] = self._tape.initializer(ir.tensor(array, name=name))
+        return self._constants[name]
+
+    def weight(self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], NDArray[Any]]) -> ir.Value:
+        """A weight that is computed only while the model is written, so that one at a time is in memory."""
+        lazy = ir.LazyTensor(lambda: ir.tensor(read(), dtype=dtype, name=name), dtype, ir.Shape(shape), name=name)
+        return self._tape.initializer(lazy)
+
+    def model(self, opset: int) -> ir.Model:
+        """The finished model; opset is that of the standard domain."""
+        domains = {domain for domain, _ in self._tape.used_opsets}
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": opset, **{domain: 1 for domain in domains if domain}},
+            name=self.name,
+        )
+        return ir.Model(graph, ir_version=10, producer_name="edgetune")
+
+
+def save_model(model: ir.Model, path: Path, *, inline_limit: int = 1 << 20) -> None:
+    """Write a model; weights go to `<file name>.data` beside it when they exceed `inline_limit` bytes in all.
+
+    The graph names its data file by a bare file name, so the folder can be moved.
+    """
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    if sum(tensor.nbytes for tensor in tensors if tensor is not None) <= inline_limit:
+        ir.save(model, path)
+    else:
+        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+
+
+def cast_float(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
+    """A float array in the numpy dtype that stands for an ONNX one."""
+    return np.ascontiguousarray(array, dtype=dtype.numpy())

@@ -1,0 +1,85 @@
+"""What a user chooses about an export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgetune.export.quant import BlockFormat
+from edgetune_runtime.errors import InputError
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+VISION_PRECISIONS = ("fp32", "fp16", "int8")
+TARGETS = ("cpu", "cuda")
+BLOCK_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Settings of one export.
+
+    Attributes:
+        precision: of the decoder's weights. fp16 also computes in float16.
+        vision_precision: of the vision encoder; None follows `precision`, int8 standing in for int4.
+        head_precision: of the language model head; None follows `precision`, int8 standing in for int4.
+        target: "cuda" computes in float16, which onnxruntime's CUDA attention needs.
+        block_size: weights that share a scale, along the input.
+        symmetric: leave zero points out of int4 weights.
+        max_length: prompt and answer together, in tokens; None derives it from the image limit.
+    """
+
+    precision: str = "int4"
+    vision_precision: str | None = None
+    head_precision: str | None = None
+    target: str = "cpu"
+    block_size: int = 32
+    symmetric: bool = False
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        _choose("precision", self.precision, PRECISIONS)
+        _choose("target", self.target, TARGETS)
+        _choose("block size", self.block_size, BLOCK_SIZES)
+        _choose("vision precision", self.vision, VISION_PRECISIONS)
+        _choose("head precision", self.head, PRECISIONS)
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"max length must be at least 1, not {self.max_length}")
+
+    @property
+    def half(self) -> bool:
+        """Whether activations are float16."""
+        return self.precision == "fp16" or self.target == "cuda"
+
+    @property
+    def vision(self) -> str:
+        """Precision of the vision encoder; on CUDA, where int8 saves no time, float16 takes its place by default."""
+        if self.vision_precision is not None:
+            return self.vision_precision
+        if self.target == "cuda" and self.precision != "fp32":
+            return "fp16"
+        return "int8" if self.precision == "int4" else self.precision
+
+    @property
+    def head(self) -> str:
+        """Precision of the language model head."""
+        return self.head_precision or ("int8" if self.precision == "int4" else self.precision)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is rounded, so that the export must equal the checkpoint to float32 accuracy."""
+        return not self.half and self.precision == self.vision == self.head == "fp32"
+
+    def block_format(self, precision: str) -> BlockFormat | None:
+        """Weight format of a precision; None for dense weights in the activation dtype."""
+        if precision == "int4":
+            return BlockFormat(4, self.block_size, self.symmetric)
+        return BlockFormat(8, self.block_size, symmetric=True) if precision == "int8" else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings with defaults resolved, as JSON values."""
+        return {**asdict(self), "vision_precision": self.vision, "head_precision": self.head}
+
+
+def _choose(what: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}", hint=f"choose one of: {', '.join(map(str, known))}")

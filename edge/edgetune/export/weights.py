@@ -1,0 +1,169 @@
+"""The decoder of a loaded checkpoint as plain facts and arrays: what every ONNX dialect builds from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgetune.export.quant import BlockFormat, BlockWeight, Float, round_to_nearest
+from edgetune_runtime.errors import InputError
+
+STATIC_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+"""Rotary variants whose frequencies do not depend on the sequence; the others need a graph that looks at its length."""
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Sizes of a decoder of the RMSNorm, RoPE, grouped-query, SwiGLU kind, and its rotary matrix.
+
+    Attributes:
+        rope: float32 [3, head_dim / 2]; angles of a token = its (t, h, w) position @ rope. A column has one nonzero,
+            the frequency in the row of the axis that drives it, so interleaved and sectioned M-RoPE are one graph.
+        rope_scale: factor on cos and sin (1 but for YaRN).
+        deepstack: number of first layers after which image features are added.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    norm_eps: float
+    rope: NDArray[np.float32]
+    rope_scale: float
+    deepstack: int
+
+
+class Linear:
+    """One linear layer: where its weight [N, K] and bias [N] come from, and in which format it is to be written."""
+
+    def __init__(self, name: str, parts: list[nn.Linear], fmt: BlockFormat | None) -> None:
+        self.name = name
+        self.format = fmt
+        self._parts = parts
+
+    @property
+    def rows(self) -> int:
+        """N, the output size."""
+        return sum(part.weight.shape[0] for part in self._parts)
+
+    @property
+    def columns(self) -> int:
+        """K, the input size."""
+        return int(self._parts[0].weight.shape[1])
+
+    def dense(self) -> Float:
+        """Float32 weight [N, K]."""
+        return np.concatenate([to_numpy(part.weight) for part in self._parts])
+
+    def blocks(self) -> BlockWeight:
+        """The weight rounded to its format."""
+        assert self.format is not None
+        return round_to_nearest(self.dense(), self.format)
+
+    def bias(self) -> Float | None:
+        """Float32 bias [N], zero for a part that has none, or None when no part has one."""
+        biases: list[torch.Tensor | None] = [part.bias for part in self._parts]
+        if all(bias is None for bias in biases):
+            return None
+        sizes = [part.weight.shape[0] for part in self._parts]
+        filled = [
+            np.zeros(size, np.float32) if bias is None else to_numpy(bias)
+            for size, bias in zip(sizes, biases, strict=True)
+        ]
+        return np.concatenate(filled)
+
+
+class DecoderWeights:
+    """Access to a decoder's weights by role.
+
+    Args:
+        model: a loaded Qwen2.5-VL or Qwen3-VL model for conditional generation.
+        layers_format: format of the layers' linear weights, None for dense.
+        head_format: format of the language model head.
+    """
+
+    def __init__(self, model: nn.Module, *, layers_format: BlockFormat | None, head_format: BlockFormat | None) -> None:
+        source: Any = model
+        self._text = source.model.language_model
+        self._head = source.lm_head
+        self._layers_format, self._head_format = layers_format, head_format
+        deepstack = len(getattr(source.model.visual, "deepstack_merger_list", ()))
+        self.spec = _read_spec(self._text, deepstack)
+
+    def linear(self, layer: int, *roles: str) -> Linear:
+        """A linear layer such as "self_attn.q_proj"; several roles that read the same input are stacked along N."""
+        block = self._text.layers[layer]
+        name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
+        return Linear(name, [block.get_submodule(role) for role in roles], self._layers_format)
+
+    def head(self) -> Linear:
+        """The language model head, tied or not."""
+        return Linear("lm_head", [self._head], self._head_format)
+
+    def embedding(self) -> Float:
+        """Float32 token table [V, H]."""
+        return to_numpy(self._text.embed_tokens.weight)
+
+    def norm(self, layer: int | None, role: str) -> Float | None:
+        """A norm's weight, such as "input_layernorm"; layer None is the final norm. None where there is none."""
+        owner = self._text if layer is None else self._text.layers[layer]
+        try:
+            return to_numpy(owner.get_submodule(role).weight)
+        except AttributeError:
+            return None
+
+
+def to_numpy(tensor: torch.Tensor) -> Float:
+    """Float32 copy of a tensor on the CPU."""
+    array: Float = tensor.detach().to(device="cpu", dtype=torch.float32).numpy()
+    return array
+
+
+def _read_spec(text: Any, deepstack: int) -> DecoderSpec:
+    config = text.config
+    if config.hidden_act != "silu":
+        raise InputError(f"decoder activation {config.hidden_act!r} is not supported", hint="supported: silu")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise InputError("decoder with sliding-window layers is not supported", hint="set use_sliding_window to false")
+    attention, rotary = text.layers[0].self_attn, text.rotary_emb
+    if rotary.rope_type not in STATIC_ROPE_TYPES:
+        supported = ", ".join(STATIC_ROPE_TYPES)
+        raise InputError(f"rope type {rotary.rope_type!r} is not supported", hint=f"supported: {supported}")
+    rope, scale = _rope_matrix(rotary)
+    return DecoderSpec(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=attention.head_dim,
+        vocabulary=text.embed_tokens.weight.shape[0],
+        norm_eps=config.rms_norm_eps,
+        rope=rope,
+        rope_scale=scale,
+        deepstack=deepstack,
+    )
+
+
+def _rope_matrix(rotary: Any) -> tuple[NDArray[np.float32], float]:
+    """Read the rotary matrix off the module itself: a unit position on one axis turns only the columns of that axis."""
+    half = rotary.inv_freq.shape[0]
+    matrix = np.zeros((3, half), np.float32)
+    probe = torch.zeros(1, dtype=torch.float32)
+    for axis in range(3):
+        position = torch.zeros(3, 1, 1, dtype=torch.int64)
+        position[axis] = 1
+        _, sin = rotary(probe, position)
+        driven = sin[0, 0, :half] != 0
+        matrix[axis] = torch.where(driven, rotary.inv_freq.float(), 0.0).numpy()
+    if not (np.count_nonzero(matrix, axis=0) == 1).all():
+        raise InputError("the checkpoint's rotary embedding does not split into time, height and width sections")
+    return matrix, float(rotary.attention_scaling)

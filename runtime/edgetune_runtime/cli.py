@@ -1,0 +1,140 @@
+"""`edgetune-run`: a bundle, a picture and a phrase in; boxes, and a picture with boxes drawn, out."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgetune_runtime import __version__
+from edgetune_runtime.errors import EdgetuneError, InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `edgetune-run`."""
+    parser = argparse.ArgumentParser(
+        prog="edgetune-run",
+        description="Find what a phrase names in a picture, or ask about it, with a bundle from `edgetune export`.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("image", metavar="IMAGE", help="picture file")
+    parser.add_argument("phrases", nargs="+", metavar="PHRASE", help='what to find, such as "the left clock"')
+    parser.add_argument("--ask", action="store_true", help="take each PHRASE as a question and answer in words")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's own choice)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens (default: 128, with --ask 256)")
+    parser.add_argument("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 2 bad input, 3 something is not installed or the disk is full, 130 Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        run(options)
+    except EdgetuneError as error:
+        return _fail(str(error), error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", None, 130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(f"{error.filename}: no space left on the disk", "choose another --out", 3)
+        return _fail(f"{error.filename}: {error.strerror}", None, 2)
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Answer every phrase and write what was asked for; raises what `Session` raises."""
+    from edgetune_runtime.loading import load_image
+    from edgetune_runtime.session import Session
+
+    if options.out is not None:
+        check_picture(options.out, asking=options.ask)
+    image = load_image(options.image)
+    session = Session.load(options.bundle, device=options.device, threads=options.threads, verify=not options.no_verify)
+    limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+    rows, found = [], []
+    for phrase in options.phrases:
+        row: dict[str, Any]
+        if options.ask:
+            row = {"question": phrase, "answer": session.ask(image, phrase, **limit)}
+        else:
+            found += session.ground(image, phrase, **limit)
+            row = {"phrase": phrase, **_boxes(session)}
+        assert session.last_timings is not None
+        row["timings"] = session.last_timings.to_dict()
+        rows.append(row)
+        if not options.json:
+            print("\n".join(describe(row)), flush=True)
+    if options.out is not None:
+        from edgetune_runtime.draw import draw_detections
+
+        draw_detections(image, found).save(options.out)
+    if options.json:
+        print(
+            json.dumps(
+                {"image": options.image, "width": image.width, "height": image.height, "results": rows}, indent=2
+            )
+        )
+
+
+def _boxes(session: Any) -> dict[str, Any]:
+    answer = session.last_answer
+    return {
+        "detections": [{"label": item.label, "box": list(item.box)} for item in answer.detections],
+        "status": answer.status,
+        "problem": answer.problem,
+    }
+
+
+def describe(row: dict[str, Any]) -> list[str]:
+    """The lines that a person reads about one phrase or question."""
+    timings = row["timings"]
+    cost = (
+        f"  {timings['total'] * 1000:.0f} ms: vision {timings['vision'] * 1000:.0f}, "
+        f"prefill {timings['prefill'] * 1000:.0f}, decode {timings['decode'] * 1000:.0f} ({timings['tokens']} tokens)"
+    )
+    if "question" in row:
+        return [f"{row['question']}", f"  {row['answer']}", cost]
+    if row["problem"]:
+        lines = [f"  could not read the whole answer: {row['problem']}"]
+    else:
+        lines = [] if row["detections"] else ["  not there"]
+    for item in row["detections"]:
+        x1, y1, x2, y2 = item["box"]
+        lines.append(f"  {item['label']}: x {x1:.0f} to {x2:.0f}, y {y1:.0f} to {y2:.0f}")
+    return [row["phrase"], *lines, cost]
+
+
+def check_picture(path: Path, *, asking: bool) -> None:
+    """Refuse an output picture that could not be written, before any work is done.
+
+    Raises:
+        InputError: questions give no boxes to draw, the folder is missing, or Pillow does not write the format.
+    """
+    from PIL import Image
+
+    if asking:
+        raise InputError("answers in words have no boxes to draw", hint="leave out --out or --ask")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"{path}: cannot write this kind of picture", hint="end the name in .png or .jpg")
+
+
+def _fail(message: str, hint: str | None, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

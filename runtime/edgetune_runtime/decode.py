@@ -1,0 +1,77 @@
+"""The greedy decode loop: from a prompt and image features to tokens, on any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgetune_runtime.backends import Backend, Float, ImageFeatures, Int
+from edgetune_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Everything the decoder reads before it writes.
+
+    Attributes:
+        token_ids: int64 [S]; image places hold `image_token`.
+        positions: int64 [3, S].
+        next_position: of the first generated token, on all three axes.
+        image_token: id of the placeholder token.
+        image: features of the images, in the order of their places, or None without images.
+    """
+
+    token_ids: Int
+    positions: Int
+    next_position: int
+    image_token: int
+    image: ImageFeatures | None
+
+
+def prefill(backend: Backend, prompt: Prompt, *, room: int) -> Float:
+    """Read the prompt, leaving room for more tokens; return the logits float32 [V] of the first new token."""
+    backend.reserve(len(prompt.token_ids) + room)
+    embeddings = backend.embed(prompt.token_ids)
+    if prompt.image is None:
+        return backend.forward(embeddings, prompt.positions)
+    places = prompt.token_ids == prompt.image_token
+    embeddings[places] = prompt.image.embeddings
+    deepstack = []
+    for features in prompt.image.deepstack:
+        dense = np.zeros_like(embeddings)
+        dense[places] = features
+        deepstack.append(dense)
+    return backend.forward(embeddings, prompt.positions, deepstack)
+
+
+def step(backend: Backend, token: int, position: int) -> Float:
+    """Append one token of text at a position and return the logits float32 [V] of the next."""
+    return backend.forward(backend.embed(np.array([token], np.int64)), np.full((3, 1), position, np.int64))
+
+
+def greedy(
+    backend: Backend, prompt: Prompt, *, stop: Collection[int], max_new_tokens: int, max_length: int
+) -> Iterator[int]:
+    """Generate the most likely token again and again, up to and including a stop token.
+
+    Raises:
+        InputError: the prompt and `max_new_tokens` together exceed `max_length`.
+    """
+    size = len(prompt.token_ids)
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if size + max_new_tokens > max_length:
+        raise InputError(
+            f"the prompt takes {size} tokens and the answer up to {max_new_tokens}: over the bundle's {max_length}",
+            hint="use a smaller image, a shorter text or fewer new tokens, or export with a larger --max-length",
+        )
+    logits = prefill(backend, prompt, room=max_new_tokens)
+    for count in range(max_new_tokens):
+        token = int(logits.argmax())
+        yield token
+        if token in stop:
+            return
+        if count + 1 < max_new_tokens:
+            logits = step(backend, token, prompt.next_position + count)

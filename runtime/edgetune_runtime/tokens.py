@@ -1,0 +1,80 @@
+"""Text to token ids and back: the bundle's tokenizer, and the prompt put together from the family's pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.families.base import Chat
+
+
+class TextTokenizer:
+    """A tokenizer.json file.
+
+    Raises:
+        BundleError: the file is missing or is not a tokenizer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise BundleError(f"{path}: the tokenizer file is missing")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a broken file
+            raise BundleError(f"{path}: not a tokenizer: {error}") from error
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._control = tuple(token.content for token in added if token.special)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text, control tokens such as `<|im_end|>` included where the text spells them."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int], *, keep_control: bool = False) -> str:
+        """Text of token ids, without control tokens unless they are to be kept."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=not keep_control)
+        return text
+
+    def prompt(self, chat: Chat, text: str, *, image_tokens: int, image_token: int) -> npt.NDArray[np.int64]:
+        """Token ids int64 [S] of a prompt with one image of `image_tokens` tokens (0 for none).
+
+        Raises:
+            InputError: the user's text spells a control token, which would end or forge a turn.
+        """
+        for control in self._control:
+            if control in text:
+                raise InputError(f"the text contains the control token {control!r}", hint="remove it from the text")
+        if image_tokens == 0:
+            return np.array(self.encode(chat.render(text, 0)), np.int64)
+        # The image token is a control token, so the text on either side of it tokenizes on its own.
+        before, after = chat.prefix + chat.before_image, chat.after_image + text + chat.suffix
+        return np.array([*self.encode(before), *[image_token] * image_tokens, *self.encode(after)], np.int64)
+
+
+class TextStream:
+    """Turns a growing list of token ids into pieces of text that add up to the whole."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = ""
+
+    def push(self, token: int) -> str:
+        """Take a token; return the new text, which is empty while a character's bytes are still incomplete."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd"):  # the replacement character: later tokens may complete it
+            return ""
+        return self._advance(text)
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        return self._advance(self._tokenizer.decode(self._ids))
+
+    def _advance(self, text: str) -> str:
+        piece, self._sent = text[len(self._sent) :], text
+        return piece
