@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgetune_runtime.draw import draw_detections
 from PIL import Image
 
+from edgetune_bench.matrix import slug
 from edgetune_bench.page import Cell, Sample
+from edgetune_runtime.draw import draw_detections
 from edgetune_runtime.grounding import Detection
 from edgetune_runtime.image import load_image
 
+PREDICTIONS = "predictions"
 Row = Mapping[str, Any]
 _LONGEST_SIDE = 256
 _HIT = 0.5  # the IoU from which a box counts as right, as in Acc@0.5
+
+
+def read_predictions(bench: Path, name: str) -> list[dict[str, Any]]:
+    """Read the predictions of one row from the folder that bench wrote."""
+    with (bench / PREDICTIONS / f"{slug(name)}.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def choose(rows: Sequence[Row], count: int) -> list[str]:
@@ -59,7 +69,7 @@ def _score(row: Row) -> str:
     if row["status"] == "refused":
         return "says it is not there"
     if row["status"] != "ok":
-        return f"no box ({row['status']})"
+        return "no box in the answer"
     return f"IoU {row['iou']:.2f}" if row["truth"] else "a box where nothing is"
 
 

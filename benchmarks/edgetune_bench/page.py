@@ -52,12 +52,12 @@ def html_page(
     title: str,
     *,
     intro: Sequence[str],
-    table: Sequence[Mapping[str, str]],
+    tables: Sequence[Sequence[Mapping[str, str]]],
     samples: Sequence[Sample],
 ) -> str:
     """The page as one string; pictures are embedded, so it opens anywhere and fetches nothing.
 
-    `table` rows all have the keys of the first row, which become its header.
+    The rows of a table all have the keys of its first row, which become the header.
     """
     paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in intro)
     sections = "".join(_section(sample) for sample in samples)
@@ -65,7 +65,7 @@ def html_page(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f"{paragraphs}{_table(table)}{sections}</body>\n</html>\n"
+        f"{paragraphs}{''.join(map(_table, tables))}{sections}</body>\n</html>\n"
     )
 
 

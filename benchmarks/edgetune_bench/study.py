@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgetune_runtime.records import Record
-
 from edgetune_bench import gallery, machine, matrix, table
 from edgetune_bench.launch import Failure
 from edgetune_bench.matrix import Note, Options
@@ -21,6 +19,7 @@ from edgetune_bench.scores import compare, scored, summarise
 from edgetune_bench.targets import Target, name_apart
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import sha256_tree
+from edgetune_runtime.records import Record
 
 RESULTS = "results.json"
 SCHEMA = 1
@@ -84,12 +83,14 @@ class Study:
 
     def _write(self, folder: Path, results: Mapping[str, Any], answers: Mapping[str, list[dict[str, Any]]]) -> None:
         (folder / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        tables = [table.accuracy_table(results["rows"]), table.cost_table(results["rows"])]
-        (folder / "table.md").write_text("\n".join(map(table.markdown, tables)), encoding="utf-8")
-        (folder / "predictions").mkdir()
+        rows = results["rows"]
+        parts = [*map(table.markdown, (table.accuracy_table(rows), table.cost_table(rows)))]
+        parts += [f"- {remark}\n" for remark in table.remarks(rows)]
+        (folder / "table.md").write_text("\n".join(parts), encoding="utf-8")
+        (folder / gallery.PREDICTIONS).mkdir()
         for name, rows in answers.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / "predictions" / f"{matrix.slug(name)}.jsonl").write_text(lines, encoding="utf-8")
+            (folder / gallery.PREDICTIONS / f"{matrix.slug(name)}.jsonl").write_text(lines, encoding="utf-8")
         for log in (folder / "logs").iterdir():
             if log.stat().st_size == 0:
                 log.unlink()
@@ -147,5 +148,5 @@ def prepare(
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
-    """A line for each row that failed: its name and the reason."""
-    return [f"{row['name']}: {row['reason']}" for row in results["rows"] if row["status"] == "failed"]
+    """The names of the rows that failed."""
+    return [row["name"] for row in results["rows"] if row["status"] == "failed"]

@@ -22,13 +22,16 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     return _drop_empty([_cost_line(row) for row in rows])
 
 
-def busy_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A remark for each row that was measured while others used the machine's CPU."""
-    return [
-        f"{row['name']}: timings are noisy, other processes used {row['others_cpu_share']:.0%} of the CPU meanwhile"
-        for row in rows
-        if (row.get("others_cpu_share") or 0.0) > _BUSY
-    ]
+def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each row that failed, or that was measured while others used the machine's CPU."""
+    found = []
+    for row in rows:
+        others = row.get("others_cpu_share") or 0.0
+        if row["status"] == "failed":
+            found.append(f"{row['name']}: failed (exit code {row['exit_code']}): {row['reason']}")
+        elif others > _BUSY:
+            found.append(f"{row['name']}: timings are noisy, other processes used {others:.0%} of the CPU meanwhile")
+    return found
 
 
 def markdown(lines: Sequence[Mapping[str, object]]) -> str:
@@ -45,7 +48,7 @@ def cell(value: object) -> str:
 
 
 def _accuracy_line(row: Mapping[str, Any]) -> Line:
-    line: Line = {"row": row["name"], "precision": row.get("precision")}
+    line: Line = {"row": _name(row), "precision": row.get("precision")}
     ground, vqa, delta = (row.get(key) or {} for key in ("ground", "vqa", "delta"))
     for key, title in (("acc50", "Acc@0.5"), ("acc75", "Acc@0.75"), ("acc90", "Acc@0.9")):
         line[title] = _percent(ground.get(key))
@@ -64,12 +67,11 @@ def _accuracy_line(row: Mapping[str, Any]) -> Line:
         own = "baseline" if row.get("baseline") and present else None
         line[f"Δ {title} [95 %]"] = own or _interval(delta.get(key), signed=True)
     line["McNemar p"] = (delta.get("mcnemar") or {}).get("p")
-    line["failed"] = row.get("reason")
     return line
 
 
 def _cost_line(row: Mapping[str, Any]) -> Line:
-    line: Line = {"row": row["name"], "size MB": _mega(row.get("size_bytes"))}
+    line: Line = {"row": _name(row), "size MB": _mega(row.get("size_bytes"))}
     line["load s"] = _round(row.get("load_s"), 2)
     line["cold start s"] = _round(row.get("cold_start_s"), 2)
     for stage in STAGES:
@@ -78,8 +80,11 @@ def _cost_line(row: Mapping[str, Any]) -> Line:
     line["tokens/s"] = _round(row.get("tokens_per_second"), 1)
     line["RSS MB"] = _mega(row.get("peak_rss_bytes"))
     line["GPU MB"] = _mega(row.get("peak_gpu_bytes"))
-    line["failed"] = row.get("reason")
     return line
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} (failed)" if row["status"] == "failed" else str(row["name"])
 
 
 def _drop_empty(lines: list[Line]) -> list[Line]:

@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, help="LoRA adapter to apply, unmerged")
     add_arguments(parser)
     options = parser.parse_args(arguments)
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if options.threads:
         torch.set_num_threads(options.threads)
     header: dict[str, Any] = {"engine": "torch", "device": options.device, "threads": torch.get_num_threads()}

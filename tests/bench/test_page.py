@@ -56,7 +56,7 @@ def read(page: str) -> Reader:
 
 def page() -> str:
     table = [{"row": "a<b", "Acc@0.5": "91.5"}, {"row": "c", "Acc@0.5": "-"}]
-    return html_page("Boxes", intro=["Before & after"], table=table, samples=[sample(), sample("the owl")])
+    return html_page("Boxes", intro=["Before & after"], tables=[table], samples=[sample(), sample("the owl")])
 
 
 def test_the_page_nests_and_shows_everything() -> None:

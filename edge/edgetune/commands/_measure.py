@@ -63,7 +63,8 @@ def run_study(
     console.result(results)
     failed = failures(results)
     if failed:
-        raise GateFailed(f"{len(failed)} of {len(results['rows'])} rows failed: {'; '.join(failed)}")
+        hint = f"{output / 'logs'} has what they wrote" if output else None
+        raise GateFailed(f"{len(failed)} of {len(results['rows'])} rows failed: {', '.join(failed)}", hint=hint)
 
 
 def _unfinished(output: Path) -> bool:

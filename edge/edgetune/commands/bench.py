@@ -66,7 +66,7 @@ def command(
         console.table(table.accuracy_table(results["rows"]))
         console.line()
         console.table(table.cost_table(results["rows"]))
-        for remark in table.busy_rows(results["rows"]):
+        for remark in table.remarks(results["rows"]):
             console.line(remark)
 
     run_study(console, "bench", study, output=output, force=force, dry_run=dry_run, show=show)

@@ -51,5 +51,7 @@ def command(
 
     def show(results: Mapping[str, Any]) -> None:
         console.table(table.accuracy_table(results["rows"]))
+        for remark in table.remarks(results["rows"]):
+            console.line(remark)
 
     run_study(console, "eval", study, output=output, force=force, dry_run=dry_run, show=show)
