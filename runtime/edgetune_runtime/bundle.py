@@ -40,7 +40,7 @@ class Bundle:
     """A loaded description; the weights stay on disk.
 
     Attributes:
-        folder: where the bundle is.
+        folder: where the bundle is, absolute.
         format: "onnx", ...: which backend runs it.
         precision: "fp32", "fp16", "int8" or "int4", of the decoder.
         family: the family's facts; chat and grounding request as stored in the bundle.
@@ -85,7 +85,7 @@ class Bundle:
             BundleError: not a bundle, a file that is missing or was changed, or a field that is missing,
                 of the wrong type or unknown to this version.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         manifest = read_manifest(folder)
         fields = (manifest.get("result") or {}).get("bundle")
         if not isinstance(fields, dict):

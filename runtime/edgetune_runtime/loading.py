@@ -65,7 +65,10 @@ def upright_size(path: Path, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tup
     with _open(path, str(path), max_image_pixels) as image:
         _check_size(image, str(path), max_image_pixels)
         try:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            # A PNG's own getexif() decodes the picture, to see what comes after it; only few have anything there.
+            header_only = image.format == "PNG" and not _png_has_trailer(path)
+            exif = Image.Image.getexif(image) if header_only else image.getexif()
+            sideways = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         except _DECODE_ERRORS as error:
             raise ImageError(f"{path}: broken EXIF data: {error}", hint="replace the file") from error
         return (image.height, image.width) if sideways else image.size
@@ -101,6 +104,20 @@ def _open_any_size(source: Path | bytes, max_image_pixels: int) -> Image.Image:
             return Image.open(stream)
         finally:
             Image.MAX_IMAGE_PIXELS = ceiling
+
+
+def _png_has_trailer(path: Path) -> bool:
+    """Return whether a PNG has a chunk, such as eXIf or a text, between its last data chunk and its end."""
+    with path.open("rb") as stream:
+        stream.seek(8)  # the signature
+        seen_data = False
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if seen_data and kind not in (b"IDAT", b"IEND"):
+                return True
+            seen_data |= kind == b"IDAT"
+            stream.seek(length + 4, io.SEEK_CUR)  # the body and its checksum
+    return False
 
 
 def _check_size(image: Image.Image, name: str, max_image_pixels: int) -> None:

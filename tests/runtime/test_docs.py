@@ -1,0 +1,33 @@
+"""The examples in the documentation of the codec and the data files run as printed."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgetune_runtime.records import read_records
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.mark.parametrize("page", ["coordinates.md", "data.md"])
+def test_examples(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    failures, examples = doctest.testfile(str(DOCS / page), module_relative=False)
+    assert examples > 0 and failures == 0
+
+
+def test_records_in_the_data_page_are_read(tmp_path: Path) -> None:
+    blocks = re.findall(r"```json\n(.*?)```", (DOCS / "data.md").read_text(encoding="utf-8"), re.DOTALL)
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(blocks), encoding="utf-8")
+    Image.new("RGB", (160, 160)).save(tmp_path / "desk.jpg")
+    records = read_records(path)
+    assert len(records) == len(path.read_text().splitlines()) == 7
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert [record.kind for record in records] == ["ground"] * 3 + ["vqa"] * 3 + ["ground"]
