@@ -12,7 +12,8 @@ from edgetune_runtime.errors import InputError
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 # What transformers assumes when a config leaves these out; published configs often do.
-_DEFAULTS = {"resample": 3, "rescale_factor": 1 / 255}
+_RESCALE = 1 / 255
+_BICUBIC = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         sizes = (self.patch_size, self.temporal_patch_size, self.merge_size, self.min_pixels, self.max_pixels)
+        numbers = (*self.mean, *self.std, self.rescale)
+        if not all(type(size) is int for size in (*sizes, self.resample)):
+            raise InputError(f"image preprocessing needs whole numbers for sizes and the filter: {self}")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise InputError(f"image preprocessing needs numbers for mean, std and rescale: {self}")
         if min(sizes) < 1 or self.min_pixels > self.max_pixels:
             raise InputError(f"image preprocessing needs positive sizes and min_pixels <= max_pixels: {self}")
         if {len(channels) for channels in (self.mean, self.std)} != {3} or min(self.std) <= 0:
@@ -89,6 +95,8 @@ class ImageSpec:
                 raise InputError(f"{path}: {switch} is {config[switch]!r}; only true is supported")
 
         size = config.get("size") or {}
+        if not isinstance(size, dict):
+            raise InputError(f"{path}: 'size' must be an object with shortest_edge and longest_edge, got {size!r}")
         minimum = _first(config.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels"))
         maximum = _first(config.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"))
         needed = {
@@ -103,17 +111,21 @@ class ImageSpec:
         missing = [name for name, value in needed.items() if value is None]
         if missing:
             raise InputError(f"{path}: missing {', '.join(missing)}", hint="copy the file of the published checkpoint")
-        return cls(
-            patch_size=config["patch_size"],
-            temporal_patch_size=config["temporal_patch_size"],
-            merge_size=config["merge_size"],
-            min_pixels=minimum,
-            max_pixels=maximum,
-            mean=tuple(config["image_mean"]),
-            std=tuple(config["image_std"]),
-            rescale=config.get("rescale_factor", _DEFAULTS["rescale_factor"]),
-            resample=config.get("resample", _DEFAULTS["resample"]),
-        )
+        fields = {
+            "patch_size": config["patch_size"],
+            "temporal_patch_size": config["temporal_patch_size"],
+            "merge_size": config["merge_size"],
+            "min_pixels": minimum,
+            "max_pixels": maximum,
+            "mean": config["image_mean"],
+            "std": config["image_std"],
+            "rescale": config.get("rescale_factor", _RESCALE),
+            "resample": config.get("resample", _BICUBIC),
+        }
+        try:
+            return cls.from_dict(fields)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def _first(*values: Any) -> Any:

@@ -21,7 +21,18 @@ MAX_IMAGE_PIXELS = 89_478_485
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
 # What Pillow's decoders are known to raise on broken files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,  # some formats tell a size in the header and another one later
+)
 _LIMIT_LOCK = threading.Lock()
 
 
@@ -43,8 +54,8 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
         return _from_array(source)
     name = "image" if isinstance(source, bytes | Image.Image) else str(source)
     image = source if isinstance(source, Image.Image) else _open(source, name, max_image_pixels)
-    _check_size(image, name, max_image_pixels)
     try:
+        _check_size(image, name, max_image_pixels)
         image.load()
         upright = ImageOps.exif_transpose(image)
         rgb = _to_rgb(upright, name)
@@ -83,10 +94,10 @@ def _open(source: str | Path | bytes, name: str, max_image_pixels: int) -> Image
         return _open_any_size(source, max_image_pixels)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image, or in a format that Pillow cannot read") from error
-    except _DECODE_ERRORS as error:
-        raise ImageError(f"{name}: cannot be read: {error}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: over the limit of {max_image_pixels} pixels: {error}") from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name}: cannot be read: {error}") from error
 
 
 def _open_any_size(source: Path | bytes, max_image_pixels: int) -> Image.Image:
