@@ -56,7 +56,7 @@ class LazyGroup(Program, click.Group):
 @click.command(
     cls=LazyGroup,
     subcommand_metavar="VERB [OPTIONS]",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 a gate or self-check failed, 2 usage or bad input, "
     "3 the environment misses something, 130 interrupted.",
 )

@@ -21,10 +21,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from edgetune import __version__
 from edgetune._lock import locked
 from edgetune_runtime.errors import BundleError, InputError
-from edgetune_runtime.manifest import MANIFEST, SCHEMA, read_manifest, sha256_file, sha256_tree, verify_files
+from edgetune_runtime.manifest import MANIFEST, SCHEMA, Progress, read_manifest, sha256_file, sha256_tree, verify_files
 
 _FINGERPRINT = ".fingerprint"
 _REPORTED = ("torch", "transformers", "peft", "accelerate", "numpy", "onnx", "onnxruntime", "tokenizers", "PIL")
@@ -73,30 +75,37 @@ def run_stage(
         BundleError: an input is a stage folder whose files do not match its manifest.
         OSError: with ENOSPC when the disk is full, whatever `build` raised because of it.
     """
-    output = Path(output)
     _check_places(stage, output, inputs)
     plan = _plan(stage, inputs, settings, seed)
+    place = output.resolve()  # behind a link, the folder itself is replaced
     if dry_run:
-        kept = None if force else _unchanged(output, plan["fingerprint"])
+        kept = None if force else _unchanged(place, plan["fingerprint"])
         return StageResult(output, kept or plan, kept is not None)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output):
-        _recover(output)
-        kept = None if force else _unchanged(output, plan["fingerprint"])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place):
+        _recover(place)
+        kept = None if force else _unchanged(place, plan["fingerprint"])
         if kept is not None:
             return StageResult(output, kept, True)
-        work = _work_folder(output, plan["fingerprint"], resumable)
+        work = _work_folder(place, plan["fingerprint"], resumable)
         try:
             with _full_disk_named(work):
                 result = build(work)
                 manifest = _finish(work, plan, result)
-                _swap(work, output)
+                _swap(work, place)
         except BaseException:
-            _recover(output)
+            _recover(place)
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
             raise
     return StageResult(output, manifest, False)
+
+
+@contextlib.contextmanager
+def _hashing() -> Iterator[Progress]:
+    """Show a bar where hashing takes longer than two seconds, as it does for weights of some gigabytes."""
+    with tqdm(desc="checking files", unit="B", unit_scale=True, leave=False, disable=None, delay=2) as bar:
+        yield bar.update
 
 
 def _check_places(stage: str, output: Path, inputs: Mapping[str, Path]) -> None:
@@ -126,10 +135,11 @@ def _check_places(stage: str, output: Path, inputs: Mapping[str, Path]) -> None:
 def _plan(stage: str, inputs: Mapping[str, Path], settings: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
     """Return the manifest as far as it is known before the work, fingerprint included."""
     sources = {}
-    for name, path in inputs.items():
-        if (path / MANIFEST).is_file():
-            verify_files(path)  # the tree's hash comes from the manifest: make sure that it still tells the truth
-        sources[name] = {"path": str(path), "sha256": sha256_tree(path)}
+    with _hashing() as progress:
+        for name, path in inputs.items():
+            if (path / MANIFEST).is_file():  # then the tree's hash comes from there: make sure that it tells the truth
+                verify_files(path, progress=progress)
+            sources[name] = {"path": str(path), "sha256": sha256_tree(path, progress=progress)}
     plain = json.loads(json.dumps(dict(settings), default=_plain))
     identity = {
         "stage": stage,
@@ -161,7 +171,8 @@ def _unchanged(output: Path, fingerprint: str) -> dict[str, Any] | None:
         manifest = read_manifest(output)
         if manifest.get("fingerprint") != fingerprint:
             return None
-        verify_files(output)
+        with _hashing() as progress:
+            verify_files(output, progress=progress)
     except BundleError:
         return None  # absent or damaged: it is built again
     return manifest
@@ -183,11 +194,12 @@ def _finish(work: Path, plan: Mapping[str, Any], result: Mapping[str, Any]) -> d
     """Flush and hash every file, then write the manifest last."""
     (work / _FINGERPRINT).unlink(missing_ok=True)
     files = {}
-    for name in _files(work):
-        path = work / name
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())  # the manifest must never outlive the data it vouches for
-        files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
+    with _hashing() as progress:
+        for name in _files(work):
+            path = work / name
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())  # the manifest must never outlive the data it vouches for
+            files[name] = {"sha256": sha256_file(path, progress=progress), "size": path.stat().st_size}
     manifest = {
         **plan,
         "versions": _versions(),

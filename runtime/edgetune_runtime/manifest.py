@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,16 +20,22 @@ SCHEMA = 1
 _CHUNK = 1 << 20
 
 
-def sha256_file(path: Path) -> str:
+Progress = Callable[[int], object]
+"""Called with the number of bytes just read, for a progress bar over large weights."""
+
+
+def sha256_file(path: Path, *, progress: Progress | None = None) -> str:
     """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
+            if progress:
+                progress(len(chunk))
     return digest.hexdigest()
 
 
-def sha256_tree(path: Path) -> str:
+def sha256_tree(path: Path, *, progress: Progress | None = None) -> str:
     """Return one sha256 for a file or a folder.
 
     For a folder it is the hash over its sorted (relative path, file sha256) pairs, `manifest.json` left
@@ -39,13 +46,14 @@ def sha256_tree(path: Path) -> str:
         BundleError: the folder's manifest is broken.
     """
     if path.is_file():
-        return sha256_file(path)
+        return sha256_file(path, progress=progress)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
     if (path / MANIFEST).is_file():
         pairs = {name: entry["sha256"] for name, entry in read_manifest(path)["files"].items()}
     else:
-        pairs = {file.relative_to(path).as_posix(): sha256_file(file) for file in path.rglob("*") if file.is_file()}
+        files = [file for file in path.rglob("*") if file.is_file()]
+        pairs = {file.relative_to(path).as_posix(): sha256_file(file, progress=progress) for file in files}
     digest = hashlib.sha256()
     for name in sorted(pairs):
         digest.update(f"{name}\0{pairs[name]}\n".encode())
@@ -84,12 +92,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_files(folder: Path, *, max_bytes: int | None = None) -> None:
+def verify_files(folder: Path, *, max_bytes: int | None = None, progress: Progress | None = None) -> None:
     """Check every file that the folder's manifest lists.
 
     Args:
         folder: a stage folder.
         max_bytes: larger files are checked for their size only; `None` hashes everything.
+        progress: told how many bytes were read.
 
     Raises:
         BundleError: a file is missing, has another size or another sha256; the first one is named.
@@ -104,5 +113,5 @@ def verify_files(folder: Path, *, max_bytes: int | None = None) -> None:
             raise BundleError(f"{path}: {size} bytes, {MANIFEST} says {entry['size']}", hint=fix)
         if max_bytes is not None and size > max_bytes:
             continue
-        if sha256_file(path) != entry["sha256"]:
+        if sha256_file(path, progress=progress) != entry["sha256"]:
             raise BundleError(f"{path}: sha256 differs from the one in {MANIFEST}: the file was changed", hint=fix)

@@ -225,6 +225,15 @@ def test_an_empty_folder_may_become_the_output(stage: Stage) -> None:
     assert not stage.run().skipped
 
 
+def test_behind_a_link_the_folder_itself_is_replaced(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    stage.output.symlink_to(tmp_path / "disk" / "out")
+    stage.run()
+    assert not stage.run(seed=2).skipped
+    assert stage.output.is_symlink()
+    assert everything(tmp_path / "disk") == RESULT
+
+
 @pytest.mark.parametrize("output", ["base", "base/merged", "."])
 def test_an_output_that_overlaps_an_input_is_refused(tmp_path: Path, output: str) -> None:
     base = tmp_path / "base"

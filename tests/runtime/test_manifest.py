@@ -95,3 +95,13 @@ def test_folders_without_a_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path)
     with pytest.raises(BundleError, match="no such folder"):
         read_manifest(tmp_path / "gone")
+
+
+def test_progress_counts_every_byte_that_is_read(tmp_path: Path) -> None:
+    folder = stage(tmp_path / "out")
+    read: list[int] = []
+    verify_files(folder, progress=read.append)
+    assert sum(read) == 5 + 4000
+    (folder / MANIFEST).unlink()
+    sha256_tree(folder, progress=read.append)
+    assert sum(read) == 2 * (5 + 4000)

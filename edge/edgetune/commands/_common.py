@@ -175,7 +175,7 @@ def verb(*, writes: bool = False) -> Callable[[Callable[..., object]], Program]:
             callback=callback,
             params=[*own, *_common_options(writes)],
             help=function.__doc__,
-            context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+            context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
         )
 
     return decorate
