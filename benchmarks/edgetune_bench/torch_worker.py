@@ -20,14 +20,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from edgetune_runtime.errors import EdgetuneError, InputError, MissingDependency
+from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.families import get_family
 from edgetune_runtime.geometry import Geometry
 from edgetune_runtime.grounding import parse
 from edgetune_runtime.image import load_image
 from edgetune_runtime.records import Record
 from edgetune_runtime.timing import Timings
-from edgetune_runtime.worker import Ask, Reply, add_arguments, fail, folder_size, measure, select, write
+from edgetune_runtime.worker import Ask, Reply, add_arguments, run
 
 
 class TorchModel:
@@ -173,14 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         answer: Callable[[Record], Reply] = model.answer
         return answer
 
-    try:
-        records = select(options.data, limit=options.limit, shard=options.shard)
-        report = measure(load, records, warmup=options.warmup, progress=options.progress)
-        size = folder_size(options.checkpoint) + (folder_size(options.adapter) if options.adapter else 0)
-        write(options.output, header | {"size_bytes": size} | report)
-    except EdgetuneError as error:
-        return fail(error)
-    return 0
+    folders = [options.checkpoint, *([options.adapter] if options.adapter else [])]
+    return run(load, options, folders=folders, header=header)
 
 
 if __name__ == "__main__":

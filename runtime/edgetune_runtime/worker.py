@@ -103,24 +103,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--progress", action="store_true", help="print the number of answers so far")
 
 
-def write(path: Path, report: dict[str, Any]) -> None:
+def run(
+    load: Callable[[], Ask], options: argparse.Namespace, *, folders: Sequence[Path], header: dict[str, Any]
+) -> int:
+    """Measure a model as the worker's arguments say, write the JSON, and return the process's exit code.
+
+    Args:
+        load: makes the model ready; may add to `header`.
+        options: what `add_arguments` parsed.
+        folders: everything that the model was loaded from, for its size.
+        header: further values of the JSON.
+    """
+    try:
+        records = select(options.data, limit=options.limit, shard=options.shard)
+        report = measure(load, records, warmup=options.warmup, progress=options.progress)
+        size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+        _write(options.output, header | {"size_bytes": size} | report)
+    except EdgetuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 1  # whoever started this process and reads its progress is gone
+    return 0
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
     """Write the report in one step: a killed worker leaves no half file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(report, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
-
-
-def fail(error: EdgetuneError) -> int:
-    """Print an error as the command line does and return its exit code."""
-    print(f"error: {error}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
-    return error.exit_code
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files in `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _row(record: Record, reply: Reply) -> dict[str, Any]:
@@ -171,13 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         header.update(engine=session.bundle.format, precision=session.bundle.precision)
         return partial(_answer, session, max_new_tokens=options.max_new_tokens)
 
-    try:
-        records = select(options.data, limit=options.limit, shard=options.shard)
-        report = measure(load, records, warmup=options.warmup, progress=options.progress)
-        write(options.output, header | {"size_bytes": folder_size(options.bundle)} | report)
-    except EdgetuneError as error:
-        return fail(error)
-    return 0
+    return run(load, options, folders=[options.bundle], header=header)
 
 
 if __name__ == "__main__":

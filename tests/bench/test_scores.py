@@ -1,0 +1,170 @@
+"""Aggregation against figures worked out by hand and by brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune_bench.scores import compare, scored, summarise
+from edgetune_bench.table import accuracy_table, cost_table, markdown, remarks
+from edgetune_runtime.timing import STAGES
+
+TARGET = [0.0, 0.0, 10.0, 10.0]
+
+
+def ground(
+    image: str, boxes: list[list[float]], *, truth: list[list[float]] | None = None, number: int = 0
+) -> dict[str, Any]:
+    status = "found" if boxes else "unparsed"
+    return row(image, number) | {
+        "kind": "ground",
+        "truth": [TARGET] if truth is None else truth,
+        "boxes": boxes,
+        "status": status,
+        "complete": True,
+    }
+
+
+def vqa(image: str, raw: str, expected: list[str], number: int = 0) -> dict[str, Any]:
+    return row(image, number) | {"kind": "vqa", "raw": raw, "expected": expected}
+
+
+def row(image: str, number: int, *, seconds: float = 1.0, tokens: int = 11) -> dict[str, Any]:
+    timings = dict.fromkeys(STAGES, seconds) | {"tokens": tokens}
+    return {"source": f"d.jsonl:{number}", "image": image, "raw": "", "timings": timings}
+
+
+def part(share: float) -> list[list[float]]:
+    """A box whose IoU with the target is `share`."""
+    return [[0.0, 0.0, 10.0 * share, 10.0]]
+
+
+def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"schema": 1, "size_bytes": 5, "load_s": 0.5, "rows": rows}
+
+
+def test_every_kind_of_answer_is_counted_once_and_over_the_right_records() -> None:
+    refused = ground("f", [], truth=[]) | {"status": "refused"}
+    rows = scored(
+        [
+            ground("a", part(1.0)),
+            ground("b", part(0.8)),
+            ground("c", part(0.6)),
+            ground("d", []),
+            ground("e", []) | {"status": "refused"},
+            refused,
+            ground("g", part(0.5), truth=[]),
+            vqa("h", "Red.", ["red"]),
+            vqa("i", "rod", ["red"]),
+        ]
+    )
+    found = summarise(report(rows), rows)
+    assert [r.get("iou") for r in rows] == [
+        1.0,
+        pytest.approx(0.8),
+        pytest.approx(0.6),
+        0.0,
+        0.0,
+        None,
+        None,
+        None,
+        None,
+    ]
+    scores = found["ground"]
+    assert (scores["samples"], scores["present"]) == (7, 5)
+    assert (scores["acc50"], scores["acc75"], scores["acc90"]) == (3 / 5, 2 / 5, 1 / 5)
+    assert scores["miou"] == pytest.approx(2.4 / 5)
+    assert (scores["refused_absent"], scores["refusal_accuracy"], scores["false_refusals"]) == (1, 1 / 2, 1 / 5)
+    assert (scores["unparsed"], scores["parse_failures"]) == (1, 1 / 7)
+    assert found["vqa"] == {"samples": 2, "accuracy": 0.5, "anls": pytest.approx((0.75 + 2 / 3) / 2)}
+    assert found["load_s"] == 0.5
+
+
+def test_stages_are_percentiles_over_records_and_speed_a_median() -> None:
+    seconds = [5.0, 1.0, 4.0, 2.0, 3.0]
+    rows = scored([vqa("a", "x", ["x"]) | row("a", i, seconds=s, tokens=1 + 10 * i) for i, s in enumerate(seconds)])
+    found = summarise(report(rows), rows)
+    for stage in STAGES:
+        # Linear between order statistics: position p * (n - 1) of 1, 2, 3, 4, 5.
+        assert found["stages"][stage] == pytest.approx({"p50": 3.0, "p95": 4.8, "p99": 4.96})
+    # Decode speeds 10/1, 20/4, 30/2, 40/3; the record of one token has none.
+    assert found["tokens_per_second"] == pytest.approx((10 + 40 / 3) / 2)
+
+
+def test_the_paired_interval_is_that_of_all_resamples_of_the_images() -> None:
+    """With five images all 5^5 resamples can be listed, which gives the interval that drawing approaches."""
+    generator = np.random.default_rng(3)
+    images = ["a", "a", "a", "b", "c", "c", "d", "e"]
+    before, after = generator.random(len(images)), generator.random(len(images))
+    found = compare(
+        scored(
+            [ground(image, part(share), number=i) for i, (image, share) in enumerate(zip(images, after, strict=True))]
+        ),
+        scored(
+            [ground(image, part(share), number=i) for i, (image, share) in enumerate(zip(images, before, strict=True))]
+        ),
+    )
+    members = {image: [i for i, other in enumerate(images) if other == image] for image in images}
+    means = []
+    for drawn in itertools.product(members, repeat=len(members)):
+        chosen = [i for image in drawn for i in members[image]]
+        means.append(np.mean(after[chosen] - before[chosen]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found["miou"]["value"] == pytest.approx(np.mean(after - before))
+    spread = high - low
+    assert found["miou"]["low"] == pytest.approx(low, abs=0.03 * spread)
+    assert found["miou"]["high"] == pytest.approx(high, abs=0.03 * spread)
+    hits = list(zip(before >= 0.5, after >= 0.5, strict=True))
+    assert found["acc50"]["value"] == pytest.approx(np.mean(after >= 0.5) - np.mean(before >= 0.5))
+    assert found["mcnemar"]["only_baseline"] == hits.count((True, False))
+    assert found["mcnemar"]["only_row"] == hits.count((False, True))
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    before = scored([ground(str(i), part(1.0 if i < 3 else 0.1), number=i) for i in range(12)])
+    after = scored([ground(str(i), part(1.0 if i in (0, 1, *range(4, 11)) else 0.1), number=i) for i in range(12)])
+    # One record only the baseline gets, seven only the other: two-sided, out of eight fair coins.
+    assert compare(after, before)["mcnemar"] == {
+        "only_baseline": 1,
+        "only_row": 7,
+        "p": pytest.approx(2 * (math.comb(8, 0) + math.comb(8, 1)) / 2**8),
+    }
+
+
+def test_a_single_image_has_no_interval_but_keeps_its_mean() -> None:
+    rows = scored([ground("a", part(0.6), number=1), ground("a", part(0.8), number=2)])
+    found = summarise(report(rows), rows)
+    assert found["ground"]["miou_interval"] is None
+    assert compare(rows, rows)["miou"] is None
+    line = accuracy_table([{"name": "x", "status": "ok", **found}])[0]
+    assert line["mIoU [95 %]"] == "70.0"
+
+
+def test_differences_of_questions_are_of_their_accuracy() -> None:
+    before = scored([vqa("a", "red", ["red"], 1), vqa("b", "blue", ["red"], 2)])
+    after = scored([vqa("a", "red", ["red"], 1), vqa("b", "red", ["red"], 2)])
+    found = compare(after, before)
+    assert found["vqa"]["value"] == 0.5
+    assert found["miou"] is found["mcnemar"] is None
+
+
+def test_tables_keep_failed_rows_and_drop_columns_that_nobody_fills() -> None:
+    rows = scored([ground("a", part(0.8), number=1), ground("b", part(0.4), number=2)])
+    good = {"name": "good", "status": "ok", **summarise(report(rows), rows), "others_cpu_share": 0.5}
+    bad = {"name": "bad", "status": "failed", "reason": "killed | by SIGKILL", "exit_code": -9}
+    accuracy, cost = accuracy_table([bad, good]), cost_table([bad, good])
+    assert [line["row"] for line in accuracy] == ["bad (failed)", "good"]
+    assert accuracy[1]["Acc@0.5"] == 50.0
+    assert "VQA acc" not in accuracy[0]
+    assert cost[0]["total ms"] is None
+    assert cost[1]["total ms"] == "1000/1000/1000"
+    assert remarks([bad, good]) == [
+        "bad: failed (exit code -9): killed | by SIGKILL",
+        "good: timings are noisy, other processes used 50% of the CPU meanwhile",
+    ]
+    lines = markdown([{"a|b": 0.123456, "c": None}]).splitlines()
+    assert lines == ["| a\\|b | c |", "| --- | --- |", "| 0.1235 | - |"]
