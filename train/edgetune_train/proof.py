@@ -1,0 +1,149 @@
+"""Proof that a merged checkpoint answers as its base with the adapter does, on prompts with and without an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from edgetune_runtime import grounding, image
+from edgetune_runtime.errors import ParityError
+from edgetune_train.checkpoint import Checkpoint
+
+_SIZES = ((320, 240), (200, 280))  # width, height in pixels of the test pictures
+_PHRASES = ("the red square", "the largest object on the left")
+_QUESTION = "What is in the picture? Answer in one sentence."
+_POSITIONS = 48  # logits compared per prompt: its last tokens and the whole answer
+
+EXACT = 1e-3
+"""Largest error of the merge in float32, relative to the adapter's effect: float noise stays far below."""
+ROUNDED = 0.5
+"""Largest error after rounding to the base's dtype: beyond it, the rounding has undone the adapter."""
+NOISE = 1e-5
+"""An adapter that moves the logits by less than this fraction of their size changes nothing."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Root mean squares over the compared logits, and how often the greedy token agrees.
+
+    Attributes:
+        prompts: how many prompts were compared.
+        effect: adapter active against base.
+        merge_error: merged in float32 against adapter active, as a fraction of `effect`.
+        written_error: the written checkpoint, loaded again, against adapter active, as a fraction of `effect`.
+        same_token: share of positions where the written checkpoint and the active adapter agree on the next token.
+    """
+
+    prompts: int
+    effect: float
+    merge_error: float
+    written_error: float
+    same_token: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def proof_inputs(base: Checkpoint) -> list[dict[str, Any]]:
+    """Return the model's keyword arguments for each prompt: grounding requests with their answers, and a text."""
+    inputs = []
+    for (width, height), phrase in zip(_SIZES, _PHRASES, strict=True):
+        pixels = image.preprocess(_picture(width, height), base.spec)
+        box = np.array([[0.2 * width, 0.25 * height, 0.6 * width, 0.8 * height]])
+        answer = grounding.encode(box, [phrase], pixels.geometry, base.family)
+        inputs.append(_one(base, base.family.ground_prompt.format(phrase=phrase), answer, pixels))
+    inputs.append(_one(base, _QUESTION, "A picture.", None))
+    return inputs
+
+
+def logits(model: Any, inputs: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+    """Return float32 logits [positions, vocabulary] of the last positions of each prompt."""
+    with torch.no_grad():
+        return [model(**one, logits_to_keep=_POSITIONS).logits[0].float() for one in inputs]
+
+
+def compare(
+    base: Sequence[torch.Tensor],
+    active: Sequence[torch.Tensor],
+    merged: Sequence[torch.Tensor],
+    written: Sequence[torch.Tensor],
+    dtype: torch.dtype,
+) -> Proof:
+    """Return the proof, from logits of the four models on the same prompts.
+
+    Args:
+        base: of the base alone.
+        active: of the base with the adapter active.
+        merged: of the merged weights in float32.
+        written: of the checkpoint that was written, in `dtype`.
+        dtype: of the merged tensors on disk.
+
+    Raises:
+        ParityError: the adapter changes nothing, or a merged model does not answer as the active adapter does.
+    """
+    plain, truth, exact, final = (torch.cat(list(parts)) for parts in (base, active, merged, written))
+    effect = _rms(truth - plain)
+    if not effect > NOISE * _rms(plain):
+        raise ParityError(
+            f"the adapter changes nothing: logits move by {effect:.1e} where they are {_rms(plain):.1e} large",
+            hint="was it trained, and is this the right folder?",
+        )
+    proof = Proof(
+        prompts=len(base),
+        effect=effect,
+        merge_error=_rms(exact - truth) / effect,
+        written_error=_rms(final - truth) / effect,
+        same_token=float((final.argmax(-1) == truth.argmax(-1)).float().mean()),
+    )
+    if not proof.merge_error <= EXACT:
+        raise ParityError(
+            f"the merged weights do not answer as the adapter does: off by {proof.merge_error:.1e} of its effect, "
+            f"allowed {EXACT:.0e}"
+        )
+    allowed = EXACT if dtype == torch.float32 else ROUNDED
+    if not proof.written_error <= allowed:
+        name = str(dtype).removeprefix("torch.")
+        raise ParityError(
+            f"the checkpoint written in {name} is off by {proof.written_error:.1e} of the adapter's effect, "
+            f"allowed {allowed:.0e}",
+            hint=None if dtype == torch.float32 else "the adapter is too weak for this dtype: train it longer",
+        )
+    return proof
+
+
+def _rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    """Return a picture with smooth and sharp parts: a colour gradient, a red square, noise in a corner."""
+    x = np.linspace(0, 255, width)[None, :, None]
+    y = np.linspace(0, 255, height)[:, None, None]
+    rgb = np.concatenate([x + 0 * y, 0 * x + y, 255 - (x + y) / 2], axis=2)
+    rgb[height // 4 : height // 2, width // 5 : width // 2] = (220, 30, 30)
+    noise = np.random.default_rng(0).uniform(0, 255, (height // 3, width // 3, 3))
+    rgb[-noise.shape[0] :, -noise.shape[1] :] = noise
+    return Image.fromarray(rgb.astype(np.uint8))
+
+
+def _one(base: Checkpoint, text: str, answer: str, pixels: image.Pixels | None) -> dict[str, Any]:
+    """Return the keyword arguments of one prompt followed by an answer."""
+    chat = base.family.chat
+    image_id = base.tokenizer.encode(chat.image_token)[0]
+    tokens = pixels.image_tokens if pixels else 0
+    prompt = base.tokenizer.prompt(chat, text, image_tokens=tokens, image_token=image_id).tolist()
+    ids = torch.tensor([prompt + base.tokenizer.encode(answer + chat.end)])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if pixels is None:
+        return inputs
+    return inputs | {
+        "mm_token_type_ids": (ids == image_id).long(),
+        "pixel_values": torch.from_numpy(pixels.pixel_values),
+        "image_grid_thw": torch.from_numpy(pixels.grid_thw),
+    }

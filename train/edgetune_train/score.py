@@ -1,0 +1,78 @@
+"""The grounding score of a model in training: answers generated greedily, boxes compared with the records'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from edgetune_runtime import grounding, metrics
+from edgetune_train.batch import Collator
+from edgetune_train.checkpoint import Checkpoint
+from edgetune_train.data import Sample, token_id
+
+SCORES = ("acc50", "miou", "refusal_accuracy")
+_SLACK = 16  # tokens that an answer may take beyond the longest target
+
+
+class GroundingScorer:
+    """Scores a model on the grounding samples among some.
+
+    Args:
+        base: for its tokenizer and family.
+        samples: the validation set.
+        collate: makes the batches.
+        batch_size: prompts generated together.
+
+    Attributes:
+        samples: the grounding samples.
+    """
+
+    def __init__(self, base: Checkpoint, samples: Sequence[Sample], collate: Collator, batch_size: int) -> None:
+        self.samples = [sample for sample in samples if sample.record.kind == "ground"]
+        self._base = base
+        self._collate = collate
+        self._batch_size = batch_size
+        self._stop = [token_id(base.tokenizer, token) for token in base.family.stop_tokens]
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Return Acc@0.5, the mean IoU and the refusal accuracy (see `metrics.GroundingScores`), each 0 to 1.
+
+        Those without a record to measure them on are left out.
+
+        Args:
+            model: a transformers model, adapter and all, in evaluation mode.
+        """
+        answers = []
+        starts = range(0, len(self.samples), self._batch_size)
+        for start in tqdm(starts, desc="validate", unit="batch", leave=False, disable=None, delay=2):
+            batch = self.samples[start : start + self._batch_size]
+            for sample, text in zip(batch, self.generate(model, batch), strict=True):
+                answers.append(grounding.parse(text, sample.geometry, self._base.family))
+        scores = metrics.score_grounding(answers, [sample.record for sample in self.samples]).to_dict()
+        return {name: scores[name] for name in SCORES if scores[name] is not None}
+
+    @torch.no_grad()
+    def generate(self, model: Any, samples: Sequence[Sample]) -> list[str]:
+        """Return the model's greedy answers, without control tokens."""
+        inputs = self._collate.prompts(samples)
+        prompt_length = inputs["input_ids"].shape[1]
+        output = model.generate(
+            **_to(inputs, model.device),
+            do_sample=False,
+            max_new_tokens=max(len(sample.answer_ids) for sample in samples) + _SLACK,
+            eos_token_id=self._stop,
+            pad_token_id=self._collate.pad_id,
+        )
+        return [self._base.tokenizer.decode(row) for row in output[:, prompt_length:].tolist()]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    """Return nested tensors on a device; image features are a model output with lists of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return type(value)(**{key: _to(item, device) for key, item in value.items()})
+    return [_to(item, device) for item in value]

@@ -1,0 +1,168 @@
+"""The knobs of a training run, and how they become transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from edgetune_runtime.errors import InputError
+from edgetune_train.lora import LoraSettings
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that a training run depends on besides its input files.
+
+    Attributes:
+        lora: the adapter's shape.
+        epochs: passes over the records.
+        batch_size: records per device and step.
+        accumulate: steps whose gradients are added up before the optimizer moves.
+        learning_rate: its peak; a linear warm-up over 3 % of the steps, then a cosine to zero.
+        precision: "bf16" holds the base in bfloat16 and computes under autocast, the adapter stays in float32;
+            "auto" is bf16 where the hardware multiplies it natively.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        checkpoint_steps: optimizer steps between two checkpoints that an interrupted run continues from.
+        val_limit: records of the validation file that are scored after each epoch.
+        cache_mb: memory for image features (or for preprocessed images when the vision tower is trained), in MiB.
+        trainer_args: further fields of `TrainingArguments`.
+        seed: of the adapter's initial weights, the order of records, and dropout.
+    """
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    epochs: float = 3.0
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 2e-4
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    checkpoint_steps: int = 100
+    val_limit: int = 200
+    cache_mb: int = 2048
+    trainer_args: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+_OPTION_OF_FIELD = {
+    "output_dir": "--output",
+    "num_train_epochs": "--epochs",
+    "per_device_train_batch_size": "--batch-size",
+    "gradient_accumulation_steps": "--accumulate",
+    "learning_rate": "--learning-rate",
+    "bf16": "--precision",
+    "gradient_checkpointing": "--gradient-checkpointing",
+    "save_steps": "--checkpoint-steps",
+    "seed": "--seed",
+}
+# Fields that this program relies on; another value would break resuming, scoring or the folder it writes.
+_FIXED = {
+    "disable_tqdm",
+    "label_names",
+    "load_best_model_at_end",
+    "push_to_hub",
+    "remove_unused_columns",
+    "report_to",
+    "restore_callback_states_from_checkpoint",
+    "resume_from_checkpoint",
+    "save_only_model",
+    "save_strategy",
+}
+
+
+def parse_trainer_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return `KEY=VALUE` texts as fields of `TrainingArguments`.
+
+    A value is read as JSON where it is JSON (`true`, `4`, `{"min_lr": 1e-5}`) and as text otherwise.
+
+    Raises:
+        InputError: no such field, a field that has an option of its own, or one that must stay as it is.
+    """
+    known = {item.name for item in dataclasses.fields(TrainingArguments) if item.init}
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"--trainer-arg {pair!r}: must look like KEY=VALUE")
+        if key in _OPTION_OF_FIELD:
+            raise InputError(f"--trainer-arg {key}: has an option of its own", hint=f"use {_OPTION_OF_FIELD[key]}")
+        if key in _FIXED:
+            raise InputError(f"--trainer-arg {key}: cannot be changed, edgetune relies on it")
+        if key not in known:
+            near = difflib.get_close_matches(key, known - _FIXED, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see transformers.TrainingArguments for the fields"
+            raise InputError(f"--trainer-arg {key}: TrainingArguments has no such field", hint=hint)
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
+
+
+def training_arguments(settings: TrainSettings, folder: Path, *, validate: bool) -> TrainingArguments:
+    """Return the arguments of transformers' `Trainer`.
+
+    Args:
+        settings: the run's settings.
+        folder: where the checkpoints to resume from go.
+        validate: score the validation records after each epoch.
+
+    Raises:
+        InputError: transformers refuses a value.
+    """
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,
+        "weight_decay": 0.0,
+        "bf16": dtype_of(settings.precision) == torch.bfloat16,
+        "use_cpu": not torch.accelerator.is_available(),
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "eval_strategy": "epoch" if validate else "no",
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "log_level": "error",
+        "seed": settings.seed,
+        **settings.trainer_args,
+    }
+    if settings.gradient_checkpointing:
+        values |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"transformers refuses the training arguments: {error}") from error
+    # Several visible GPUs without a launcher would mean DataParallel, which cannot split a batch of image patches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return the dtype that the base is held and computed in."""
+    if precision == "auto":
+        if torch.cuda.is_available():
+            native = torch.cuda.is_bf16_supported()
+        else:
+            native = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        return torch.bfloat16 if native else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
