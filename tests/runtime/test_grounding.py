@@ -147,8 +147,8 @@ def test_every_truncation_is_reported_or_harmless(family: Family) -> None:
         # What is read from the part is what the whole says, never an invention.
         boxes_read = [detection.box for detection in answer.detections]
         assert boxes_read == [detection.box for detection in whole][: len(boxes_read)], text[:length]
-        if answer.complete:
-            assert len(boxes_read) == 1 and answer.problem is None, text[:length]  # cut exactly between two boxes
+        if answer.complete:  # cut exactly between two boxes
+            assert text[:length] == encode(boxes[:1], ["the cup"], HD, family) and answer.problem is None
         else:
             assert answer.problem and "breaks off" in answer.problem
 
@@ -175,6 +175,12 @@ def test_what_models_really_write(text: str) -> None:
     answer = parse(text, HD, QWEN3)
     assert [(detection.box, detection.label) for detection in answer.detections] == [((96, 108, 960, 540), "the cup")]
     assert answer.complete and answer.problem is None and answer.text == text
+
+
+@pytest.mark.parametrize("label", ["shelf ]", "}{", "a [b] c"])
+def test_brackets_in_single_quotes(label: str) -> None:
+    answer = parse(f"[{{'bbox_2d': [50, 100, 500, 500], 'label': '{label}'}}]", HD, QWEN3)
+    assert [found.label for found in answer.detections] == [label] and answer.complete
 
 
 def test_several_boxes_in_several_blocks() -> None:

@@ -64,6 +64,8 @@ def test_changed_files_are_found(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"b\.bin: sha256 differs"):
         verify_files(folder)
     verify_files(folder, max_bytes=1000)  # large files may be passed over
+    with pytest.raises(BundleError, match=r"b\.bin: sha256 differs"):
+        verify_files(folder, max_bytes=4000)
     (folder / "sub/b.bin").write_bytes(b"beta")
     with pytest.raises(BundleError, match=r"b\.bin: 4 bytes, manifest\.json says 4000"):
         verify_files(folder, max_bytes=3)

@@ -59,7 +59,7 @@ def test_match_uses_every_box_once() -> None:
 def test_sample_iou() -> None:
     target = [[0, 0, 10, 10]]
     assert sample_iou([], target) == 0
-    assert sample_iou([[0, 0, 5, 10], [0, 0, 10, 10]], target) == 0.5  # the first box is the answer
+    assert sample_iou([[0, 0, 5, 5], [0, 0, 10, 10]], target) == 0.25  # the first box is the answer
     two = [[0, 0, 10, 10], [20, 0, 30, 10]]
     assert sample_iou(target, two) == 0.5  # one missed
     assert sample_iou([*two, [50, 50, 60, 60]], two) == pytest.approx(2 / 3)  # one too many
@@ -182,6 +182,11 @@ def test_bootstrap_draws_whole_images() -> None:
     _, low, high = paired_bootstrap(np.zeros(1000), difference, np.repeat(np.arange(100), 10).tolist())
     margin = 1.96 * per_image.std(ddof=1) / 10
     assert (high - low) / 2 == pytest.approx(margin, rel=0.15)
+
+
+def test_bootstrap_weighs_images_by_their_samples() -> None:
+    groups = ["a"] * 9 + ["b"] + ["c"] * 3
+    assert paired_bootstrap(np.zeros(13), np.ones(13), groups) == (1, 1, 1)  # a constant has no spread
 
 
 def test_bootstrap_repeats_exactly() -> None:

@@ -108,6 +108,13 @@ def test_conversation(folder: Path) -> None:
             "Detect everything",
             ["cup", "mug"],
         ),
+        (
+            "Find <ref-object> and <ref-object>",
+            "<bbox><bbox>",
+            {"ref": ["cup", "mug"], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]},
+            "Find cup and mug",
+            ["cup", "mug"],
+        ),
         ("<image>Find <ref-object>", "[]", {"ref": ["cup"], "bbox": []}, "Find cup", []),
     ],
 )
