@@ -8,6 +8,7 @@ from typing import Any
 from edgetune_runtime.timing import STAGES
 
 Line = dict[str, object]
+_BASELINE = "baseline"
 _BUSY = 0.1  # share of the CPU taken by others from which timings are called noisy
 
 
@@ -64,7 +65,7 @@ def _accuracy_line(row: Mapping[str, Any]) -> Line:
         ("miou", "mIoU", ground),
         ("vqa", "VQA acc", vqa),
     ):
-        own = "baseline" if row.get("baseline") and present else None
+        own = _BASELINE if row.get("baseline") and present else None
         line[f"Δ {title} [95 %]"] = own or _interval(delta.get(key), signed=True)
     line["McNemar p"] = (delta.get("mcnemar") or {}).get("p")
     return line
@@ -88,7 +89,8 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _drop_empty(lines: list[Line]) -> list[Line]:
-    kept = [key for key in (lines[0] if lines else ()) if any(line[key] is not None for line in lines)]
+    empty = (None, _BASELINE)  # a difference that only the baseline could have says nothing
+    kept = [key for key in (lines[0] if lines else ()) if any(line[key] not in empty for line in lines)]
     return [{key: line[key] for key in kept} for line in lines]
 
 

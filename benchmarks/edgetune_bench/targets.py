@@ -60,7 +60,8 @@ def identify(path: Path, *, adapter: Path | None = None) -> Target:
     kind = _kind(path)
     if kind == "bundle" and adapter is not None:
         raise InputError(f"{path}: a bundle takes no --adapter", hint="merge the adapter first, then export")
-    return Target(path.resolve().name, path, kind, adapter)
+    target = Target("", path, kind, adapter)
+    return replace(target, name=_tail(target)[-1])
 
 
 def parse(text: str) -> Target:
@@ -98,7 +99,8 @@ def name_apart(targets: Sequence[Target]) -> list[Target]:
 
 def _tail(target: Target) -> tuple[str, ...]:
     """The parts of a target's path; an adapter makes another row of the same folder."""
-    return target.path.resolve().parts + ((f"+{target.adapter.resolve().name}",) if target.adapter else ())
+    *parents, name = target.path.resolve().parts
+    return (*parents, f"{name}+{target.adapter.resolve().name}" if target.adapter else name)
 
 
 def _kind(path: Path) -> Kind:

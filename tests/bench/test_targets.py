@@ -64,6 +64,12 @@ def test_rows_are_named_by_as_few_folders_as_tell_them_apart(tmp_path: Path) -> 
     assert [target.name for target in named] == ["a/onnx/int4", "b/onnx/int4", "fp32"]
 
 
+def test_an_adapter_is_part_of_the_name(tmp_path: Path) -> None:
+    base, adapter = folder(tmp_path / "base", config=True), folder(tmp_path / "lora", adapter=True)
+    named = name_apart([identify(base), identify(base, adapter=adapter)])
+    assert [target.name for target in named] == ["base", "base+lora"]
+
+
 def test_the_same_folder_twice_is_refused(tmp_path: Path) -> None:
     path = folder(tmp_path / "int4", config=True)
     with pytest.raises(InputError, match="named twice"):

@@ -25,14 +25,14 @@ from edgetune_runtime.records import read_records
 NEW_TOKENS = 12
 
 
-class _Qwen3VLWithoutVideo(Qwen3VLProcessor):  # type: ignore[misc]
+class _Qwen3VLWithoutVideo(Qwen3VLProcessor):
     """The processor as it is, without the video part, which needs torchvision."""
 
     def check_argument_for_proper_class(self, *_: object) -> None:
         pass
 
 
-class _Qwen25VLWithoutVideo(Qwen2_5_VLProcessor):  # type: ignore[misc]
+class _Qwen25VLWithoutVideo(Qwen2_5_VLProcessor):
     def check_argument_for_proper_class(self, *_: object) -> None:
         pass
 
@@ -48,7 +48,7 @@ def work(module: str, *arguments: object, output: Path) -> dict[str, Any]:
 def reference(checkpoint: Path, data: Path, adapter: Path | None = None) -> list[str]:
     """Answers of transformers' own processor and generate."""
     processors = {"qwen3_vl": _Qwen3VLWithoutVideo, "qwen2_5_vl": _Qwen25VLWithoutVideo}
-    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto").eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     processor: Any = processors[model.config.model_type](
         image_processor=AutoImageProcessor.from_pretrained(checkpoint, backend="pil"),  # type: ignore[no-untyped-call]
