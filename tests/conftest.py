@@ -1,4 +1,4 @@
-"""Checkpoints that many tests share; they are built once per test process and must not be changed."""
+"""Checkpoints and bundles that many tests share; they are built once per test process and must not be changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from builders import build_qwen2_5_vl, build_qwen3_vl
+from edgetune.cli import cli
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,28 @@ def qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def qwen3_vl_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small bf16 Qwen3-VL checkpoint with random weights."""
     return build_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl_bf16"), dtype=torch.bfloat16)
+
+
+def export(checkpoint: Path, output: Path, precision: str) -> Path:
+    """Write a bundle as a user does."""
+    arguments = ["export", "--checkpoint", str(checkpoint), "--precision", precision, "--output", str(output)]
+    cli.main(arguments, standalone_mode=False)
+    return output
+
+
+@pytest.fixture(scope="session")
+def qwen3_vl_bundle(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Qwen3-VL checkpoint as an fp32 ONNX bundle."""
+    return export(qwen3_vl, tmp_path_factory.mktemp("bundles") / "qwen3_vl", "fp32")
+
+
+@pytest.fixture(scope="session")
+def qwen2_5_vl_bundle(qwen2_5_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Qwen2.5-VL checkpoint as an fp32 ONNX bundle."""
+    return export(qwen2_5_vl, tmp_path_factory.mktemp("bundles") / "qwen2_5_vl", "fp32")
+
+
+@pytest.fixture(scope="session")
+def int4_bundle(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Qwen3-VL checkpoint as an int4 ONNX bundle with the default options."""
+    return export(qwen3_vl, tmp_path_factory.mktemp("bundles") / "int4", "int4")

@@ -1,0 +1,234 @@
+"""Decode speed of our ONNX int4 loop beside onnxruntime-genai's, on the same weights, threads and prompt.
+
+    python benchmarks/peers/onnx_decode.py --checkpoint DIR [--threads 2] [--new-tokens 128] [--runs 7]
+
+The peer's model builder drops Qwen3-VL's DeepStack, so the comparison is on text: the text decoder is saved as the
+plain Qwen3 it is without images, and built for the peer from there. Both sides use symmetric int4 in blocks of 32, the
+head included. Each engine lives in a process of its own, the two take turns, and medians are compared. `--random`
+makes a checkpoint of a size that matters instead of reading one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROMPT_TOKENS = 64
+BLOCK = 32
+
+
+def main() -> None:
+    """Prepare both engines, run them in turns and print a JSON report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="a Qwen3-VL checkpoint")
+    source.add_argument("--random", action="store_true", help="a random checkpoint with a decoder of 0.23B weights")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--serve", nargs=2, metavar=("ENGINE", "FOLDER"), help=argparse.SUPPRESS)
+    if "--serve" in sys.argv:  # a worker process of ours
+        serve(json.loads(sys.argv[2]))
+        return
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        checkpoint = random_checkpoint(folder / "checkpoint") if options.random else options.checkpoint
+        build_ours(checkpoint, folder / "ours")
+        build_peer(checkpoint, folder / "peer")
+        print(json.dumps(compare(folder, options), indent=2))
+
+
+def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens/s of both engines by run, their medians and ratio, and how many tokens of their texts agree."""
+    engines = ("ours", "peer")
+    settings = {"threads": options.threads, "new_tokens": options.new_tokens}
+    workers = {name: Worker({"engine": name, "folder": str(folder / name), **settings}) for name in engines}
+    speeds: dict[str, list[float]] = {name: [] for name in engines}
+    texts: dict[str, list[int]] = {}
+    for turn in range(options.runs + 1):
+        for name in engines if turn % 2 else reversed(engines):
+            reply = workers[name].run()
+            texts[name] = reply["tokens"]
+            if turn:  # the first turn warms up
+                speeds[name].append(reply["tokens_per_second"])
+    for worker in workers.values():
+        worker.close()
+    medians = {name: statistics.median(speeds[name]) for name in engines}
+    same = next((i for i, (a, b) in enumerate(zip(*texts.values(), strict=True)) if a != b), options.new_tokens)
+    return {
+        **settings,
+        "tokens_per_second": speeds,
+        "median": medians,
+        "ratio": medians["ours"] / medians["peer"],
+        "ratio_of_best": max(speeds["ours"]) / max(speeds["peer"]),
+        "equal_tokens": same,
+    }
+
+
+class Worker:
+    """A process that holds one engine and runs it on demand."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Generate once: the tokens and the decode speed."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        reply: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return reply
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """Answer every line on stdin with one generation, timed from its first token to its last."""
+    prompt = np.random.default_rng(0).integers(20, 500, PROMPT_TOKENS)
+    generate = {"ours": load_ours, "peer": load_peer}[settings["engine"]](Path(settings["folder"]), settings)
+    for _ in sys.stdin:
+        tokens, times = [], []
+        for token in generate(prompt):
+            tokens.append(int(token))
+            times.append(time.perf_counter())
+        speed = (len(tokens) - 1) / (times[-1] - times[0])
+        print(json.dumps({"tokens": tokens, "tokens_per_second": speed}), flush=True)
+
+
+def load_ours(folder: Path, settings: dict[str, Any]) -> Any:
+    """Our runtime's loop."""
+    from edgetune_runtime.backends.onnx import OnnxBackend
+    from edgetune_runtime.decode import Prompt, greedy
+
+    backend = OnnxBackend(
+        vision=folder / "onnx/vision_encoder.onnx",
+        embed=folder / "onnx/embed_tokens.onnx",
+        decoder=folder / "onnx/decoder_model_merged.onnx",
+        threads=settings["threads"],
+    )
+
+    def generate(prompt: Any) -> Any:
+        positions = np.tile(np.arange(len(prompt)), (3, 1))
+        text = Prompt(prompt, positions, len(prompt), image_token=-1, image=None)
+        return greedy(backend, text, stop=(), max_new_tokens=settings["new_tokens"], max_length=4096)
+
+    return generate
+
+
+def load_peer(folder: Path, settings: dict[str, Any]) -> Any:
+    """onnxruntime-genai's loop."""
+    import onnxruntime_genai as genai
+
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = settings["threads"]
+    config["model"]["eos_token_id"] = [config["model"]["vocab_size"] - 1]
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    model = genai.Model(str(folder))
+
+    def generate(prompt: Any) -> Any:
+        parameters = genai.GeneratorParams(model)
+        total = len(prompt) + settings["new_tokens"]
+        parameters.set_search_options(max_length=total, min_length=total, do_sample=False)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(prompt.astype(np.int32))
+        for _ in range(settings["new_tokens"]):
+            generator.generate_next_token()
+            yield generator.get_next_tokens()[0]
+
+    return generate
+
+
+def build_ours(checkpoint: Path, output: Path) -> None:
+    """Export with our exporter."""
+    from edgetune.export.checkpoint import load_checkpoint
+    from edgetune.export.embed import build_embed
+    from edgetune.export.graph import save_model
+    from edgetune.export.onnx_bundle import FILES, export_onnx
+    from edgetune.export.options import ExportOptions
+
+    output.mkdir()
+    options = ExportOptions(precision="int4", head_precision="int4", block_size=BLOCK, symmetric=True)
+    export_onnx(checkpoint, output, options)
+    # The peer keeps its token table in float32; ours would be int8, and the texts could part for that reason.
+    table = load_checkpoint(checkpoint).model.get_input_embeddings().weight.detach().numpy()
+    save_model(build_embed(table, "fp32"), output / FILES["embed"])
+
+
+def build_peer(checkpoint: Path, output: Path) -> None:
+    """Save the text decoder as Qwen3 and build it with the peer's model builder."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    text = whole.config.get_text_config()
+    names = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "max_position_embeddings",
+    ]
+    config = Qwen3Config(
+        **{name: getattr(text, name) for name in names},
+        rope_parameters={"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]},
+        tie_word_embeddings=whole.config.tie_word_embeddings,
+        bos_token_id=0,
+        eos_token_id=text.vocab_size - 1,
+        dtype="float32",
+    )
+    plain = Qwen3ForCausalLM(config)
+    plain.model.load_state_dict(whole.model.language_model.state_dict())
+    plain.lm_head.load_state_dict(whole.lm_head.state_dict())
+    source = output.with_name("peer_checkpoint")
+    plain.save_pretrained(source)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(source)
+    settings = [f"int4_block_size={BLOCK}", "int4_is_symmetric=true", "int4_accuracy_level=4"]
+    places = ["-i", str(source), "-o", str(output), "-c", str(output.with_name("peer_cache"))]
+    command = [
+        "-m",
+        "onnxruntime_genai.models.builder",
+        *places,
+        "-p",
+        "int4",
+        "-e",
+        "cpu",
+        "--extra_options",
+        *settings,
+    ]
+    built = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if built.returncode:
+        raise SystemExit(f"the peer's builder failed:\n{built.stderr[-2000:]}")
+
+
+def random_checkpoint(folder: Path) -> Path:
+    """A Qwen3-VL checkpoint with random weights, 0.23B in the decoder, from the test builders."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    from builders import build_qwen3_vl  # type: ignore[import-not-found, unused-ignore]
+
+    build_qwen3_vl(folder, layers=24, hidden=1024, heads=16, kv_heads=8, head_dim=64)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
