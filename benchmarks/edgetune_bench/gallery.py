@@ -19,6 +19,7 @@ from edgetune_runtime.image import load_image
 PREDICTIONS = "predictions"
 Row = Mapping[str, Any]
 _LONGEST_SIDE = 256
+_TRUTH, _ANSWER = "#00e676", "#ffab00"  # readable on dark and on bright pictures
 _HIT = 0.5  # the IoU from which a box counts as right, as in Acc@0.5
 
 
@@ -46,19 +47,19 @@ def samples(answers: Mapping[str, Sequence[Row]], sources: Sequence[str]) -> lis
 def _sample(answers: Mapping[str, Row]) -> Sample:
     first = next(iter(answers.values()))
     image = load_image(first["image"])
-    truth = Cell("truth", _count(first["truth"]), _draw(image, first["truth"]))
-    cells = [Cell(name, _score(row), _draw(image, row["boxes"]), _right(row)) for name, row in answers.items()]
+    truth = Cell("truth", _count(first["truth"]), _draw(image, first["truth"], _TRUTH))
+    cells = [Cell(name, _score(row), _draw(image, row["boxes"], _ANSWER), _right(row)) for name, row in answers.items()]
     return Sample(first["text"], [truth, *cells])
 
 
-def _draw(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
+def _draw(image: Image.Image, boxes: Sequence[Sequence[float]], color: str) -> Image.Image:
     """The picture with its boxes, reduced to the size of a cell; drawn after reducing, so that lines stay readable."""
     scale = min(1.0, _LONGEST_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.LANCZOS)
     # The phrase stands above the row, so the boxes need no labels.
     found = [Detection((x1 * scale, y1 * scale, x2 * scale, y2 * scale), "") for x1, y1, x2, y2 in boxes]
-    return draw_detections(small, found)
+    return draw_detections(small, found, color=color)
 
 
 def _right(row: Row) -> bool:
