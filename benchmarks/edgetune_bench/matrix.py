@@ -63,7 +63,8 @@ def check_records(data: Path, limit: int | None) -> tuple[list[Record], str]:
     if not records:
         raise InputError(f"{data}: no records", hint="give a JSONL with at least one record")
     digest = hashlib.sha256()
-    for image in dict.fromkeys(record.image for record in records):
+    images = list(dict.fromkeys(record.image for record in records))
+    for image in tqdm(images, desc="check images", unit="image", leave=False, disable=None, delay=2):
         load_image(image)
         digest.update(sha256_file(image).encode())
     return records, digest.hexdigest()

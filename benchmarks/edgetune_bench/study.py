@@ -72,12 +72,13 @@ class Study:
     def _row(
         self, target: Target, outcome: matrix.Report | Failure, answers: Mapping[str, list[dict[str, Any]]]
     ) -> dict[str, Any]:
-        row = {"name": target.name, "path": str(target.path), "kind": target.kind}
+        row: dict[str, Any] = {"name": target.name, "path": str(target.path), "kind": target.kind}
         if isinstance(outcome, Failure):
-            return row | {"status": "failed", "reason": outcome.reason, "exit_code": outcome.exit_code}
-        row |= {"status": "ok"} | summarise(outcome, answers[target.name])
+            failure = {"status": "failed", "reason": outcome.reason, "exit_code": outcome.exit_code}
+            return row | {"baseline": target.name == self.baseline} | failure
+        row |= {"baseline": target.name == self.baseline, "status": "ok"} | summarise(outcome, answers[target.name])
         if target.name == self.baseline:
-            return row | {"baseline": True}
+            return row
         reference = answers.get(self.baseline) if self.baseline else None
         return row | ({"delta": compare(answers[target.name], reference)} if reference else {})
 
@@ -134,7 +135,7 @@ def prepare(
         options=options,
         baseline=None if chosen is None else named[rows.index(chosen)].name,
         pictures=pictures,
-        inputs={"data": data, **intact},
+        inputs={"data": data} | {f"row {name}": path for name, path in intact.items()},
         settings={
             **options.to_dict(),
             "rows": [target.name for target in named],

@@ -30,6 +30,8 @@ def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         others = row.get("others_cpu_share") or 0.0
         if row["status"] == "failed":
             found.append(f"{row['name']}: failed (exit code {row['exit_code']}): {row['reason']}")
+            if row.get("baseline"):
+                found.append(f"{row['name']}: is the baseline, so there are no differences")
         elif others > _BUSY:
             found.append(f"{row['name']}: timings are noisy, other processes used {others:.0%} of the CPU meanwhile")
     return found

@@ -87,8 +87,8 @@ def test_results_say_what_was_measured_and_where(
 ) -> None:
     found = results(bench[0])
     assert found["inputs"]["data"]["sha256"] == sha256_file(data)
-    assert found["inputs"]["onnx"]["sha256"] == sha256_tree(bundle)
-    assert found["inputs"]["torch"]["sha256"] == sha256_tree(qwen3_vl)
+    assert found["inputs"]["row onnx"]["sha256"] == sha256_tree(bundle)
+    assert found["inputs"]["row torch"]["sha256"] == sha256_tree(qwen3_vl)
     assert found["machine"]["usable_cores"] == len(psutil.Process().cpu_affinity())
     assert found["machine"]["memory_bytes"] == psutil.virtual_memory().total
     assert {"python", "torch", "onnxruntime", "edgetune"} <= found["versions"].keys()
@@ -177,6 +177,19 @@ def _worker(parent: int, mark: str) -> psutil.Process:
                 return child
         time.sleep(0.02)
     raise AssertionError("no worker was started")
+
+
+def test_a_failed_baseline_leaves_the_others_without_differences(
+    bundle: Path, damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    arguments = ("--baseline", damaged, "--data", data, "--limit", 2, "--output", tmp_path / "out", *SMALL)
+    done = edgetune("bench", bundle, *arguments)
+    assert done.exit_code == 1
+    assert [(row["name"], "delta" in row) for row in results(tmp_path / "out")["rows"]] == [
+        ("damaged", False),
+        (bundle.name, False),
+    ]
+    assert "damaged: is the baseline, so there are no differences" in done.stdout
 
 
 def test_eval_writes_predictions_that_add_up_to_its_table(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
