@@ -46,7 +46,7 @@ class TorchModel:
             raise InputError(f"{checkpoint}: no preprocessor_config.json", hint="copy it from the base model")
         self._device = torch.device(device)
         # Parts of transformers are not typed.
-        self._processor: Any = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")  # type: ignore[no-untyped-call]
+        self._processor: Any = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
         self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
         if adapter is not None:
@@ -54,7 +54,7 @@ class TorchModel:
         self._model = model.to(self._device).eval()
         self._clock = _Clock(self._model.get_submodule(self._family.modules.vision_root), self._model, self._device)
         stop = [self._tokenizer.convert_tokens_to_ids(token) for token in self._family.stop_tokens]
-        self._generation = GenerationConfig(  # type: ignore[no-untyped-call]
+        self._generation = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=stop[-1], use_cache=True
         )
 
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, help="LoRA adapter to apply, unmerged")
     add_arguments(parser)
     options = parser.parse_args(arguments)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     if options.threads:
         torch.set_num_threads(options.threads)
     header: dict[str, Any] = {"engine": "torch", "device": options.device, "threads": torch.get_num_threads()}

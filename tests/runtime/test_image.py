@@ -88,7 +88,7 @@ def test_pixels_are_bit_identical_to_transformers(
 ) -> None:
     folder: Path = request.getfixturevalue(family)
     image = picture(mode, width, height)
-    processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    processor = AutoImageProcessor.from_pretrained(folder)
     expected = processor(images=image, return_tensors="np")
 
     pixels = preprocess(load_image(image), ImageSpec.from_checkpoint(folder))

@@ -92,7 +92,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _load_model(folder: Path) -> Any:
     """Load with float32 weights; refuse a checkpoint that does not fill the model exactly."""
     # Its bar draws over the export's own, and off terminals too.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True

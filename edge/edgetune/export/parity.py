@@ -132,7 +132,7 @@ def _run_reference(checkpoint: Checkpoint, name: str, pixels: Pixels, ids: npt.N
         image_grid_thw=grid,
         mm_token_type_ids=(prompt == checkpoint.tokens["image"]).int(),
         # Without the checkpoint's own settings, which may ask for sampling or penalties.
-        generation_config=transformers.GenerationConfig(  # type: ignore[no-untyped-call]
+        generation_config=transformers.GenerationConfig(
             do_sample=False,
             max_new_tokens=_NEW_TOKENS,
             eos_token_id=checkpoint.tokens["eos"],
