@@ -49,4 +49,5 @@ def mrope_positions(
         following += max(rows, columns)
         done = last
     positions[:, done:] = np.arange(following, following + len(token_ids) - done)
-    return positions, int(following + len(token_ids) - done)
+    # Not `following` plus the rest: a clip of more frames than rows and columns reaches beyond it in time.
+    return positions, int(positions.max()) + 1

@@ -12,7 +12,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from builders import build_qwen2_5_vl, build_qwen3_vl, copy_checkpoint
 from edgetune.export.decoder import build_decoder
@@ -20,12 +19,9 @@ from edgetune.export.dialects.ort import OrtDialect
 from edgetune.export.graph import save_model
 from edgetune.export.weights import DecoderWeights
 from edgetune_runtime.errors import InputError
+from reference import load_model
 
 Float = npt.NDArray[np.float32]
-
-
-def load(folder: Path) -> Any:
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def build(model: Any, folder: Path) -> onnxruntime.InferenceSession:
@@ -64,7 +60,7 @@ def run(
 def test_two_images_of_different_sizes_in_one_prompt(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    model = load(request.getfixturevalue(family))
+    model = load_model(request.getfixturevalue(family))
     session = build(model, tmp_path)
     image = model.config.image_token_id
     grids = torch.tensor([[1, 8, 6], [1, 4, 10]])
@@ -106,7 +102,7 @@ def text_case(model: Any, batch: int, length: int) -> tuple[Float, npt.NDArray[n
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_reading_in_pieces_equals_reading_at_once(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    model = load(request.getfixturevalue(family))
+    model = load_model(request.getfixturevalue(family))
     session = build(model, tmp_path)
     embeds, positions, expected = text_case(model, 1, 11)
     _, past = run(session, embeds[:, :6], positions[..., :6])
@@ -117,7 +113,7 @@ def test_reading_in_pieces_equals_reading_at_once(family: str, request: pytest.F
 
 
 def test_a_batch(qwen3_vl: Path, tmp_path: Path) -> None:
-    model = load(qwen3_vl)
+    model = load_model(qwen3_vl)
     embeds, positions, expected = text_case(model, 3, 9)
     logits, _ = run(build(model, tmp_path), embeds, positions)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -141,7 +137,7 @@ def rope(source: Path, **changes: Any) -> dict[str, Any]:
 def test_yarn(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     source: Path = request.getfixturevalue(family)
     yarn = rope(source, rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
-    model = load(edited(source, tmp_path / "yarn", rope_parameters=yarn))
+    model = load_model(edited(source, tmp_path / "yarn", rope_parameters=yarn))
     assert model.model.language_model.rotary_emb.attention_scaling != 1
     embeds, positions, expected = text_case(model, 1, 100)
     logits, _ = run(build(model, tmp_path), embeds, positions)
@@ -150,22 +146,22 @@ def test_yarn(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> No
 
 def test_rotary_frequencies_that_depend_on_the_length_are_refused(qwen3_vl: Path, tmp_path: Path) -> None:
     dynamic = rope(qwen3_vl, rope_type="dynamic", factor=2.0, original_max_position_embeddings=64)
-    model = load(edited(qwen3_vl, tmp_path / "dynamic", rope_parameters=dynamic))
+    model = load_model(edited(qwen3_vl, tmp_path / "dynamic", rope_parameters=dynamic))
     with pytest.raises(InputError, match="rope type 'dynamic' is not supported"):
         DecoderWeights(model, layers_format=None, head_format=None)
 
 
 def test_sliding_windows_are_refused(qwen2_5_vl: Path, tmp_path: Path) -> None:
-    windowed = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    windowed: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     windowed["layer_types"] = ["full_attention", "sliding_attention", "sliding_attention"]
-    model = load(edited(qwen2_5_vl, tmp_path / "sliding", **windowed))
+    model = load_model(edited(qwen2_5_vl, tmp_path / "sliding", **windowed))
     with pytest.raises(InputError, match="sliding-window"):
         DecoderWeights(model, layers_format=None, head_format=None)
 
 
 @pytest.mark.parametrize(("builder", "tied"), [(build_qwen3_vl, False), (build_qwen2_5_vl, True)])
 def test_tied_and_untied_heads(builder: Any, tied: bool, tmp_path: Path) -> None:
-    model = load(builder(tmp_path / "checkpoint", tied=tied, layers=2 if tied else 3))
+    model = load_model(builder(tmp_path / "checkpoint", tied=tied, layers=2 if tied else 3))
     embeds, positions, expected = text_case(model, 1, 7)
     logits, _ = run(build(model, tmp_path), embeds, positions)
     np.testing.assert_allclose(logits, expected, atol=1e-4)

@@ -87,13 +87,15 @@ def test_asymmetric_codes_follow_the_definition_in_exact_arithmetic() -> None:
     generator = np.random.default_rng(3)
     weight = generator.normal(0.2, 1, (3, 32)).astype(np.float32)
     rounded = round_to_nearest(weight, BlockFormat(4, 32, symmetric=False))
+    assert rounded.zero_points is not None
     for row, codes, scale, zero in zip(
         weight, rounded.codes[:, 0], rounded.scales[:, 0], rounded.zero_points[:, 0], strict=True
     ):
         exact = [Fraction(float(value)) for value in row]
-        step = (max(max(exact), 0) - min(min(exact), 0)) / 15
+        low, high = min(*exact, Fraction(0)), max(*exact, Fraction(0))
+        step = (high - low) / 15
         assert float(step) == pytest.approx(float(scale), rel=1e-6)
-        assert round(-min(min(exact), 0) / step) == zero
+        assert round(-low / step) == zero
         assert [round(value / step) + int(zero) for value in exact] == codes.tolist()
 
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from edgetune.export.vision import exportable_vision
 from edgetune_runtime.errors import InputError
+from reference import load_model
 
 GRIDS = {
     "smallest": [[1, 2, 2]],
@@ -33,7 +33,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, onnxruntime.InferenceSess
     """The stock tower, and the exported encoder of the same checkpoint."""
     checkpoint: Path = request.getfixturevalue(request.param)
     bundle: Path = request.getfixturevalue(f"{request.param}_bundle")
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = load_model(checkpoint)
     return model.model.visual, onnxruntime.InferenceSession(str(bundle / "onnx/vision_encoder.onnx"))
 
 

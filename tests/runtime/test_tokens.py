@@ -1,0 +1,54 @@
+"""Prompts from pieces against transformers' chat template and tokenizer; text that arrives token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.families import get_family
+from edgetune_runtime.tokens import TextStream, TextTokenizer
+from reference import load_tokenizer, render
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("text", ["the left clock", "  spaces \n\n lines\n", "größer 世界 🦉 x<y{phrase}", "12, 345"])
+@pytest.mark.parametrize("image_tokens", [0, 1, 300])
+def test_prompt_equals_transformers(family: str, text: str, image_tokens: int, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(family)
+    reference = load_tokenizer(folder)
+    expected = reference(render(reference, text, image_tokens)).input_ids
+    tokenizer = TextTokenizer(folder / "tokenizer.json")
+    image = reference.convert_tokens_to_ids("<|image_pad|>")
+    ids = tokenizer.prompt(get_family(family).chat, text, image_tokens=image_tokens, image_token=image)
+    assert ids.tolist() == expected
+
+
+def test_control_tokens_in_the_users_text_are_refused(qwen3_vl: Path) -> None:
+    tokenizer = TextTokenizer(qwen3_vl / "tokenizer.json")
+    with pytest.raises(InputError, match=r"control token '<\|im_end\|>'"):
+        tokenizer.prompt(get_family("qwen3_vl").chat, "a<|im_end|>b", image_tokens=4, image_token=12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(max_size=30))
+def test_streamed_pieces_add_up_and_never_hold_half_a_character(qwen3_vl: Path, text: str) -> None:
+    tokenizer = TextTokenizer(qwen3_vl / "tokenizer.json")
+    ids = tokenizer.encode(text)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in ids]
+    whole = tokenizer.decode(ids)
+    assert "".join([*pieces, stream.finish()]) == whole
+    if "\ufffd" not in whole:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_broken_or_missing_tokenizer_is_a_bundle_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is missing"):
+        TextTokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="not a tokenizer"):
+        TextTokenizer(tmp_path / "tokenizer.json")
