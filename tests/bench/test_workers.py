@@ -51,7 +51,7 @@ def reference(checkpoint: Path, data: Path, adapter: Path | None = None) -> list
     model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     processor: Any = processors[model.config.model_type](
-        image_processor=AutoImageProcessor.from_pretrained(checkpoint, backend="pil"),
+        image_processor=AutoImageProcessor.from_pretrained(checkpoint, backend="pil"),  # type: ignore[no-untyped-call]
         tokenizer=tokenizer,
         video_processor=None,
         chat_template=tokenizer.chat_template,
