@@ -65,11 +65,11 @@ def resolve_targets(model: nn.Module, modules: Modules, targets: Sequence[str], 
             try:
                 pattern = re.compile(target)
             except re.error as error:
-                raise InputError(f"LoRA target {target!r} is not a regular expression: {error}") from error
+                raise InputError(f"LoRA target '{target}' is not a regular expression: {error}") from error
             matches = [name for name in linears if pattern.fullmatch(name)]
         if not matches:
             raise InputError(
-                f"LoRA target {target!r} matches no linear layer", hint=_close_names(target, linears, reachable)
+                f"LoRA target '{target}' matches no linear layer", hint=_close_names(target, linears, reachable)
             )
         found.update(matches)
     return sorted(found)

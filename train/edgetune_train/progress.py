@@ -1,4 +1,4 @@
-"""The progress bar of a training run: loss, learning rate, samples per second, time left."""
+"""What is seen of a training run while it goes on: loss, learning rate, samples per second, time left."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ class Progress(TrainerCallback):
         """Show the latest of each figure."""
         names = {"loss": "loss", "learning_rate": "lr", "eval_acc50": "Acc@0.5", "eval_miou": "mIoU"}
         self._shown |= {names[key]: f"{value:.3g}" for key, value in (logs or {}).items() if key in names}
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Have the loss logged, so that every epoch and the whole run end with a figure."""
+        control.should_log = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from edgetune_runtime.errors import InputError
+from edgetune_train.checkpoint import library_warnings_off
 from edgetune_train.lora import LoraSettings
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -141,6 +142,7 @@ def training_arguments(settings: TrainSettings, folder: Path, *, validate: bool)
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "log_level": "error",
         "seed": settings.seed,
@@ -149,7 +151,8 @@ def training_arguments(settings: TrainSettings, folder: Path, *, validate: bool)
     if settings.gradient_checkpointing:
         values |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     try:
-        arguments = TrainingArguments(**values)
+        with library_warnings_off():
+            arguments = TrainingArguments(**values)
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"transformers refuses the training arguments: {error}") from error
     # Several visible GPUs without a launcher would mean DataParallel, which cannot split a batch of image patches.

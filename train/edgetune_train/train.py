@@ -68,7 +68,10 @@ def train(
     collate = Collator.of(checkpoint, images)
     scorer = GroundingScorer(checkpoint, val_samples, collate, settings.batch_size)
     progress = Progress()
-    board: Any = TensorBoardCallback
+    callbacks: list[Any] = [progress]
+    if arguments.process_index == 0:
+        board: Any = TensorBoardCallback
+        callbacks.append(board(SummaryWriter(str(folder / "logs"))))
     trainer = GroundingTrainer(
         scorer=scorer if scorer.samples and _is_unsharded(arguments) else None,
         model=model,
@@ -76,7 +79,7 @@ def train(
         train_dataset=samples,
         eval_dataset=val_samples or None,
         data_collator=collate,
-        callbacks=[progress, board(SummaryWriter(str(folder / "logs")))],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     resume = last_checkpoint(folder / _CHECKPOINTS)

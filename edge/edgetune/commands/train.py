@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,23 +89,21 @@ def command(
     def build(folder: Path) -> dict[str, Any]:
         return train(base, records, val_records, settings, folder)
 
-    if not main_process():
-        build(work_folder(output))
-        return
-    inputs = {"checkpoint": checkpoint, "data": data} | ({"val": val} if val else {})
-    identity = asdict(settings) | {"limit": limit, "images_sha256": tree_hash(images)}
-    stage = run_stage(
+    stage = partial(
+        run_stage,
         "train",
         output,
-        inputs=inputs,
-        settings=identity,
+        inputs={"checkpoint": checkpoint, "data": data} | ({"val": val} if val else {}),
+        settings=asdict(settings) | {"limit": limit, "images_sha256": tree_hash(images)},
         build=build,
         seed=settings.seed,
         force=force,
-        dry_run=dry_run,
         resumable=True,
     )
-    _report(console, stage, len(records), dry_run=dry_run)
+    if main_process():
+        _report(console, stage(dry_run=dry_run), len(records), dry_run=dry_run)
+    elif not (dry_run or stage(dry_run=True).skipped):
+        build(work_folder(output))
 
 
 def _settings(options: dict[str, Any]) -> TrainSettings:

@@ -1,0 +1,279 @@
+"""Training runs through the command line: they learn, repeat, survive a kill, and refuse what they cannot use."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from peft import PeftModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForImageTextToText
+
+from builders import copy_checkpoint
+from edgetune.cli import cli
+from train.conftest import RECORDS, write_records
+from train.reference import conversation
+
+QUICK = ["--epochs", "1", "--batch-size", "3", "--rank", "4", "--precision", "fp32"]
+
+
+def train(checkpoint: Path, data: Path, output: Path, *options: str) -> Result:
+    paths = ["--checkpoint", str(checkpoint), "--data", str(data), "--output", str(output)]
+    return CliRunner().invoke(cli, ["train", *paths, *QUICK, *options])
+
+
+def trained(checkpoint: Path, data: Path, output: Path, *options: str) -> dict[str, Any]:
+    result = train(checkpoint, data, output, *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_a_few_samples_are_learned(
+    request: pytest.FixtureRequest, family: str, data: Path, val: Path, tmp_path: Path
+) -> None:
+    checkpoint = request.getfixturevalue(family)
+    output = tmp_path / "adapter"
+    options = ["--epochs", "30", "--learning-rate", "0.01", "--val", str(val), "--trainer-arg", "eval_strategy=no"]
+    result = trained(checkpoint, data, output, *options)["result"]
+    assert result["steps"] == 60
+    assert result["loss"]["last"] < 0.2 * result["loss"]["first"]
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    one = conversation(checkpoint, data.parent / "0.png", "What colour is the cup?", "red").inputs
+    with torch.no_grad():
+        before = base(**one).logits[0, -3].softmax(-1)
+        after = PeftModel.from_pretrained(base, str(output)).eval()(**one).logits[0, -3].softmax(-1)
+    answer = one["input_ids"][0, -2]  # "red" is followed by the end token
+    assert after[answer] > 0.8 > before[answer]
+
+
+def test_the_folder_tells_how_it_went(qwen3_vl: Path, data: Path, val: Path, tmp_path: Path) -> None:
+    output = tmp_path / "adapter"
+    document = trained(qwen3_vl, data, output, "--epochs", "2", "--val", str(val))
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    events = [name for name in names if "tfevents" in name]
+    assert names == {"adapter_model.safetensors", "adapter_config.json", "logs/log.jsonl", "manifest.json", *events}
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["result"] == document["result"]
+    assert set(manifest["inputs"]) == {"checkpoint", "data", "val"}
+    assert manifest["seed"] == 0
+    assert [row["epoch"] for row in manifest["result"]["validation"]] == [1, 2]
+    for row in manifest["result"]["validation"]:
+        assert {"loss", "acc50", "miou", "refusal_accuracy"} < set(row)
+        assert 0 <= row["acc50"] <= row["miou"] * 2
+    logged = [json.loads(line) for line in (output / "logs" / "log.jsonl").read_text().splitlines()]
+    curve = EventAccumulator(str(output / "logs")).Reload().Scalars("train/loss")
+    assert [point.step for point in curve] == [entry["step"] for entry in logged if "loss" in entry]
+    assert [point.value for point in curve] == pytest.approx([entry["loss"] for entry in logged if "loss" in entry])
+
+    again = train(qwen3_vl, data, output, "--epochs", "2", "--val", str(val))
+    assert again.stdout.strip().endswith("unchanged, nothing to do")
+    dry = train(qwen3_vl, data, tmp_path / "other", "--dry-run")
+    assert dry.exit_code == 0
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_seed_decides_everything(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        trained(qwen3_vl, data, tmp_path / name, "--seed", seed, "--dropout", "0.1")
+        weights.append((tmp_path / name / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_changed_picture_trains_again(qwen3_vl: Path, tmp_path: Path) -> None:
+    data = write_records(tmp_path / "data")
+    first = trained(qwen3_vl, data, tmp_path / "adapter")
+    other = write_records(tmp_path / "other", seed=5)
+    (data.parent / "0.png").write_bytes((other.parent / "0.png").read_bytes())
+    second = trained(qwen3_vl, data, tmp_path / "adapter")
+    assert not second["skipped"]
+    assert first["inputs"]["data"] == second["inputs"]["data"]
+
+
+@pytest.mark.parametrize(
+    ("options", "marks"),
+    [
+        (["--vision-lora"], ["model.visual.blocks.0.attn.qkv.lora_A", "language_model.layers.0.mlp.up_proj.lora_B"]),
+        (["--gradient-checkpointing"], ["language_model.layers.0.mlp.up_proj.lora_A"]),
+        (["--dora", "--rslora"], ["lora_magnitude_vector"]),
+        (["--precision", "bf16"], ["language_model.layers.3.self_attn.q_proj.lora_A"]),
+        (["--target", "q_proj", "--accumulate", "2"], ["layers.3.self_attn.q_proj.lora_B"]),
+        (["--cache-mb", "0", "--limit", "2"], ["layers.3.self_attn.q_proj.lora_B"]),
+    ],
+)
+def test_variants_move_their_weights(
+    qwen3_vl: Path, data: Path, tmp_path: Path, options: list[str], marks: list[str]
+) -> None:
+    trained(qwen3_vl, data, tmp_path / "adapter", "--epochs", "3", "--learning-rate", "0.01", *options)
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for mark in marks:
+        found = [tensor for name, tensor in weights.items() if mark in name]
+        assert found
+        assert all(tensor.dtype == torch.float32 and tensor.abs().max() > 0 for tensor in found)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == (("--dora" in options),) * 2
+
+
+def test_a_killed_run_continues_to_the_same_end(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    options = ["--epochs", "20", "--checkpoint-steps", "5", "--dropout", "0.1"]  # 40 steps
+    whole = trained(qwen3_vl, data, tmp_path / "whole", *options)
+    output = tmp_path / "killed"
+    paths = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgetune", "train", *paths, *QUICK, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    state = tmp_path / ".killed.partial" / "checkpoints" / "checkpoint-10" / "trainer_state.json"
+    while not state.is_file() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not output.exists()
+
+    resumed = trained(qwen3_vl, data, output, *options)
+    assert 10 <= resumed["result"]["resumed_from_step"] < 40
+    assert resumed["result"]["loss"] == pytest.approx(whole["result"]["loss"])
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+def test_two_processes_train_as_one_that_accumulates(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    """Two ranks with 3 records each average the gradients that one process adds up over two steps of 3."""
+    options = ["--epochs", "4", "--learning-rate", "0.001"]
+    trained(qwen3_vl, data, tmp_path / "one", *options, "--accumulate", "2")
+    paths = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(tmp_path / "two")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "edgetune", "train", *paths, *QUICK, *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_an_interrupted_run_stops_with_130_and_leaves_no_result(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "adapter"
+    paths = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgetune", "train", *paths, *QUICK, "--epochs", "2000", "--checkpoint-steps", "5"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / ".adapter.partial" / "checkpoints").is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.read().strip() == "error: interrupted"
+    assert process.wait() == 130
+    assert not output.exists()
+
+
+def test_validation_images_must_not_be_trained_on(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    copied = write_records(tmp_path / "val", seed=0)
+    result = train(qwen3_vl, data, tmp_path / "adapter", "--val", str(copied))
+    assert result.exit_code == 2
+    assert "data.jsonl:1: its image is also trained on" in result.stderr
+    assert "6 of 6" in result.stderr
+    assert train(qwen3_vl, data, tmp_path / "adapter", "--val", str(copied), "--allow-overlap").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"image": "missing.png", "text": "a", "bbox": [1, 2, 3, 4]}', "missing.png"),
+        ('{"image": "0.png", "text": "a"', "not valid JSON"),
+        ('{"image": "0.png", "text": "a", "bbox": [1, 2, 3000, 40]}', "leaves the 160x120 image"),
+        ('{"image": "0.png", "text": "a", "bbox": [30, 2, 10, 40]}', "x1 >= x2"),
+    ],
+)
+def test_a_bad_record_is_one_line_with_its_place(qwen3_vl: Path, tmp_path: Path, line: str, complaint: str) -> None:
+    data = write_records(tmp_path / "data", records=RECORDS[:1])
+    data.write_text(data.read_text() + line + "\n")
+    refuses(train(qwen3_vl, data, tmp_path / "adapter"), f"{data}:2: ", complaint, output=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        ("preprocessor_config.json", None, "preprocessor_config.json"),
+        ("tokenizer.json", None, "tokenizer.json"),
+        ("config.json", '{"model_type": "qwen9_vl"}', "qwen9_vl"),
+        ("config.json", '{"model_type": "llava"}', "boxes only"),
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", None, "config.json"),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line(
+    qwen3_vl: Path, data: Path, tmp_path: Path, file: str, content: str | None, complaint: str
+) -> None:
+    checkpoint = copy_checkpoint(qwen3_vl, tmp_path / "checkpoint")
+    (checkpoint / file).unlink()
+    if content is not None:
+        (checkpoint / file).write_text(content)
+    refuses(train(checkpoint, data, tmp_path / "adapter"), complaint, output=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--target", "q_porj"], "'q_porj' matches no linear layer"),
+        (["--trainer-arg", "max_grad_nrom=1"], "max_grad_norm"),
+        (["--trainer-arg", "num_train_epochs=1"], "use --epochs"),
+        (["--trainer-arg", "save_strategy=no"], "edgetune relies on it"),
+        (["--trainer-arg", "optim=sdg"], "sdg"),
+        (["--trainer-arg", "warmup_steps"], "KEY=VALUE"),
+    ],
+)
+def test_a_bad_option_is_one_line(
+    qwen3_vl: Path, data: Path, tmp_path: Path, options: list[str], complaint: str
+) -> None:
+    refuses(train(qwen3_vl, data, tmp_path / "adapter", *options), complaint, output=tmp_path / "adapter")
+
+
+def test_trainer_arguments_reach_the_trainer(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    options = [
+        "--trainer-arg",
+        "max_steps=3",
+        "--trainer-arg",
+        "lr_scheduler_type=constant",
+        "--trainer-arg",
+        "logging_steps=1",
+    ]
+    document = trained(qwen3_vl, data, tmp_path / "adapter", *options, "--learning-rate", "0.005")
+    assert document["result"]["steps"] == 3
+    logged = [json.loads(line) for line in (tmp_path / "adapter" / "logs" / "log.jsonl").read_text().splitlines()]
+    assert [entry["learning_rate"] for entry in logged if "loss" in entry] == [0.005] * 3
+
+
+def refuses(result: Result, *complaints: str, output: Path) -> None:
+    """Check for exit code 2, one error line (and a hint at most) that names the complaints, and no output."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert [line.partition(":")[0] for line in lines[1:]] in ([], ["hint"])
+    for complaint in complaints:
+        assert complaint in result.stderr
+    assert not output.exists()
