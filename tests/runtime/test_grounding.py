@@ -18,7 +18,6 @@ from edgetune_runtime.grounding import Geometry, encode, parse, to_image, to_mod
 HD = Geometry(width=1920, height=1080, resized_width=1288, resized_height=728)
 QWEN3, QWEN2_5, LLAVA = FAMILIES["qwen3_vl"], FAMILIES["qwen2_5_vl"], FAMILIES["llava"]
 BOX = [[96.0, 108.0, 960.0, 540.0]]
-
 families = st.sampled_from(list(FAMILIES.values()))
 
 
