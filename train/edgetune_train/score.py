@@ -35,6 +35,7 @@ class GroundingScorer:
         self._base = base
         self._collate = collate
         self._batch_size = batch_size
+        self._limit = max((len(sample.answer_ids) for sample in self.samples), default=0) + _SLACK
         self._stop = [token_id(base.tokenizer, token) for token in base.family.stop_tokens]
 
     def __call__(self, model: Any) -> dict[str, float]:
@@ -62,7 +63,7 @@ class GroundingScorer:
         output = model.generate(
             **_to(inputs, model.device),
             do_sample=False,
-            max_new_tokens=max(len(sample.answer_ids) for sample in samples) + _SLACK,
+            max_new_tokens=self._limit,
             eos_token_id=self._stop,
             pad_token_id=self._collate.pad_id,
         )
