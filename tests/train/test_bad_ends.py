@@ -1,0 +1,74 @@
+"""Stages that are stopped half way, or that run out of disk, leave one line, the documented code and no result."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from train.test_merge import make_adapter
+
+EDGETUNE = [sys.executable, "-m", "edgetune"]
+TRAIN = ["--epochs", "2000", "--batch-size", "3", "--checkpoint-steps", "5", "--precision", "fp32"]
+
+
+def paths(checkpoint: Path, output: Path, **others: Path) -> list[str]:
+    named = {"checkpoint": checkpoint, "output": output, **others}
+    return [word for name, path in named.items() for word in (f"--{name}", str(path))]
+
+
+def test_interrupted_training_keeps_its_resume_points_only(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    command = [*EDGETUNE, "train", *paths(qwen3_vl, tmp_path / "adapter", data=data), *TRAIN]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / ".adapter.partial" / "checkpoints").is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.read().strip() == "error: interrupted"
+    assert process.wait() == 130
+    assert [path.name for path in tmp_path.iterdir()] == [".adapter.partial"]
+
+
+def test_an_interrupted_merge_leaves_nothing(qwen3_vl: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(qwen3_vl, tmp_path / "adapter")
+    process = subprocess.Popen(
+        [*EDGETUNE, "merge", *paths(qwen3_vl, tmp_path / "out" / "merged", adapter=adapter)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "out" / ".merged.partial").is_dir() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.read().strip() == "error: interrupted"
+    assert process.wait() == 130
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["train", "merge"])
+def test_a_full_disk_is_one_line(qwen3_vl: Path, data: Path, tmp_path: Path, verb: str) -> None:
+    disk, unshare = tmp_path / "disk", shutil.which("unshare")
+    disk.mkdir()
+    if verb == "train":
+        command = [*EDGETUNE, "train", *paths(qwen3_vl, disk / "out", data=data), *TRAIN]
+    else:
+        adapter = make_adapter(qwen3_vl, tmp_path / "adapter")
+        command = [*EDGETUNE, "merge", *paths(qwen3_vl, disk / "out", adapter=adapter)]
+    mount = 'mount -t tmpfs -o size=300k tmpfs "$0"'
+    if (
+        unshare is None
+        or subprocess.run([unshare, "-rm", "sh", "-c", mount, disk], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this system lets no one mount a small file system in a namespace of their own")
+    script = f'{mount} && "$@"; code=$?; ls "$0"; exit $code'
+    done = subprocess.run(
+        [unshare, "-rm", "sh", "-c", script, disk, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[0] == f"error: {disk}: no space left on the disk"
+    assert len(done.stderr.splitlines()) == 2
+    assert done.stdout == ""
