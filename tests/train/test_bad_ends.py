@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from train.test_merge import make_adapter
 
 EDGETUNE = [sys.executable, "-m", "edgetune"]
