@@ -44,7 +44,7 @@ def test_fp32_is_exact_and_says_so(family: str, request: pytest.FixtureRequest) 
 def test_rounded_precisions(qwen2_5_vl: Path, tmp_path: Path, precision: str, bits: int) -> None:
     bundle = export(qwen2_5_vl, tmp_path / "bundle", "--precision", precision)
     parity = bundle["parity"]
-    assert parity["vision_mean_cosine"] > 0.999
+    assert parity["vision_mean_cosine"] > (0.99999 if bits == 16 else 0.995)
     # Random weights have no structure that forgives rounding; sixteen, eight and four bits still lie far apart.
     assert parity["mean_kl"] < {16: 1e-3, 8: 0.05, 4: 1.0}[bits]
     graph = onnx.load(tmp_path / "bundle/onnx/decoder_model_merged.onnx", load_external_data=False).graph

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 import onnxruntime
+import torch
 
 from edgetune.export import parity
 from edgetune.export.checkpoint import COPIED, Checkpoint, load_checkpoint
@@ -20,7 +21,7 @@ from edgetune.export.embed import build_embed
 from edgetune.export.graph import save_model
 from edgetune.export.options import ExportOptions
 from edgetune.export.vision import export_vision, exportable_vision
-from edgetune.export.vision_int8 import quantize_linears
+from edgetune.export.vision_int8 import dynamic_layers, quantize_linears
 from edgetune.export.weights import DecoderSpec, DecoderWeights
 from edgetune_runtime.backends.onnx import OnnxBackend
 from edgetune_runtime.errors import InputError
@@ -70,7 +71,7 @@ def export_onnx(
     samples = parity.reference_samples(checkpoint)
     (work / "onnx").mkdir()
     progress("vision")
-    save_model(_vision(checkpoint, options), work / FILES["vision"])
+    save_model(_vision(checkpoint, samples, options), work / FILES["vision"])
     progress("embeddings")
     table = {"fp32": "fp32", "fp16": "fp16"}.get(options.precision, "int8")
     save_model(build_embed(weights.embedding(), table), work / FILES["embed"])
@@ -85,7 +86,7 @@ def export_onnx(
     return {"bundle": _describe(checkpoint, weights.spec, options, limits, measured)}
 
 
-def _vision(checkpoint: Checkpoint, options: ExportOptions) -> ir.Model:
+def _vision(checkpoint: Checkpoint, samples: list[parity.Sample], options: ExportOptions) -> ir.Model:
     tower = checkpoint.model.model.visual
     wrapper = exportable_vision(checkpoint.config["model_type"], tower)
     if options.vision == "fp16":
@@ -93,7 +94,10 @@ def _vision(checkpoint: Checkpoint, options: ExportOptions) -> ir.Model:
     model = export_vision(wrapper)
     fmt = options.block_format(options.vision)
     if fmt is not None:
-        quantize_linears(model, fmt)
+        images = [(torch.from_numpy(s.pixels.pixel_values), torch.from_numpy(s.pixels.grid_thw)) for s in samples]
+        # Integer products are an advantage of CPUs; CUDA's are not used by onnxruntime for these operators.
+        dynamic = dynamic_layers(wrapper, images) if options.target == "cpu" else frozenset()
+        quantize_linears(model, fmt, dynamic)
     return model
 
 
