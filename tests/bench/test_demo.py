@@ -24,6 +24,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--output", type=Path)
 for split in ("train", "val", "test"):
     parser.add_argument(f"--{split}", type=int)
+parser.add_argument("--queries", type=int)
 parser.add_argument("--seed", type=int)
 parser.add_argument("--domain")
 options = parser.parse_args()
@@ -38,22 +39,12 @@ for split in ("train", "val", "test"):
         ImageDraw.Draw(image).rectangle(box, fill="red")
         image.save(options.output / f"{split}{number}.png")
         record = {"image": f"{split}{number}.png", "text": "the red box", "bbox": box}
-        lines.append(json.dumps(record) + "\\n")
+        lines += [json.dumps(record) + "\\n"] * options.queries
     (options.output / f"{split}.jsonl").write_text("".join(lines))
 """
 SMALL = (
-    "--train-records",
-    "32",
-    "--val-records",
-    "2",
-    "--test-records",
-    "3",
-    "--epochs",
-    "1",
-    "--pictures",
-    "2",
-    "--threads",
-    "1",
+    *("--train-scenes", "64", "--val-scenes", "1", "--test-scenes", "2", "--queries", "2"),
+    *("--pictures", "2", "--threads", "1"),
 )
 
 

@@ -30,10 +30,15 @@ _PAGE = "index.html"
     default=Path("examples/tiny/model"),
     help="The base checkpoint; make_data.py lies beside it.",
 )
-@click.option("--train-records", type=click.IntRange(min=1), default=1600, help="Records to train on.")
-@click.option("--val-records", type=click.IntRange(min=1), default=100, help="Records scored after each epoch.")
-@click.option("--test-records", type=click.IntRange(min=1), default=200, help="Records that every row is scored on.")
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=2.0, help="Passes over the records.")
+@click.option("--train-scenes", type=click.IntRange(min=1), default=600, help="Scenes to train on.")
+@click.option("--val-scenes", type=click.IntRange(min=1), default=20, help="Scenes scored after each epoch.")
+@click.option("--test-scenes", type=click.IntRange(min=1), default=75, help="Scenes that every row is scored on.")
+@click.option("--queries", type=click.IntRange(min=1), default=4, help="Records to a scene.")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Passes over the records.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3, help="Peak of its schedule."
+)
+@click.option("--vision-lora/--no-vision-lora", default=True, help="Adapt the vision tower as well.")
 @click.option("--pictures", type=click.IntRange(min=1), default=16, help="Pictures on the page.")
 @click.option("--seed", type=int, default=0, help="Seed of the scenes and of the training.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of measured rows; all cores unless given.")
@@ -41,10 +46,13 @@ def command(
     console: Console,
     output: Path,
     model: Path,
-    train_records: int,
-    val_records: int,
-    test_records: int,
+    train_scenes: int,
+    val_scenes: int,
+    test_scenes: int,
+    queries: int,
     epochs: float,
+    learning_rate: float,
+    vision_lora: bool,
     pictures: int,
     seed: int,
     threads: int | None,
@@ -64,12 +72,13 @@ def command(
         )
     started = time.monotonic()
     data, merged = output / "data", output / "merged"
-    counts = {"train": train_records, "val": val_records, "test": test_records}
+    counts = {"train": train_scenes, "val": val_scenes, "test": test_scenes, "queries": queries}
     verbs = [
         (
             "Train a LoRA adapter on it",
             *("train", "--checkpoint", model, "--data", data / "train.jsonl", "--val", data / "val.jsonl"),
-            *("--output", output / "adapter", "--epochs", epochs, "--seed", seed),
+            *("--output", output / "adapter", "--epochs", epochs, "--learning-rate", learning_rate),
+            *("--batch-size", 16, "--seed", seed, *(["--vision-lora"] if vision_lora else [])),
         ),
         (
             "Merge the adapter into the base",
@@ -135,7 +144,7 @@ def _make_data(
     console: Console, generator: Path, data: Path, counts: dict[str, int], seed: int, *, force: bool, dry_run: bool
 ) -> None:
     """Draw the scenes with the example's own script, as a stage: atomically, and only once."""
-    options = [text for split, count in counts.items() for text in (f"--{split}", str(count))]
+    options = [text for name, count in counts.items() for text in (f"--{name}", str(count))]
     options += ["--seed", str(seed), "--domain", "night"]
     console.note(f"$ python {shlex.join([str(generator), '--output', str(data), *options])}")
 
@@ -144,7 +153,7 @@ def _make_data(
         code = _run(command, quiet=console.as_json)
         if code != 0:
             raise InputError(f"{generator} failed with exit code {code}")
-        return {"records": counts}
+        return counts
 
     run_stage(
         "demo",
