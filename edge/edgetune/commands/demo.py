@@ -185,7 +185,8 @@ def _make_page(bench: Path, output: Path, data: Path, pictures: int, *, force: b
             "A small Qwen3-VL before and after LoRA on a domain that it was not trained on, and what is left of it "
             "in bundles for a device. Accuracies are in percent, over scenes that no model has seen.",
             f"Pictures: {len(shown)} scenes, spread evenly over the test set, whatever the answers. An answer is "
-            "green when its IoU with the true box is 0.5 or more, or when it rightly says that nothing is there.",
+            "green when its IoU with the true box is 0.5 or more, or when it rightly says that nothing is there. "
+            "Dark pictures are brightened for this page; the models saw them as dark as they are.",
         ]
         text = html_page("edgetune demo", intro=intro, tables=tables, samples=shown)
         (folder / _PAGE).write_text(text, encoding="utf-8")
