@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
 import render
 import scenes
-import torch
 from edgetune_runtime.families import get_family
 from edgetune_runtime.geometry import Geometry
 from edgetune_runtime.grounding import encode
 from edgetune_runtime.image import smart_resize
-from tokenizers import Tokenizer
-from torch import Tensor
 
 SLOTS, SLOT, LENGTH = 4, 72, 360  # queries to an image, tokens of each, tokens of the whole sequence
 IMAGE_AT = 4  # <|im_start|> user \n <|vision_start|>
@@ -25,7 +26,10 @@ TARGETS = [  # model input of every canvas, width x height
 ]
 
 
-class Layouts(torch.utils.data.IterableDataset):
+Batch = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+class Layouts(torch.utils.data.IterableDataset[Batch]):
     """Endless batches (canvas, things, photos, queries) as arrays; every worker draws from its own seed.
 
     queries: tokens int16 [B, SLOTS, SLOT] and answer start and end int16 [B, SLOTS, 2] within a slot.
@@ -34,7 +38,7 @@ class Layouts(torch.utils.data.IterableDataset):
     def __init__(self, model: Path, batch: int, seed: int, photos: list[int], kinds: list[int]) -> None:
         self.model, self.batch, self.seed, self.photos, self.kinds = model, batch, seed, photos, kinds
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(f"{self.seed}:{worker.id if worker else 0}")
         tokenizer = Tokenizer.from_file(str(self.model / "tokenizer.json"))

@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import render
-import scenes
 import torch
 from PIL import Image
 from tqdm import tqdm
+
+import render
+import scenes
 
 QUESTIONS = 0.1  # share of records that are questions
 BATCH = 8
@@ -75,7 +77,7 @@ def write(output: Path, split: str, domain: str, seed: int, count: int, queries:
                 lines.write(json.dumps(record(f"images/{split}_{index:05d}.jpg", query), ensure_ascii=False) + "\n")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the splits that have a count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=0, help="scenes")
     parser.add_argument("--queries", type=int, default=1, help="records to a scene")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for split in ("train", "val", "test"):
         if count := getattr(args, split):
             write(args.output, split, args.domain, args.seed, count, args.queries)

@@ -12,10 +12,11 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import scenes
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+import scenes
 
 VOCABULARY = 2048
 # Qwen's special tokens, in the order of the published vocabulary.
@@ -81,11 +82,10 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def config(tokenizer: Tokenizer) -> Qwen3VLConfig:
-    """About 19.5 M parameters with every part of Qwen3-VL: DeepStack, interleaved M-RoPE, grouped queries, q/k norms."""
-    ids = {
-        name: tokenizer.token_to_id(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")
-    }
+def config() -> Qwen3VLConfig:
+    """19.57 M parameters and every part of Qwen3-VL: DeepStack, interleaved M-RoPE, grouped queries, q/k norms."""
+    # The tokenizer numbers special tokens in their order.
+    ids = {name: SPECIAL.index(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
     return Qwen3VLConfig(
         text_config={
             "vocab_size": VOCABULARY,
@@ -132,7 +132,8 @@ def main() -> None:
     output: Path = parser.parse_args().output
     tokenizer = train_tokenizer()
     torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config(tokenizer)).to(torch.bfloat16)
+    model = Qwen3VLForConditionalGeneration(config())
+    model.bfloat16()
     end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad, do_sample=False)
     model.save_pretrained(output)

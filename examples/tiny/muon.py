@@ -14,7 +14,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: x [K, rows, columns] bf16 to the same shape, singular values near 1."""
+    """Roughly the nearest semi-orthogonal matrices of x [K, rows, columns] bf16: singular values near 1."""
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -22,6 +22,12 @@ def orthogonalise(x: Tensor) -> Tensor:
         gram = x @ x.mT
         x = A * x + (B * gram + C * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        raise RuntimeError("a weight matrix has no gradient: call backward() before step()")
+    return parameter.grad
 
 
 class Optimizer:
@@ -34,7 +40,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, decay: float = 0.05) -> None:
         self.decay = decay
-        self.groups: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        self.groups: dict[tuple[int, ...], list[Tensor]] = {}
         rest = []
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name:
@@ -52,7 +58,7 @@ class Optimizer:
     def step(self, rate: float) -> None:
         """One update at learning rate `rate`; clears the gradients."""
         for shape, same in self.groups.items():
-            gradient = torch.stack([parameter.grad for parameter in same])
+            gradient = torch.stack([_gradient(parameter) for parameter in same])
             momentum = self.momentum[shape].lerp_(gradient, 0.05)
             update = self.orthogonalise(gradient.lerp(momentum, 0.95).bfloat16())
             scale = 0.2 * max(shape) ** 0.5

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+
 from scenes import ASSETS, OBJECTS, PHOTOS, Scene
 
 CELL, COLUMNS, SLOTS = 112, 24, 7
@@ -20,7 +21,12 @@ PHOTO_W, PHOTO_H = 640, 480
 
 @dataclass
 class Assets:
-    """sprites uint8 [texels, 4] premultiplied RGBA (all cells at 112 px, then all at 56 px); photos uint8 [texels, 3]."""
+    """Texels that lie one picture after the other.
+
+    Attributes:
+        sprites: uint8 [texels, 4] premultiplied RGBA, all cells at 112 px and then all at 56 px.
+        photos: uint8 [texels, 3].
+    """
 
     sprites: torch.Tensor
     photos: torch.Tensor
@@ -55,9 +61,21 @@ def pack(scenes: list[Scene]) -> tuple[np.ndarray, np.ndarray]:
     return things, photos
 
 
-def render(assets: Assets, things: torch.Tensor, photos: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """Draw packed scenes. Returns float32 [B, H, W, 3] in 0..255, not yet rounded."""
+def render(
+    assets: Assets,
+    things: torch.Tensor,
+    photos: torch.Tensor,
+    width: int,
+    height: int,
+    regions: bool | None = None,
+) -> torch.Tensor:
+    """Draw packed scenes. Returns float32 [B, H, W, 3] in 0..255, not yet rounded.
+
+    With `regions` objects are drawn one at a time and only where they can be (a CPU's default); without, each is
+    blended over whole canvases of all scenes at once (a GPU's default). The pictures are the same.
+    """
     device = things.device
+    regions = device.type == "cpu" if regions is None else regions
     xs = torch.arange(width, device=device, dtype=torch.float32)[None, None, :] + 0.5
     ys = torch.arange(height, device=device, dtype=torch.float32)[None, :, None] + 0.5
     photo, cx, cy, cw, ch, flip = (photos[:, i, None, None] for i in range(6))
@@ -71,7 +89,7 @@ def render(assets: Assets, things: torch.Tensor, photos: torch.Tensor, width: in
         torch.full_like(photo, PHOTO_W),
         torch.full_like(photo, PHOTO_H),
     )
-    if device.type == "cpu":  # one object at a time, and only the pixels it can touch
+    if regions:
         for b in range(len(things)):
             for k in range(SLOTS):
                 left, top, right, bottom = things[b, k, 1:5].tolist()
@@ -112,7 +130,7 @@ def _sample(
     width: torch.Tensor,
     height: torch.Tensor,
 ) -> torch.Tensor:
-    """Bilinear texels at (x, y) of pictures lying in `flat` at `base` with row length `stride`. float32 [B, H, W, C]."""
+    """Bilinear texels float32 [B, H, W, C] at (x, y) of pictures lying in `flat` at `base`, rows `stride` apart."""
     x, y = x.clamp(min=0).minimum(width - 1), y.clamp(min=0).minimum(height - 1)
     x0, y0 = x.floor(), y.floor()
     fx, fy = (x - x0)[..., None], (y - y0)[..., None]

@@ -10,9 +10,10 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ASSETS = Path(__file__).parent / "assets"
-OBJECTS: list[dict] = json.loads((ASSETS / "objects.json").read_text())
+OBJECTS: list[dict[str, Any]] = json.loads((ASSETS / "objects.json").read_text())
 KNOWN = [i for i, entry in enumerate(OBJECTS) if not entry["novel"]]
 NOVEL = [i for i, entry in enumerate(OBJECTS) if entry["novel"]]
 PHOTOS = sorted(path.name for path in (ASSETS / "photos").glob("*.jpg"))
@@ -39,20 +40,23 @@ class Thing:
 
     @property
     def name(self) -> str:
-        return OBJECTS[self.kind]["name"]
+        """What the object is called."""
+        return str(OBJECTS[self.kind]["name"])
 
     @property
     def centre(self) -> tuple[float, float]:
+        """Middle of the box (x, y) in canvas pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
     def area(self) -> float:
+        """Area of the box in square pixels."""
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
 @dataclass(slots=True)
 class Scene:
-    """A layout: canvas (width, height), photograph index with crop (x, y, w, h as fractions) and objects, back first."""
+    """A layout: canvas (width, height), photograph index, its crop (x, y, w, h as fractions), objects, back first."""
 
     size: tuple[int, int]
     photo: int
@@ -129,16 +133,14 @@ def draw_phrase(rng: random.Random, scene: Scene, kinds: list[int], absent: floa
 
 def _tell_apart(rng: random.Random, scene: Scene, thing: Thing, twins: list[Thing]) -> str | None:
     """Words that single out `thing` among its twins by a clear margin, or None."""
-    twin = twins[0]
-    width, height = scene.size
-    dx, dy = thing.centre[0] - twin.centre[0], thing.centre[1] - twin.centre[1]
     ways = []
-    if abs(dx) > 0.12 * width:
-        ways.append(f"the {'left' if dx < 0 else 'right'} {thing.name}")
-    if abs(dy) > 0.12 * height:
-        ways.append(f"the {'upper' if dy < 0 else 'lower'} {thing.name}")
-    if max(thing.area, twin.area) > 1.6 * min(thing.area, twin.area):
-        ways.append(f"the {'larger' if thing.area > twin.area else 'smaller'} {thing.name}")
+    for axis, before, after in ((0, "left", "right"), (1, "upper", "lower")):
+        apart = [(thing.centre[axis] - twin.centre[axis]) / scene.size[axis] for twin in twins]
+        if max(apart) < -0.12 or min(apart) > 0.12:
+            ways.append(f"the {before if apart[0] < 0 else after} {thing.name}")
+    areas = [twin.area for twin in twins]
+    if thing.area > 1.6 * max(areas) or 1.6 * thing.area < min(areas):
+        ways.append(f"the {'larger' if thing.area > areas[0] else 'smaller'} {thing.name}")
     relation = _relation(rng, scene, thing, twins)
     if relation:
         ways.append(relation)
