@@ -3,9 +3,11 @@
     python benchmarks/peers/onnx_decode.py --checkpoint DIR [--threads 2] [--new-tokens 128] [--runs 7]
 
 The peer's model builder drops Qwen3-VL's DeepStack, so the comparison is on text: the text decoder is saved as the
-plain Qwen3 it is without images, and built for the peer from there. Both sides use symmetric int4 in blocks of 32, the
-head included. Each engine lives in a process of its own, the two take turns, and medians are compared. `--random`
-makes a checkpoint of a size that matters instead of reading one.
+plain Qwen3 it is without images and built for the peer from there; then our int4 weights are put into its graph. Both
+sides use symmetric int4 in blocks of 32, the head included. Each engine lives in a process of its own, the two take
+turns, and medians are compared. Texts are compared with float32 activations (accuracy_level 1): with int8 ones, which
+the speeds are measured with, rounding decides between tokens of nearly equal probability. `--random` makes a checkpoint
+of a size that matters instead of reading one.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ def main() -> None:
         checkpoint = random_checkpoint(folder / "checkpoint") if options.random else options.checkpoint
         build_ours(checkpoint, folder / "ours")
         build_peer(checkpoint, folder / "peer")
+        share_weights(folder / "ours", folder / "peer")
         print(json.dumps(compare(folder, options), indent=2))
 
 
@@ -52,19 +55,27 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens/s of both engines by run, their medians and ratio, and how many tokens of their texts agree."""
     engines = ("ours", "peer")
     settings = {"threads": options.threads, "new_tokens": options.new_tokens}
-    workers = {name: Worker({"engine": name, "folder": str(folder / name), **settings}) for name in engines}
+
+    def start(name: str) -> Worker:
+        return Worker({"engine": name, "folder": str(folder / name), **settings})
+
+    workers = {name: start(name) for name in engines}
     speeds: dict[str, list[float]] = {name: [] for name in engines}
-    texts: dict[str, list[int]] = {}
     for turn in range(options.runs + 1):
         for name in engines if turn % 2 else reversed(engines):
-            reply = workers[name].run()
-            texts[name] = reply["tokens"]
+            speed = workers[name].run()["tokens_per_second"]
             if turn:  # the first turn warms up
-                speeds[name].append(reply["tokens_per_second"])
+                speeds[name].append(speed)
     for worker in workers.values():
         worker.close()
+    texts = []
+    for name, graph in (("ours", "onnx/decoder_model_merged.onnx"), ("peer", "model.onnx")):
+        keep_activations(folder / name / graph)
+        worker = start(name)
+        texts.append(worker.run()["tokens"])
+        worker.close()
     medians = {name: statistics.median(speeds[name]) for name in engines}
-    same = next((i for i, (a, b) in enumerate(zip(*texts.values(), strict=True)) if a != b), options.new_tokens)
+    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=True)) if a != b), options.new_tokens)
     return {
         **settings,
         "tokens_per_second": speeds,
@@ -73,6 +84,18 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "ratio_of_best": max(speeds["ours"]) / max(speeds["peer"]),
         "equal_tokens": same,
     }
+
+
+def keep_activations(path: Path) -> None:
+    """Make a graph's int4 products use float32 activations."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    onnx.save(model, path)
 
 
 class Worker:
@@ -162,12 +185,16 @@ def build_ours(checkpoint: Path, output: Path) -> None:
     from edgetune.export.graph import save_model
     from edgetune.export.onnx_bundle import FILES, export_onnx
     from edgetune.export.options import ExportOptions
+    from edgetune.export.quant import BlockFormat, round_to_nearest
 
     output.mkdir()
     options = ExportOptions(precision="int4", head_precision="int4", block_size=BLOCK, symmetric=True)
     export_onnx(checkpoint, output, options)
-    # The peer keeps its token table in float32; ours would be int8, and the texts could part for that reason.
-    table = load_checkpoint(checkpoint).model.get_input_embeddings().weight.detach().numpy()
+    # The peer reads a tied token table from the int4 head, and an untied one in float32; ours would be int8.
+    model = load_checkpoint(checkpoint).model
+    table = model.get_input_embeddings().weight.detach().numpy()
+    if model.config.tie_word_embeddings:
+        table = round_to_nearest(table, BlockFormat(4, BLOCK, symmetric=True)).dequantize()
     save_model(build_embed(table, "fp32"), output / FILES["embed"])
 
 
@@ -219,6 +246,33 @@ def build_peer(checkpoint: Path, output: Path) -> None:
     built = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if built.returncode:
         raise SystemExit(f"the peer's builder failed:\n{built.stderr[-2000:]}")
+
+
+def share_weights(ours: Path, peer: Path) -> None:
+    """Put our int4 weights into the peer's graph: both round to nearest, but break ties (|min| = max) differently."""
+    import onnx_ir as ir
+
+    tensors = {
+        name: value.const_value.numpy()
+        for name, value in ir.load(ours / "onnx/decoder_model_merged.onnx").graph.initializers.items()
+        if value.const_value is not None
+    }
+    model = ir.load(peer / "model.onnx")
+    ir.external_data.load_to_model(model)
+    for name, value in model.graph.initializers.items():
+        layer, _, kind = name.partition(".MatMul.weight_")
+        if not kind:
+            continue
+        part = {"Q4": "weight_codes", "scales": "weight_scales"}[kind]
+        role = layer.replace("attn.", "self_attn.").replace("self_attn.qkv_proj", "self_attn.q_proj_k_proj_v_proj")
+        if role.endswith(("gate_proj", "up_proj")):
+            joint = tensors[f"{role.rpartition('.')[0]}.gate_proj_up_proj.{part}"]
+            array = np.split(joint, 2)[role.endswith("up_proj")]
+        else:
+            array = tensors[f"{role}.{part}"]
+        assert value.const_value is not None and value.const_value.shape.numpy() == array.shape, name
+        value.const_value = ir.tensor(array, name=name)
+    ir.save(model, peer / "model.onnx", external_data="model.onnx.data")
 
 
 def random_checkpoint(folder: Path) -> Path:
