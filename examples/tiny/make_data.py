@@ -53,11 +53,10 @@ def record(image: str, query: scenes.Query) -> dict[str, object]:
     return {"image": image, "text": query.text, "bbox": boxes[0] if boxes else []}
 
 
-def write(output: Path, split: str, domain: str, seed: int, count: int, queries: int) -> None:
+def write(assets: render.Assets, output: Path, split: str, domain: str, seed: int, count: int, queries: int) -> None:
     """Render one split and write its records."""
     drawn = draw(split, domain, seed, count, queries)
     (output / "images").mkdir(parents=True, exist_ok=True)
-    assets = render.load_assets()
     noise = torch.Generator().manual_seed(seed + sum(map(ord, split)))
     by_canvas: dict[tuple[int, int], list[int]] = {}
     for index, (scene, _) in enumerate(drawn):
@@ -88,9 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=1, help="records to a scene")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    assets = render.load_assets()
     for split in ("train", "val", "test"):
         if count := getattr(args, split):
-            write(args.output, split, args.domain, args.seed, count, args.queries)
+            write(assets, args.output, split, args.domain, args.seed, count, args.queries)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import make_data
 import scenes
 from edgetune_runtime.records import Record, read_records
 
-COUNTS = {"train": 12, "val": 3, "test": 8}
-QUERIES = 3
+COUNTS = {"train": 6, "val": 2, "test": 4}
+QUERIES = 4
 
 
 def write(folder: Path, domain: str, seed: int) -> Path:
