@@ -43,6 +43,7 @@ class Bundle:
         folder: where the bundle is, absolute.
         format: "onnx", ...: which backend runs it.
         precision: "fp32", "fp16", "int8" or "int4", of the decoder.
+        half: whether it computes in float16.
         family: the family's facts; chat and grounding request as stored in the bundle.
         spec: image preprocessing.
         eos: token ids that end an answer.
@@ -57,6 +58,7 @@ class Bundle:
     folder: Path
     format: str
     precision: str
+    half: bool
     family: Family
     spec: ImageSpec
     eos: tuple[int, ...]
@@ -114,6 +116,7 @@ class Bundle:
             folder=folder,
             format=fields["format"],
             precision=fields["precision"],
+            half=fields["precision"] == "fp16" or fields["target"] == "cuda",
             family=replace(
                 family,
                 chat=Chat(**fields["chat"]),

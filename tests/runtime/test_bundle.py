@@ -23,6 +23,7 @@ def description(spec: ImageSpec) -> dict[str, Any]:
     return {
         "format": "onnx",
         "precision": "int4",
+        "target": "cpu",
         "family": "qwen3_vl",
         "box_frame": "norm1000",
         "image": spec.to_dict(),

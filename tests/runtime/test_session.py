@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,16 @@ def test_devices_and_threads_are_checked(qwen3_vl_bundle: Path) -> None:
         load_backend(bundle, threads=0)
 
 
+def test_a_float32_bundle_is_refused_on_cuda(qwen3_vl_bundle: Path) -> None:
+    """Onnxruntime would run it there and give wrong answers without a word."""
+    with pytest.raises(InputError, match="computes in float32, but attention on CUDA needs float16") as caught:
+        Session.load(qwen3_vl_bundle, device="cuda")
+    assert caught.value.hint == "export with --target cuda"
+
+
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is available")
 def test_cuda_without_its_provider_names_the_package(qwen3_vl_bundle: Path) -> None:
+    bundle = replace(Bundle.load(qwen3_vl_bundle), half=True)
     with pytest.raises(MissingDependency, match="CUDAExecutionProvider is not there") as caught:
-        Session.load(qwen3_vl_bundle, device="cuda")
+        load_backend(bundle, device="cuda")
     assert caught.value.hint is not None and "onnx-gpu" in caught.value.hint

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from edgetune_runtime.errors import MissingDependency
+
 _REQUIREMENT = re.compile(r"^([\w.-]+)(?:\[([\w,-]+)\])?\s*([^;]*?)\s*(?:;.*extra == ['\"]([\w-]+)['\"].*)?$")
 _FLOOR = re.compile(r">=\s*(\d+(?:\.\d+)*)")
 
@@ -32,7 +34,14 @@ class Package:
 def packages_of_extra(distribution: str, extra: str) -> list[Package]:
     """Return what an extra of an installed distribution adds, other distributions' extras followed, sorted."""
     found: dict[str, Package] = {}
-    for line in requires(distribution) or []:
+    try:
+        lines = requires(distribution) or []
+    except PackageNotFoundError as error:
+        raise MissingDependency(
+            f"{distribution} runs from its source folder without being installed, so its needs are unknown",
+            hint="pip install --editable runtime --editable .",
+        ) from error
+    for line in lines:
         match = _REQUIREMENT.match(line)
         if match is None or match[4] != extra:
             continue

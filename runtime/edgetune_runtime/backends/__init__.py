@@ -62,7 +62,8 @@ def load_backend(bundle: Bundle, *, device: str = "cpu", threads: int | None = N
     """Load the engine for a bundle's format.
 
     Raises:
-        InputError: the device name or the thread count makes no sense, or no backend reads the format.
+        InputError: the device name or the thread count makes no sense, no backend reads the format, or the bundle
+            does not compute in what the device's kernels need.
         MissingDependency: the engine, or its provider for the device, is not installed.
     """
     if device not in DEVICES:
@@ -71,6 +72,13 @@ def load_backend(bundle: Bundle, *, device: str = "cpu", threads: int | None = N
         raise InputError(f"threads must be at least 1, not {threads}")
     if bundle.format != "onnx":
         raise InputError(f"{bundle.folder}: this version has no backend for format {bundle.format!r}")
+    if device == "cuda" and not bundle.half:
+        # CUDA's GroupQueryAttention is float16 only. In float32 onnxruntime moves it to the CPU, where the cache is no
+        # longer one buffer: on an H200 every answer was right for one token and wrong from then on.
+        raise InputError(
+            f"{bundle.folder}: computes in float32, but attention on CUDA needs float16",
+            hint="export with --target cuda",
+        )
     from edgetune_runtime.backends.onnx import OnnxBackend
 
     files = bundle.files
