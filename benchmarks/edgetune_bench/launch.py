@@ -42,8 +42,6 @@ def run_worker(
     environment = os.environ | {name: str(threads) for name in _THREAD_VARIABLES}
     # A measurement must not depend on a network, nor warn about the launcher's fork.
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # OpenMP threads that spin while they wait make torch many times slower as soon as another process wants a core.
-    environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
     output.unlink(missing_ok=True)
     with log.open("wb") as errors:
         process = subprocess.Popen(
