@@ -42,7 +42,7 @@ _PAGE = "index.html"
 @click.option("--vision-lora/--no-vision-lora", default=True, help="Adapt the vision tower as well.")
 @click.option("--pictures", type=click.IntRange(min=1), default=16, help="Pictures on the page.")
 @click.option("--seed", type=int, default=0, help="Seed of the scenes and of the training.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of measured rows; all cores unless given.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, help="CPU threads of the measured rows.")
 def command(
     console: Console,
     output: Path,
@@ -56,7 +56,7 @@ def command(
     vision_lora: bool,
     pictures: int,
     seed: int,
-    threads: int | None,
+    threads: int,
     force: bool,
     dry_run: bool,
 ) -> int:
@@ -96,7 +96,7 @@ def command(
             "Compare base, tuned checkpoint and bundles on records that none has seen",
             *("bench", f"base={model}", f"tuned={merged}", *(output / precision for precision in _PRECISIONS)),
             *("--baseline", merged, "--data", data / "test.jsonl", "--output", output / "bench"),
-            *(("--threads", threads) if threads else ()),
+            *("--threads", threads),
         ),
     ]
     steps = len(verbs) + 2
