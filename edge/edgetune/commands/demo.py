@@ -74,29 +74,33 @@ def command(
     started = time.monotonic()
     data, merged = output / "data", output / "merged"
     counts = {"train": train_scenes, "val": val_scenes, "test": test_scenes, "queries": queries}
-    verbs = [
+    verbs: list[tuple[str, list[object]]] = [
         (
             "Train a LoRA adapter on it",
-            *("train", "--checkpoint", model, "--data", data / "train.jsonl", "--val", data / "val.jsonl"),
-            *("--output", output / "adapter", "--epochs", epochs, "--learning-rate", learning_rate),
-            *("--batch-size", 16, "--seed", seed, *(["--vision-lora"] if vision_lora else [])),
+            [
+                *("train", "--checkpoint", model, "--data", data / "train.jsonl", "--val", data / "val.jsonl"),
+                *("--output", output / "adapter", "--epochs", epochs, "--learning-rate", learning_rate),
+                *("--batch-size", 16, "--seed", seed, *(["--vision-lora"] if vision_lora else [])),
+            ],
         ),
         (
             "Merge the adapter into the base",
-            *("merge", "--checkpoint", model, "--adapter", output / "adapter", "--output", merged),
+            ["merge", "--checkpoint", model, "--adapter", output / "adapter", "--output", merged],
         ),
         *(
             (
                 f"Export a bundle in {precision}",
-                *("export", "--checkpoint", merged, "--precision", precision, "--output", output / precision),
+                ["export", "--checkpoint", merged, "--precision", precision, "--output", output / precision],
             )
             for precision in _PRECISIONS
         ),
         (
             "Compare base, tuned checkpoint and bundles on records that none has seen",
-            *("bench", f"base={model}", f"tuned={merged}", *(output / precision for precision in _PRECISIONS)),
-            *("--baseline", merged, "--data", data / "test.jsonl", "--output", output / "bench"),
-            *("--threads", threads),
+            [
+                *("bench", f"base={model}", f"tuned={merged}", *(output / precision for precision in _PRECISIONS)),
+                *("--baseline", merged, "--data", data / "test.jsonl", "--output", output / "bench"),
+                *("--threads", threads),
+            ],
         ),
     ]
     steps = len(verbs) + 2
@@ -104,7 +108,7 @@ def command(
 
     _heading(console, 1, steps, "Draw scenes of a domain that the base was not trained on")
     _make_data(console, generator, data, counts, seed, force=force, dry_run=dry_run)
-    for number, (title, *arguments) in enumerate(verbs, start=2):
+    for number, (title, arguments) in enumerate(verbs, start=2):
         _heading(console, number, steps, title)
         code = _run_verb(console, [str(argument) for argument in arguments] + flags, dry_run=dry_run)
         if code != 0:
