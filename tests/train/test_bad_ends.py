@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from small_disk import run_on_small_disk
 from train.test_merge import make_adapter
 
 EDGETUNE = [sys.executable, "-m", "edgetune"]
@@ -52,23 +52,13 @@ def test_an_interrupted_merge_leaves_nothing(qwen3_vl: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("verb", ["train", "merge"])
 def test_a_full_disk_is_one_line(qwen3_vl: Path, data: Path, tmp_path: Path, verb: str) -> None:
-    disk, unshare = tmp_path / "disk", shutil.which("unshare")
-    disk.mkdir()
+    disk = tmp_path / "disk"
     if verb == "train":
         command = [*EDGETUNE, "train", *paths(qwen3_vl, disk / "out", data=data), *TRAIN]
     else:
         adapter = make_adapter(qwen3_vl, tmp_path / "adapter")
         command = [*EDGETUNE, "merge", *paths(qwen3_vl, disk / "out", adapter=adapter)]
-    mount = 'mount -t tmpfs -o size=300k tmpfs "$0"'
-    if (
-        unshare is None
-        or subprocess.run([unshare, "-rm", "sh", "-c", mount, disk], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("this system lets no one mount a small file system in a namespace of their own")
-    script = f'{mount} && "$@"; code=$?; ls "$0"; exit $code'
-    done = subprocess.run(
-        [unshare, "-rm", "sh", "-c", script, disk, *command], capture_output=True, text=True, check=False
-    )
+    done = run_on_small_disk(disk, command)
     assert done.returncode == 3, done.stderr
     assert done.stderr.splitlines()[0] == f"error: {disk}: no space left on the disk"
     assert len(done.stderr.splitlines()) == 2
