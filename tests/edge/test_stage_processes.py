@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from edgetune.stage import run_stage
 from edgetune_runtime.errors import InputError
+from small_disk import run_on_small_disk
 
 
 def everything(folder: Path) -> set[str]:
@@ -97,12 +97,8 @@ FULL_DISK = """
 
 
 def test_a_full_disk_is_told_as_such_whatever_the_library_raised(tmp_path: Path) -> None:
-    unshare = shutil.which("unshare")
-    tiny = ["sh", "-c", 'mount -t tmpfs -o size=256k tmpfs "$1"', "sh", str(tmp_path)]
-    if unshare is None or subprocess.run([unshare, "-rm", *tiny], capture_output=True, check=False).returncode:
-        pytest.skip("this system lets no one mount a small file system in a namespace of their own")
-    code = textwrap.dedent(FULL_DISK)
-    run = ["sh", "-c", 'mount -t tmpfs -o size=256k tmpfs "$1" && exec "$2" -c "$3" "$1"', "sh", str(tmp_path)]
-    done = subprocess.run([unshare, "-rm", *run, sys.executable, code], capture_output=True, text=True, check=False)
+    disk = tmp_path / "disk"
+    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), disk]
+    done = run_on_small_disk(disk, command, kilobytes=256)
     expected = [f"{name} {errno.ENOSPC} True []" for name in ("plain", "torch_file", "safetensors_file")]
     assert done.stdout.splitlines() == expected, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,10 +94,10 @@ def test_summary_of_nothing_is_json() -> None:
     assert json.loads(json.dumps(scores.to_dict(), allow_nan=False))["miou"] is None
 
 
-def test_scores_of_answers_to_records(tmp_path: pytest.TempPathFactory) -> None:
-    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")  # type: ignore[operator]
+def test_scores_of_answers_to_records(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
     lines = [{"image": "a.png", "text": "cup", "bbox": [10, 10, 60, 40]}, {"image": "a.png", "text": "mug", "bbox": []}]
-    path = tmp_path / "data.jsonl"  # type: ignore[operator]
+    path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     geometry = Geometry(100, 50, 128, 64)
     answers = [
