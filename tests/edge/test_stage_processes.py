@@ -98,7 +98,7 @@ FULL_DISK = """
 
 def test_a_full_disk_is_told_as_such_whatever_the_library_raised(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), disk]
+    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(disk)]
     done = run_on_small_disk(disk, command, kilobytes=256)
     expected = [f"{name} {errno.ENOSPC} True []" for name in ("plain", "torch_file", "safetensors_file")]
     assert done.stdout.splitlines() == expected, done.stderr
