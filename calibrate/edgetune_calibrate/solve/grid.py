@@ -1,0 +1,79 @@
+"""The grid a weight is rounded to: one scale and zero point for each group of columns, as every reader takes them.
+
+Rules of the weight set: a scale is positive and exactly a float16; a zero point is an integer in 1 .. 2^bits - 1, and
+2^(bits-1) when symmetric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgetune_runtime.quant.blocks import BlockWeight
+
+# The smallest normal float16: engines may flush smaller scales to zero.
+SMALLEST = 2.0**-14
+LARGEST = 65504.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scales and zero points of a weight [N, K].
+
+    Attributes:
+        scale: float32 [N, groups], values that float16 holds exactly.
+        zero: float32 [N, groups], whole numbers.
+        bits: width of a code.
+        symmetric: every zero is 2^(bits-1).
+    """
+
+    scale: Tensor
+    zero: Tensor
+    bits: int
+    symmetric: bool
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Round a weight [N, K] to the nearest codes, float32 [N, K]."""
+        blocks = weight.unflatten(1, (self.scale.shape[1], -1))
+        codes = torch.round(blocks / self.scale[..., None]) + self.zero[..., None]
+        return codes.clamp_(0, self.top).flatten(1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """The float32 [N, K] that codes [N, K] stand for."""
+        blocks = codes.unflatten(1, (self.scale.shape[1], -1))
+        return ((blocks - self.zero[..., None]) * self.scale[..., None]).flatten(1)
+
+    def block_weight(self, codes: Tensor) -> BlockWeight:
+        """Hand codes [N, K] over as the weight set stores them, on the CPU."""
+        blocks = codes.unflatten(1, (self.scale.shape[1], -1)).to("cpu", torch.uint8)
+        return BlockWeight(
+            codes=blocks.numpy(),
+            scales=self.scale.cpu().numpy(),
+            zero_points=None if self.symmetric else self.zero.to("cpu", torch.uint8).numpy(),
+            bits=self.bits,
+            columns=codes.shape[1],
+        )
+
+
+def as_float16(scale: Tensor) -> Tensor:
+    """Round scales to positive float16 values, kept as float32."""
+    return scale.clamp(SMALLEST, LARGEST).half().float()
+
+
+def minmax(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
+    """The grid that spans low..high, both [N, groups] and low <= 0 <= high; zero is always on it."""
+    top = (1 << bits) - 1
+    if symmetric:
+        half = 1 << (bits - 1)
+        scale = as_float16(torch.maximum(-low / half, high / (half - 1)))
+        return Grid(scale, torch.full_like(scale, half), bits, symmetric)
+    # A zero point of at least 1 leaves the top - 1 codes above it for the positive side.
+    scale = as_float16(torch.maximum((high - low) / top, high / (top - 1)))
+    return Grid(scale, torch.round(-low / scale).clamp_(1, top), bits, symmetric)
