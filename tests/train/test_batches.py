@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from edgetune_runtime.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.grounding import parse
 from edgetune_runtime.metrics import score_grounding
 from edgetune_runtime.records import read_records
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
-from edgetune_train.data import Sample, prepare
 from edgetune_train.score import GroundingScorer
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
 from train.conftest import RECORDS, write_records
@@ -63,7 +63,7 @@ def base(request: pytest.FixtureRequest) -> Checkpoint:
 
 @pytest.fixture
 def samples(base: Checkpoint, data: Path) -> list[Sample]:
-    return prepare(read_records(data), base)
+    return prepare(read_records(data), base.family, base.spec, base.tokenizer)
 
 
 @pytest.fixture
@@ -173,5 +173,6 @@ def test_records_that_cannot_be_written_name_their_line(
 ) -> None:
     path = write_records(tmp_path / "data", records=[RECORDS[0], record])
     assert json.loads(path.read_text().splitlines()[1]) == record
+    base = Checkpoint.open(qwen3_vl)
     with pytest.raises(InputError, match=r"data\.jsonl:2: .*" + complaint.replace("|", r"\|")):
-        prepare(read_records(path), Checkpoint.open(qwen3_vl))
+        prepare(read_records(path), base.family, base.spec, base.tokenizer)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from edgetune_runtime.conversation import Sample, token_id
 from edgetune_train.checkpoint import Checkpoint
-from edgetune_train.data import Sample, token_id
 from edgetune_train.vision import ImageInputs
 
 IGNORE = -100  # the label that torch's cross entropy leaves out of the loss

@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 
 from edgetune_runtime import grounding, metrics
+from edgetune_runtime.conversation import Sample, token_id
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
-from edgetune_train.data import Sample, token_id
 
 SCORES = ("acc50", "miou", "refusal_accuracy")
 _SLACK = 16  # tokens that an answer may take beyond the longest target

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from edgetune_runtime.conversation import prepare
 from edgetune_runtime.records import Record
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
-from edgetune_train.data import prepare
 from edgetune_train.lora import in_vision, lora_config, resolve_targets
 from edgetune_train.progress import Progress
 from edgetune_train.score import SCORES, GroundingScorer
@@ -51,8 +51,9 @@ def train(
         InputError: a target matches nothing, a record cannot be used, or transformers refuses an argument.
     """
     arguments = training_arguments(settings, folder / _CHECKPOINTS, validate=bool(val))
-    samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), checkpoint)
-    val_samples = prepare(val[: settings.val_limit], checkpoint)
+    facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
+    samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
+    val_samples = prepare(val[: settings.val_limit], *facts)
     set_seed(settings.seed)
     model = checkpoint.load_model(dtype_of(settings.precision))
     names = resolve_targets(model, checkpoint.modules, settings.lora.targets, vision=settings.lora.vision)

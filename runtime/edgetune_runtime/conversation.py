@@ -1,7 +1,7 @@
-"""From records to token sequences.
+"""From records to token sequences: what training learns from and calibration looks at.
 
-A sequence is `prompt + answer + end`. The prompt is rendered and tokenized exactly as the runtime does it at
-inference; box answers are written by the runtime's codec in the frame of the resized image that the model sees.
+A sequence is `prompt + answer + end`. The prompt is rendered and tokenized exactly as at inference; box answers are
+written by the codec in the frame of the resized image that the model sees.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family
 from edgetune_runtime.records import Record
 from edgetune_runtime.tokens import TextTokenizer
-from edgetune_train.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -48,28 +47,34 @@ def answer(record: Record, geometry: image.Geometry, family: Family) -> str:
     if record.boxes is not None:
         return grounding.encode(record.boxes, record.labels, geometry, family)
     if record.answer is None:
-        raise InputError("no answer to train on")
+        raise InputError("the record has no answer")
     return record.answer
 
 
-def prepare(records: Iterable[Record], base: Checkpoint) -> list[Sample]:
+def prepare(records: Iterable[Record], family: Family, spec: image.ImageSpec, tokenizer: TextTokenizer) -> list[Sample]:
     """Return the records as samples. Only the images' headers are read.
+
+    Args:
+        records: about any number of images.
+        family: the model's, for prompt and boxes.
+        spec: the checkpoint's image preprocessing.
+        tokenizer: the checkpoint's.
 
     Raises:
         InputError: a box cannot be written or a text holds control tokens; the message starts with the record's
             file and line.
     """
-    chat, spec, tokenizer = base.family.chat, base.spec, base.tokenizer
+    chat = family.chat
     image_id, end_id = token_id(tokenizer, chat.image_token), token_id(tokenizer, chat.end)
     samples = []
     for record in records:
         try:
             geometry = image.geometry_of(*image.upright_size(record.image), spec)
             tokens = geometry.resized_width * geometry.resized_height // spec.factor**2
-            prompt = tokenizer.prompt(chat, record.prompt(base.family), image_tokens=tokens, image_token=image_id)
+            prompt = tokenizer.prompt(chat, record.prompt(family), image_tokens=tokens, image_token=image_id)
             # Apart from the prompt: the model meets the answer's first token after the prompt's last one, never
             # joined to it.
-            answer_ids = tokenizer.encode(answer(record, geometry, base.family))
+            answer_ids = tokenizer.encode(answer(record, geometry, family))
         except InputError as error:
             raise InputError(f"{record.source}: {error}", hint=error.hint) from error
         if {end_id, image_id} & set(answer_ids):
