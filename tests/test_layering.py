@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
     "edgetune": ROOT / "edge" / "edgetune",
     "edgetune_train": ROOT / "train" / "edgetune_train",
+    "edgetune_calibrate": ROOT / "calibrate" / "edgetune_calibrate",
     "edgetune_bench": ROOT / "benchmarks" / "edgetune_bench",
     "edgetune_runtime": ROOT / "runtime" / "edgetune_runtime",
 }
@@ -21,8 +22,9 @@ MODULES = {
     for package, folder in FOLDERS.items()
     for path in folder.rglob("*.py")
 }
-ENGINES = {"onnxruntime", "tensorrt"}
+ENGINES = {"onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "cuda"}
 RUNTIME_NEEDS = {"numpy", "PIL", "tokenizers"}
+PACKED_WEIGHTS = {"safetensors"}
 COMMAND_LINE_NEEDS = {"click", "tqdm"}
 
 
@@ -66,8 +68,15 @@ def modules_of(*packages: str) -> list[str]:
 def test_the_runtime_needs_numpy_pillow_tokenizers_and_engines_in_backends(module: str) -> None:
     path = MODULES[module]
     assert all(within(name, "edgetune_runtime") for name in ours(imported(path)))
-    engines = ENGINES if within(module, "edgetune_runtime.backends") else set()
-    assert third_party(imported(path)) <= RUNTIME_NEEDS | engines
+    extras = set()
+    if within(module, "edgetune_runtime.backends"):
+        extras = ENGINES | PACKED_WEIGHTS
+    elif within(module, "edgetune_runtime.quant"):
+        extras = PACKED_WEIGHTS
+    assert third_party(imported(path)) <= RUNTIME_NEEDS | extras
+    assert not third_party(imported(path, top_level_only=True)) & PACKED_WEIGHTS or within(
+        module, "edgetune_runtime.backends"
+    )
 
 
 @pytest.mark.parametrize("module", modules_of("edgetune_runtime"))
@@ -75,7 +84,7 @@ def test_the_runtime_parses_as_python_3_10(module: str) -> None:
     ast.parse(MODULES[module].read_text(encoding="utf-8"), feature_version=(3, 10))
 
 
-@pytest.mark.parametrize("module", modules_of("edgetune_train", "edgetune_bench"))
+@pytest.mark.parametrize("module", modules_of("edgetune_train", "edgetune_calibrate", "edgetune_bench"))
 def test_a_stage_imports_only_the_runtime_and_itself(module: str) -> None:
     assert all(within(name, "edgetune_runtime", module.partition(".")[0]) for name in ours(imported(MODULES[module])))
 

@@ -185,7 +185,7 @@ def build_ours(checkpoint: Path, output: Path) -> None:
     from edgetune.export.graph import save_model
     from edgetune.export.onnx_bundle import FILES, export_onnx
     from edgetune.export.options import ExportOptions
-    from edgetune.export.quant import BlockFormat, round_to_nearest
+    from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
 
     output.mkdir()
     options = ExportOptions(precision="int4", head_precision="int4", block_size=BLOCK, symmetric=True)

@@ -7,11 +7,16 @@ import errno
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import EdgetuneError, InputError
+
+VERBS = {"bench": "edgetune_runtime.bench", "build-engine": "edgetune_runtime.build_engine"}
+"""First words that are not a bundle: modules with `build_parser()` and `run(options)`. A folder of such a name is
+./NAME."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="edgetune-run",
         description="Find what a phrase names in a picture, or ask about it, with a bundle from `edgetune export`.",
     )
+    parser.epilog = f"Other verbs, each with its own --help: {', '.join(VERBS)}."
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("image", metavar="IMAGE", help="picture file")
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help='what to find, such as "the left clock"')
@@ -27,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's own choice)")
     parser.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens (default: 128, with --ask 256)")
     parser.add_argument("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
@@ -36,9 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 2 bad input, 3 something is not installed or the disk is full, 130 Ctrl-C."""
-    options = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser, action = build_parser(), run
+    if words and words[0] in VERBS:
+        module = import_module(VERBS[words.pop(0)])
+        parser, action = module.build_parser(), module.run
+    options = parser.parse_args(words)
     try:
-        run(options)
+        action(options)
     except EdgetuneError as error:
         return _fail(str(error), error.hint, error.exit_code)
     except KeyboardInterrupt:
@@ -58,7 +70,13 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         check_picture(options.out, asking=options.ask)
     image = load_image(options.image)
-    session = Session.load(options.bundle, device=options.device, threads=options.threads, verify=not options.no_verify)
+    session = Session.load(
+        options.bundle,
+        device=options.device,
+        threads=options.threads,
+        engine=options.engine,
+        verify=not options.no_verify,
+    )
     limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     rows, found = [], []
     for phrase in options.phrases:

@@ -59,6 +59,7 @@ class Session:
         backend: Backend | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        engine: str | None = None,
         verify: bool = True,
         cached_images: int = 8,
     ) -> Session:
@@ -69,6 +70,7 @@ class Session:
             backend: a loaded engine to use instead of the bundle's own.
             device: "cpu" or "cuda".
             threads: CPU threads; None leaves the choice to the engine.
+            engine: name of an installed engine (see `load_backend`) in place of the runtime's own for the format.
             verify: compare all files with their sha256 first.
             cached_images: how many images' features are kept, so that further questions about them skip the encoder.
 
@@ -78,8 +80,9 @@ class Session:
             MissingDependency: the engine or its provider for the device is not installed.
         """
         bundle = Bundle.load(folder, verify=verify)
-        engine = load_backend(bundle, device=device, threads=threads) if backend is None else backend
-        return cls(bundle, engine, TextTokenizer(bundle.files["tokenizer"]), cached_images=cached_images)
+        if backend is None:
+            backend = load_backend(bundle, device=device, threads=threads, engine=engine)
+        return cls(bundle, backend, TextTokenizer(bundle.files["tokenizer"]), cached_images=cached_images)
 
     def ground(self, image: ImageSource, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]:
         """Find what a phrase names; an empty list when it is not there.

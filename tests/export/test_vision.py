@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from edgetune.export.graph import save_model
-from edgetune.export.quant import BlockFormat
 from edgetune.export.vision import export_vision, exportable_vision
 from edgetune.export.vision_int8 import dynamic_layers, quantize_linears
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat
 from reference import load_model
 
 GRIDS = {

@@ -18,6 +18,7 @@ from edgetune.commands._common import Console, verb
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the picture with the boxes drawn.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to compute.")
 @click.option("--threads", type=int, default=None, help="CPU threads; by default the engine's own choice.")
+@click.option("--engine", default=None, help="An installed engine in place of the runtime's own for the format.")
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer; by default 128, with --ask 256.")
 @click.option("--no-verify", is_flag=True, help="Start without checking the bundle's sha256 sums.")
 def command(console: Console, **options: object) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune.export.graph import GraphBuilder, cast_float
-from edgetune.export.quant import Float
+from edgetune_runtime.quant.blocks import Float
 
 OPSET = 20
 

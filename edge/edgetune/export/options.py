@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgetune.export.quant import BlockFormat
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 VISION_PRECISIONS = ("fp32", "fp16", "int8")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgetune.export.dialects.ort import INT8_ACTIVATIONS, MICROSOFT
-from edgetune.export.quant import BlockFormat, Float, round_to_nearest
 from edgetune.export.vision import ExportableVision
+from edgetune_runtime.quant.blocks import BlockFormat, Float, round_to_nearest
 
 WEIGHT_LIMIT = 63
 """Largest magnitude of a dynamic layer's weight codes: 7 bits, because the int8 instructions of x86 CPUs before VNNI

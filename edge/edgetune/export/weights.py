@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetune.export.quant import BlockFormat, BlockWeight, Float, round_to_nearest
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, round_to_nearest
 
 STATIC_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 """Rotary variants whose frequencies do not depend on the sequence; the others need a graph that looks at its length."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -58,30 +60,48 @@ class Backend(Protocol):
         """
 
 
-def load_backend(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> Backend:
-    """Load the engine for a bundle's format.
+ENGINES = "edgetune.backends"
+"""Entry-point group of engines from other distributions: NAME = callable(bundle, device=, threads=) -> Backend."""
+
+
+def load_backend(
+    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, engine: str | None = None
+) -> Backend:
+    """Load an engine for a bundle.
+
+    Args:
+        bundle: what to run.
+        device: "cpu" or "cuda".
+        threads: CPU threads; None leaves the choice to the engine.
+        engine: an installed engine by its name in the entry-point group `edgetune.backends`; None is the runtime's own
+            for the bundle's format.
 
     Raises:
-        InputError: the device name or the thread count makes no sense, no backend reads the format, or the bundle
-            does not compute in what the device's kernels need.
+        InputError: the device name or the thread count makes no sense, no engine has this name or reads the format, or
+            the bundle does not compute in what the device's kernels need.
         MissingDependency: the engine, or its provider for the device, is not installed.
     """
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}", hint=f"choose one of: {', '.join(DEVICES)}")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
-    if bundle.format != "onnx":
+    if engine is not None:
+        return _installed(engine)(bundle, device=device, threads=threads)
+    if bundle.format not in _BUILT_IN:
         raise InputError(f"{bundle.folder}: this version has no backend for format {bundle.format!r}")
-    if device == "cuda" and not bundle.half:
-        # CUDA's GroupQueryAttention is float16 only. In float32 onnxruntime moves it to the CPU, where the cache is no
-        # longer one buffer: on an H200 every answer was right for one token and wrong from then on.
-        raise InputError(
-            f"{bundle.folder}: computes in float32, but attention on CUDA needs float16",
-            hint="export with --target cuda",
-        )
-    from edgetune_runtime.backends.onnx import OnnxBackend
+    module = import_module(f"edgetune_runtime.backends.{_BUILT_IN[bundle.format]}")
+    backend: Backend = module.load(bundle, device=device, threads=threads)
+    return backend
 
-    files = bundle.files
-    return OnnxBackend(
-        vision=files["vision"], embed=files["embed"], decoder=files["decoder"], device=device, threads=threads
-    )
+
+_BUILT_IN = {"onnx": "onnx", "gptq": "packed", "awq": "packed", "trt": "trt"}
+
+
+def _installed(name: str) -> Callable[..., Backend]:
+    """The engine that some distribution declares under this name."""
+    found = {point.name: point for point in entry_points(group=ENGINES)}
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise InputError(f"unknown engine {name!r}", hint=f"installed beside the runtime's own: {known}")
+    load: Callable[..., Backend] = found[name].load()
+    return load

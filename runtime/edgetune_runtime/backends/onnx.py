@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgetune_runtime.backends import Float, ImageFeatures, Int
+from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 
 try:
@@ -22,6 +23,27 @@ _CACHE_STEP = 256
 """KV buffers grow in steps of this many tokens, so that prompts of similar length share one allocation."""
 
 _DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def load(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> OnnxBackend:
+    """Load an "onnx" bundle.
+
+    Raises:
+        InputError: a float32 bundle on CUDA.
+        BundleError: onnxruntime cannot load a graph.
+        MissingDependency: device "cuda" without onnxruntime's CUDA provider.
+    """
+    if device == "cuda" and not bundle.half:
+        # CUDA's GroupQueryAttention is float16 only. In float32 onnxruntime moves it to the CPU, where the cache is no
+        # longer one buffer: on an H200 every answer was right for one token and wrong from then on.
+        raise InputError(
+            f"{bundle.folder}: computes in float32, but attention on CUDA needs float16",
+            hint="export with --target cuda",
+        )
+    files = bundle.files
+    return OnnxBackend(
+        vision=files["vision"], embed=files["embed"], decoder=files["decoder"], device=device, threads=threads
+    )
 
 
 class OnnxBackend:

@@ -11,8 +11,8 @@ from typing import Protocol
 import onnx_ir as ir
 
 from edgetune.export.graph import GraphBuilder
-from edgetune.export.quant import Float
 from edgetune.export.weights import Linear
+from edgetune_runtime.quant.blocks import Float
 
 
 class Dialect(Protocol):

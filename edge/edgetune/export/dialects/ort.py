@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune.export.graph import GraphBuilder, cast_float
-from edgetune.export.quant import Float
 from edgetune.export.weights import DecoderSpec, Linear
+from edgetune_runtime.quant.blocks import Float
 
 MICROSOFT = "com.microsoft"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgetune.export.graph import GraphBuilder
-from edgetune.export.quant import BlockFormat, BlockWeight, round_to_nearest
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, round_to_nearest
 
 Float = npt.NDArray[np.float32]
 

@@ -1,0 +1,1 @@
+"""Calibration: choose samples, capture what the layers see, solve int4 weights for every format."""
