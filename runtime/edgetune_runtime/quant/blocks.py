@@ -47,13 +47,15 @@ class BlockWeight:
         """Block length along K."""
         return int(self.codes.shape[2])
 
+    def all_zero_points(self) -> Codes:
+        """uint8 [N, blocks], written out when symmetric too."""
+        if self.zero_points is None:
+            return np.full(self.scales.shape, 1 << (self.bits - 1), np.uint8)
+        return self.zero_points
+
     def dequantize(self) -> Float:
         """The float32 [N, K] that the codes stand for."""
-        zero = (
-            np.float32(1 << (self.bits - 1))
-            if self.zero_points is None
-            else self.zero_points[:, :, None].astype(np.float32)
-        )
+        zero = self.all_zero_points()[:, :, None].astype(np.float32)
         blocks = (self.codes.astype(np.float32) - zero) * self.scales[:, :, None]
         return np.ascontiguousarray(blocks.reshape(len(blocks), -1)[:, : self.columns])
 
