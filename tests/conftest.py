@@ -9,6 +9,7 @@ import torch
 
 from builders import build_qwen2_5_vl, build_qwen3_vl
 from edgetune.cli import cli
+from weight_sets import build_weight_set
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +53,15 @@ def qwen2_5_vl_bundle(qwen2_5_vl: Path, tmp_path_factory: pytest.TempPathFactory
 def int4_bundle(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small Qwen3-VL checkpoint as an int4 ONNX bundle with the default options."""
     return export(qwen3_vl, tmp_path_factory.mktemp("bundles") / "int4", "int4")
+
+
+@pytest.fixture(scope="session")
+def weight_set(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Qwen3-VL checkpoint's decoder layers as a weight set of asymmetric 4 bits in groups of 32."""
+    return build_weight_set(qwen3_vl, tmp_path_factory.mktemp("weight_sets") / "qwen3_vl")
+
+
+@pytest.fixture(scope="session")
+def weight_set_2_5(qwen2_5_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Qwen2.5-VL checkpoint's decoder layers as a weight set of asymmetric 4 bits in groups of 32."""
+    return build_weight_set(qwen2_5_vl, tmp_path_factory.mktemp("weight_sets") / "qwen2_5_vl")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,21 @@ from torch import nn
 
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, round_to_nearest
+from edgetune_runtime.quant.weightset import HEAD, WeightSet
+
+TEXT = "model.language_model"
+"""Where transformers keeps the text model of every supported family."""
+
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""The linear layers of a decoder block."""
 
 STATIC_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 """Rotary variants whose frequencies do not depend on the sequence; the others need a graph that looks at its length."""
@@ -41,44 +57,104 @@ class DecoderSpec:
     deepstack: int
 
 
-class Linear:
-    """One linear layer: where its weight [N, K] and bias [N] come from, and in which format it is to be written."""
+@dataclass(frozen=True)
+class Part:
+    """One linear layer of the model, by its name in transformers, and the weight set that may hold it."""
 
-    def __init__(self, name: str, parts: list[nn.Linear], fmt: BlockFormat | None) -> None:
+    name: str
+    module: nn.Linear
+    weights: WeightSet | None
+
+    @property
+    def format(self) -> BlockFormat | None:
+        """How the weight set quantizes it, None when it does not."""
+        return self.weights.format(self.name) if self.weights is not None and self.name in self.weights else None
+
+    def dense(self) -> Float:
+        """Float32 weight [N, K] of the checkpoint."""
+        return to_numpy(self.module.weight)
+
+    def blocks(self) -> BlockWeight:
+        """The codes of the weight set."""
+        assert self.weights is not None
+        weight = self.weights.weight(self.name)
+        if (len(weight.codes), weight.columns) != tuple(self.module.weight.shape):
+            raise InputError(
+                f"{self.weights.folder}: {self.name} is {[len(weight.codes), weight.columns]} there and "
+                f"{list(self.module.weight.shape)} in the checkpoint",
+                hint="export the checkpoint that the set was calibrated from",
+            )
+        return in_nibbles(weight)
+
+    def bias(self) -> Float:
+        """Float32 bias [N]; zero where the layer has none."""
+        if self.module.bias is None:
+            return np.zeros(self.module.weight.shape[0], np.float32)
+        return parameter(f"{self.name}.bias", self.module.bias, self.weights)
+
+
+class Linear:
+    """One product of the graph: which layers are stacked in its weight [N, K], and the format it is written in.
+
+    Args:
+        name: of the product in the graph.
+        parts: layers that read the same input.
+        fallback: format of layers that the weight set does not hold, None for dense.
+
+    Raises:
+        InputError: the weight set has the parts in different formats.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part], fallback: BlockFormat | None) -> None:
         self.name = name
-        self.format = fmt
-        self._parts = parts
+        self.parts = tuple(parts)
+        formats = {part.format for part in parts}
+        if len(formats) > 1:
+            raise InputError(
+                f"the weight set has {', '.join(part.name for part in parts)} in different formats, "
+                "but they are one product in the graph",
+                hint="calibrate again: layers that read the same input need the same bits and group size",
+            )
+        self.calibrated = None not in formats
+        own = formats.pop()
+        if own is not None and own.bits == 3:
+            own = BlockFormat(4, own.block, own.symmetric)
+        self.format = own or fallback
 
     @property
     def rows(self) -> int:
         """N, the output size."""
-        return sum(part.weight.shape[0] for part in self._parts)
+        return sum(part.module.weight.shape[0] for part in self.parts)
 
     @property
     def columns(self) -> int:
         """K, the input size."""
-        return int(self._parts[0].weight.shape[1])
+        return int(self.parts[0].module.weight.shape[1])
 
     def dense(self) -> Float:
         """Float32 weight [N, K]."""
-        return np.concatenate([to_numpy(part.weight) for part in self._parts])
+        return np.concatenate([part.dense() for part in self.parts])
 
     def blocks(self) -> BlockWeight:
-        """The weight rounded to its format."""
+        """The weight in its format, of 4 or 8 bits: the set's codes, or rounded to nearest."""
         assert self.format is not None
-        return round_to_nearest(self.dense(), self.format)
+        if not self.calibrated:
+            return round_to_nearest(self.dense(), self.format)
+        weights = [part.blocks() for part in self.parts]
+        zeros = [weight.zero_points for weight in weights if weight.zero_points is not None]
+        return BlockWeight(
+            codes=np.concatenate([weight.codes for weight in weights]),
+            scales=np.concatenate([weight.scales for weight in weights]),
+            zero_points=np.concatenate(zeros) if zeros else None,
+            bits=self.format.bits,
+            columns=self.columns,
+        )
 
     def bias(self) -> Float | None:
         """Float32 bias [N], zero for a part that has none, or None when no part has one."""
-        biases: list[torch.Tensor | None] = [part.bias for part in self._parts]
-        if all(bias is None for bias in biases):
+        if all(part.module.bias is None for part in self.parts):
             return None
-        sizes = [part.weight.shape[0] for part in self._parts]
-        filled = [
-            np.zeros(size, np.float32) if bias is None else to_numpy(bias)
-            for size, bias in zip(sizes, biases, strict=True)
-        ]
-        return np.concatenate(filled)
+        return np.concatenate([part.bias() for part in self.parts])
 
 
 class DecoderWeights:
@@ -86,27 +162,47 @@ class DecoderWeights:
 
     Args:
         model: a loaded Qwen2.5-VL or Qwen3-VL model for conditional generation.
-        layers_format: format of the layers' linear weights, None for dense.
-        head_format: format of the language model head.
+        layers_format: format of the layers' linear weights that `weights` does not hold, None for dense.
+        head_format: format of the language model head when `weights` does not hold it.
+        weights: a weight set calibrated from this model; the layers, norms and biases in it take their place.
+
+    Raises:
+        InputError: the decoder's kind is not supported, or the set names what the model does not have.
     """
 
-    def __init__(self, model: nn.Module, *, layers_format: BlockFormat | None, head_format: BlockFormat | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers_format: BlockFormat | None,
+        head_format: BlockFormat | None,
+        weights: WeightSet | None = None,
+    ) -> None:
         source: Any = model
         self._text = source.model.language_model
         self._head = source.lm_head
         self._layers_format, self._head_format = layers_format, head_format
+        self._weights = weights
         deepstack = len(getattr(source.model.visual, "deepstack_merger_list", ()))
         self.spec = _read_spec(self._text, deepstack)
+        if weights is not None:
+            check_names(model, weights)
 
     def linear(self, layer: int, *roles: str) -> Linear:
         """A linear layer such as "self_attn.q_proj"; several roles that read the same input are stacked along N."""
         block = self._text.layers[layer]
         name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
-        return Linear(name, [block.get_submodule(role) for role in roles], self._layers_format)
+        parts = [Part(f"{TEXT}.layers.{layer}.{role}", block.get_submodule(role), self._weights) for role in roles]
+        return Linear(name, parts, self._layers_format)
 
     def head(self) -> Linear:
         """The language model head, tied or not."""
-        return Linear("lm_head", [self._head], self._head_format)
+        return Linear(HEAD, [Part(HEAD, self._head, self._weights)], self._head_format)
+
+    def rounded(self) -> Iterator[Linear]:
+        """The layers, head included, that are rounded to nearest because the weight set does not hold them."""
+        every = [self.linear(layer, role) for layer in range(self.spec.layers) for role in LINEARS]
+        return (linear for linear in (*every, self.head()) if linear.format is not None and not linear.calibrated)
 
     def embedding(self) -> Float:
         """Float32 token table [V, H]."""
@@ -115,10 +211,39 @@ class DecoderWeights:
     def norm(self, layer: int | None, role: str) -> Float | None:
         """A norm's weight, such as "input_layernorm"; layer None is the final norm. None where there is none."""
         owner = self._text if layer is None else self._text.layers[layer]
+        name = f"{TEXT}.{role}" if layer is None else f"{TEXT}.layers.{layer}.{role}"
         try:
-            return to_numpy(owner.get_submodule(role).weight)
+            return parameter(f"{name}.weight", owner.get_submodule(role).weight, self._weights)
         except AttributeError:
             return None
+
+
+def check_names(model: nn.Module, weights: WeightSet) -> None:
+    """Raise `InputError` when a weight set holds a layer or a parameter that the model lacks."""
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in (*(set(weights.names) - layers), *(set(weights.overrides) - parameters)):
+        raise InputError(
+            f"{weights.folder}: the weight set holds {name}, which the checkpoint has not",
+            hint="export the checkpoint that the set was calibrated from",
+        )
+
+
+def parameter(name: str, tensor: torch.Tensor, weights: WeightSet | None) -> Float:
+    """A parameter as float32: the weight set's where it replaces it, else the checkpoint's."""
+    if weights is None or name not in weights.overrides:
+        return to_numpy(tensor)
+    return weights.override(name)
+
+
+def in_nibbles(weight: BlockWeight) -> BlockWeight:
+    """3-bit codes as 4-bit ones of the same values, for operators that know no 3 bits; others as they are."""
+    if weight.bits != 3:
+        return weight
+    if weight.zero_points is not None:
+        return replace(weight, bits=4)
+    # Without zero points code 4 meant zero, and code 8 does: shift the codes rather than write zero points.
+    return replace(weight, codes=weight.codes + np.uint8(4), bits=4)
 
 
 def to_numpy(tensor: torch.Tensor) -> Float:
