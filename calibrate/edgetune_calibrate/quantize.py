@@ -1,0 +1,262 @@
+"""Quantize a decoder block by block, each on what the already quantized blocks before it give it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from edgetune_calibrate.capture import Stream, VisionCache, output_head
+from edgetune_calibrate.moments import Moments, relative_error
+from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
+
+Solver = Callable[[LinearGroup, SolveSettings], dict[str, BlockWeight]]
+
+
+@dataclass(frozen=True)
+class SolvedBlock:
+    """A decoder block's solution, or the head's, which comes after the last block.
+
+    Attributes:
+        index: number of the block.
+        weights: full module name -> quantized weight.
+        overrides: full parameter name -> float32 values that replace a norm weight or bias.
+        report: for each linear its share of output energy lost ("error"), the tokens it was solved on ("tokens"),
+            and the block's "seconds".
+    """
+
+    index: int
+    weights: dict[str, BlockWeight]
+    overrides: dict[str, npt.NDArray[np.float32]]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """How a decoder is walked through and its linears are solved.
+
+    Attributes:
+        solve: method and format of the blocks' linears.
+        head: method and format of the head, or None to leave it as it is.
+        formats: full names of linears with a format of their own; linears that share an input share a format.
+        true_sequential: the linears of a block see what the quantized ones before them in the same block give.
+        asymmetric: also capture the unquantized model's inputs, for solvers that aim at its outputs (GPTAQ, arXiv
+            2504.02692); every block runs twice.
+        offload: keep activations in host memory between uses.
+    """
+
+    solve: SolveSettings
+    head: SolveSettings | None = None
+    formats: Mapping[str, BlockFormat] | None = None
+    true_sequential: bool = True
+    asymmetric: bool = False
+    offload: bool = False
+
+    def of(self, name: str) -> SolveSettings:
+        """Return how to solve a linear of a block."""
+        fmt = (self.formats or {}).get(name)
+        if fmt is None:
+            return self.solve
+        return replace(self.solve, bits=fmt.bits, group_size=fmt.block, symmetric=fmt.symmetric)
+
+
+def quantize_decoder(
+    model: nn.Module,
+    modules: Modules,
+    batches: Sequence[Mapping[str, Any]],
+    settings: DecoderSettings,
+    *,
+    token_weights: Sequence[Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    finished: Sequence[SolvedBlock] = (),
+    solve: Solver = solve_group,
+) -> Iterator[SolvedBlock]:
+    """Yield block after block solved; the model's own weights become the dequantized ones as it goes.
+
+    Args:
+        model: a transformers causal language model, with images or without, its weights in any float dtype.
+        modules: where its blocks, linears and vision tower are (`vision_root` may be empty).
+        batches: keyword arguments of the model's forward.
+        settings: what to do.
+        token_weights: for each batch float32 [B, S], how much each token counts; by default all do the same, and
+            those that the batch's `attention_mask` hides do not.
+        device: where to compute; the model is moved there.
+        finished: the first blocks' solutions from an earlier run, which are taken as they are.
+        solve: finds the codes of linears that share an input.
+
+    Raises:
+        InputError: a group size does not divide a layer's inputs, linears that share an input have different
+            formats, or there are no batches.
+    """
+    walk = _Walk(model, modules, batches, settings, token_weights, torch.device(device), solve)
+    return walk.blocks(finished)
+
+
+def input_groups(modules: Modules) -> list[tuple[str, ...]]:
+    """Return the linears of a block in the order they run, those that read the same norm's output together."""
+    shared = {name: tuple(names) for names in modules.norm_linears.values() for name in names}
+    return list(dict.fromkeys(shared.get(name, (name,)) for name in modules.linears))
+
+
+class _Walk:
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Modules,
+        batches: Sequence[Mapping[str, Any]],
+        settings: DecoderSettings,
+        token_weights: Sequence[Tensor] | None,
+        device: torch.device,
+        solve: Solver,
+    ) -> None:
+        if not batches:
+            raise InputError("no batches to calibrate on")
+        self._model, self._modules, self._batches, self._settings = model.eval().to(device), modules, batches, settings
+        self._device, self._solver = device, solve
+        self._store = torch.device("cpu") if settings.offload else device
+        listed: Any = model.get_submodule(modules.blocks)
+        self._blocks: list[nn.Module] = list(listed)
+        self._groups = input_groups(modules)
+        weights = token_weights or [_visible(batch) for batch in batches]
+        self._weights = [weight.to(device, torch.float32) for weight in weights]
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse formats that do not fit before hours are spent."""
+        for index, block in enumerate(self._blocks):
+            for group in self._groups:
+                names = [self._name(index, name) for name in group]
+                if len({self._settings.of(name).format for name in names}) > 1:
+                    raise InputError(f"{' and '.join(names)} share an input, so they need the same format")
+                _check_columns(names[0], block.get_submodule(group[0]), self._settings.of(names[0]))
+        if self._settings.head:
+            _check_columns(*self._head(), self._settings.head)
+
+    def blocks(self, finished: Sequence[SolvedBlock]) -> Iterator[SolvedBlock]:
+        """Yield what is left to solve after the finished blocks."""
+        vision = None
+        if self._modules.vision_root:
+            vision = VisionCache(self._model.get_submodule(self._modules.vision_root), self._store)
+        try:
+            original = self._stream(vision, frozen=True) if self._settings.asymmetric else None
+            yield from self._solve_all(self._stream(vision), original, finished)
+        finally:
+            if vision is not None:
+                vision.close()
+
+    def _stream(self, vision: VisionCache | None, *, frozen: bool = False) -> Stream:
+        return Stream(self._model, self._blocks, self._batches, vision, self._store, frozen=frozen)
+
+    def _solve_all(
+        self, stream: Stream, original: Stream | None, finished: Sequence[SolvedBlock]
+    ) -> Iterator[SolvedBlock]:
+        streams = [stream] if original is None else [original, stream]
+        start, last = len(finished), len(self._blocks)
+        remaining = range(start, last + (self._settings.head is not None))
+        resumed = bool(finished and remaining)
+        if resumed and original is not None:
+            original.skip(start)
+        for solved in finished:
+            self._apply(solved)
+        if resumed:
+            stream.skip(start)
+        for index in remaining:
+            began = time.perf_counter()
+            for each in streams:
+                each.enter(index)
+            solved = self._solve_block(index, stream, original) if index < last else self._solve_head(stream, original)
+            if index < last:
+                for each in streams:
+                    each.leave()
+            yield replace(solved, report={**solved.report, "seconds": round(time.perf_counter() - began, 3)})
+
+    def _solve_block(self, index: int, stream: Stream, original: Stream | None) -> SolvedBlock:
+        """Solve the groups of a block in order; their dequantized weights are in the block afterwards."""
+        solved = SolvedBlock(index, {}, {}, {"error": {}, "tokens": {}})
+        for groups in [[group] for group in self._groups] if self._settings.true_sequential else [self._groups]:
+            moments = self._moments([group[0] for group in groups], stream, original)
+            for group in groups:
+                linears = {self._name(index, name): self._blocks[index].get_submodule(name) for name in group}
+                self._solve(linears, moments[group[0]], self._settings.of(next(iter(linears))), solved)
+        return solved
+
+    def _solve_head(self, stream: Stream, original: Stream | None) -> SolvedBlock:
+        """Solve the head, which gets a weight of its own when it is tied to the embedding."""
+        solved = SolvedBlock(len(self._blocks), {}, {}, {"error": {}, "tokens": {}})
+        name, head = self._head()
+        assert self._settings.head is not None
+        moments = self._moments([""], stream, original)
+        _untie(head)
+        self._solve({name: head}, moments[""], self._settings.head, solved)
+        return solved
+
+    def _moments(self, names: Sequence[str], stream: Stream, original: Stream | None) -> dict[str, Moments]:
+        """Run the entered block on all batches and add up the moments of what its linears `names` read."""
+        moments = {name: Moments() for name in names}
+        for number, weights in enumerate(self._weights):
+            inputs = stream.inputs(number, names)
+            originals = original.inputs(number, names) if original is not None else {}
+            for name in names:
+                moments[name].add(inputs[name], weights, originals.get(name))
+        return moments
+
+    def _solve(
+        self, linears: Mapping[str, nn.Module], moments: Moments, settings: SolveSettings, solved: SolvedBlock
+    ) -> None:
+        """Solve linears of one input, note the result, and give them the dequantized weights."""
+        hessian, cross = moments.means()
+        weights = {name: linear.get_parameter("weight").detach().float() for name, linear in linears.items()}
+        answer = self._solver(LinearGroup(weights, hessian, moments.tokens, cross), settings)
+        for name, weight in answer.items():
+            values = torch.from_numpy(weight.dequantize()).to(self._device)
+            solved.report["error"][name] = relative_error(weights[name], values, hessian)
+            solved.report["tokens"][name] = moments.tokens
+            linears[name].get_parameter("weight").data.copy_(values)
+            solved.weights[name] = weight
+
+    def _apply(self, solved: SolvedBlock) -> None:
+        """Put an earlier run's solution into the model."""
+        for name, weight in solved.weights.items():
+            linear = self._model.get_submodule(name)
+            if linear is self._head()[1]:
+                _untie(linear)
+            linear.get_parameter("weight").data.copy_(torch.from_numpy(weight.dequantize()))
+        for name, values in solved.overrides.items():
+            self._model.get_parameter(name).data.copy_(torch.from_numpy(values))
+
+    def _name(self, index: int, linear: str) -> str:
+        return f"{self._modules.blocks}.{index}.{linear}"
+
+    def _head(self) -> tuple[str, nn.Module]:
+        head = output_head(self._model)
+        return next(name for name, module in self._model.named_modules() if module is head), head
+
+
+def _visible(batch: Mapping[str, Any]) -> Tensor:
+    """Return float32 [B, S]: 1 for the tokens of a batch, 0 for its padding."""
+    mask = batch.get("attention_mask")
+    return torch.ones(batch["input_ids"].shape) if mask is None else mask.float()
+
+
+def _untie(head: nn.Module) -> None:
+    """Give a head a weight of its own: the embedding that it may be tied to stays as it is."""
+    head.weight = nn.Parameter(head.get_parameter("weight").detach().clone(), requires_grad=False)
+
+
+def _check_columns(name: str, linear: nn.Module, settings: SolveSettings) -> None:
+    columns = linear.get_parameter("weight").shape[1]
+    if columns % settings.group_size:
+        fits = [size for size in (128, 64, 32, 16) if size < settings.group_size and columns % size == 0]
+        raise InputError(
+            f"{name}: {columns} input columns are not a multiple of the group size {settings.group_size}",
+            hint=f"use --group-size {fits[0]}" if fits else None,
+        )
