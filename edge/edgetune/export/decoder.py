@@ -18,26 +18,22 @@ DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]
 def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.Model:
     """Write the decoder.
 
-    Inputs: inputs_embeds float32 [B, S, H], attention_mask int64 [B, T], position_ids int64 [3, B, S],
-    past_key_values.{i}.key and .value [B, kv, P, d], deepstack_embeds.{i} float32 [B, S, H] (added after layer i; zero
-    at text tokens). Outputs: logits float32 [B, 1, V] of the last token, present.{i}.key and .value.
+    Inputs: inputs_embeds [B, S, H], what `Dialect.start` declares, past_key_values.{i}.key and .value,
+    deepstack_embeds.{i} [B, S, H] (added after layer i; zero at text tokens). Outputs: logits float32 [B, 1, V] of the
+    last token, present.{i}.key and .value. Dtypes of embeddings and shapes of the cache are the dialect's.
     """
     spec = weights.spec
     graph = GraphBuilder("decoder")
     dialect = make_dialect(graph, spec)
     dtype = dialect.dtype
-    embeds = graph.input("inputs_embeds", ir.DataType.FLOAT, ("batch", "length", spec.hidden))
-    mask = graph.input("attention_mask", ir.DataType.INT64, ("batch", "total_length"))
-    positions = graph.input("position_ids", ir.DataType.INT64, (3, "batch", "length"))
-    pasts = [_cache_inputs(graph, dtype, spec, layer) for layer in range(spec.layers)]
-    deepstack = [
-        graph.input(f"deepstack_embeds.{i}", ir.DataType.FLOAT, ("batch", "length", spec.hidden))
-        for i in range(spec.deepstack)
-    ]
-    dialect.start(mask, positions)
+    states_shape = (dialect.batch, "length", spec.hidden)
+    embeds = graph.input("inputs_embeds", dialect.input_dtype, states_shape)
+    dialect.start()
+    pasts = [_cache_inputs(dialect, layer) for layer in range(spec.layers)]
+    deepstack = [graph.input(f"deepstack_embeds.{i}", dialect.input_dtype, states_shape) for i in range(spec.deepstack)]
 
     def activation(value: ir.Value) -> ir.Value:
-        return value if dtype == ir.DataType.FLOAT else graph.op("Cast", value, to=dtype)
+        return value if dtype == dialect.input_dtype else graph.op("Cast", value, to=dtype)
 
     residual = activation(embeds)
     states = dialect.norm(residual, *_norm(weights, 0, "input_layernorm"))
@@ -57,17 +53,18 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     logits = dialect.linear(states, weights.head())
     if dtype != ir.DataType.FLOAT:
         logits = graph.op("Cast", logits, to=ir.DataType.FLOAT)
-    graph.output(logits, "logits", ir.DataType.FLOAT, ("batch", 1, spec.vocabulary))
+    graph.output(logits, "logits", ir.DataType.FLOAT, (dialect.batch, 1, spec.vocabulary))
     for layer, pair in enumerate(presents):
         for kind, value in zip(("key", "value"), pair, strict=True):
-            shape = ("batch", spec.kv_heads, "present_length", spec.head_dim)
-            graph.output(value, f"present.{layer}.{kind}", dtype, shape)
+            graph.output(value, f"present.{layer}.{kind}", dtype, dialect.cache_shape("present_length"))
     return graph.model(dialect.opset)
 
 
-def _cache_inputs(graph: GraphBuilder, dtype: ir.DataType, spec: DecoderSpec, layer: int) -> tuple[ir.Value, ir.Value]:
-    shape = ("batch", spec.kv_heads, "past_length", spec.head_dim)
-    key, value = (graph.input(f"past_key_values.{layer}.{kind}", dtype, shape) for kind in ("key", "value"))
+def _cache_inputs(dialect: Dialect, layer: int) -> tuple[ir.Value, ir.Value]:
+    key, value = (
+        dialect.graph.input(f"past_key_values.{layer}.{kind}", dialect.dtype, dialect.cache_shape("past_length"))
+        for kind in ("key", "value")
+    )
     return key, value
 
 

@@ -1,7 +1,7 @@
 """The operator vocabularies a decoder graph can be written in.
 
-`ort` uses onnxruntime's fused com.microsoft operators. A sibling module for another engine implements the same
-protocol; the walk over the layers (`edgetune.export.decoder`) stays as it is.
+`ort` uses onnxruntime's fused com.microsoft operators, `trt` what TensorRT's parser reads. A sibling module for another
+engine implements the same protocol; the walk over the layers (`edgetune.export.decoder`) stays as it is.
 """
 
 from __future__ import annotations
@@ -10,16 +10,26 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from edgetune.export.graph import GraphBuilder
+from edgetune.export.graph import Dim, GraphBuilder
 from edgetune.export.weights import Linear
 from edgetune_runtime.quant.blocks import Float
 
 
 class Dialect(Protocol):
-    """What the decoder needs from an operator vocabulary. Hidden states are [B, S, H] in the activation dtype."""
+    """What the decoder needs from an operator vocabulary. Hidden states are [B, S, H] in the activation dtype.
+
+    Attributes:
+        graph: receives the nodes.
+        dtype: of activations and of the cache.
+        input_dtype: of the graph's inputs that hold hidden states.
+        batch: B in the graph's interface, free or fixed.
+        opset: version of the standard operators.
+    """
 
     graph: GraphBuilder
     dtype: ir.DataType
+    input_dtype: ir.DataType
+    batch: Dim
     opset: int
 
     def linear(self, states: ir.Value, linear: Linear) -> ir.Value:
@@ -33,8 +43,14 @@ class Dialect(Protocol):
     ) -> tuple[ir.Value, ir.Value]:
         """The norm of states + residual, and the sum."""
 
-    def start(self, attention_mask: ir.Value, position_ids: ir.Value) -> None:
-        """Compute once what all attention layers share: rotary tables and sequence lengths."""
+    def start(self) -> None:
+        """Declare position_ids int64 [3, B, S] and the inputs that tell how full the cache is.
+
+        Also computes once what all attention layers share: rotary tables and sequence lengths.
+        """
+
+    def cache_shape(self, length: str) -> tuple[Dim, ...]:
+        """Shape of a layer's keys or values in the graph's interface; a free length goes by the name given."""
 
     def attention(
         self,
@@ -50,7 +66,7 @@ class Dialect(Protocol):
             query: [B, S, heads·d].
             key: [B, S, kv_heads·d].
             value: [B, S, kv_heads·d].
-            past: key and value [B, kv_heads, P, d].
+            past: key and value as `cache_shape` says.
             norms: (name, weight [d]) of the per-head RMS norms of query and key, applied before the rotation.
 
         Returns:

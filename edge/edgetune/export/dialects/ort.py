@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgetune.export.graph import GraphBuilder, cast_float
+from edgetune.export.graph import Dim, GraphBuilder, cast_float
 from edgetune.export.weights import DecoderSpec, Linear
 from edgetune_runtime.quant.blocks import Float
 
@@ -26,6 +26,8 @@ class OrtDialect:
     """
 
     opset = 20
+    batch: Dim = "batch"
+    input_dtype = ir.DataType.FLOAT
 
     def __init__(
         self, graph: GraphBuilder, spec: DecoderSpec, dtype: ir.DataType, *, accuracy_level: int = INT8_ACTIVATIONS
@@ -103,13 +105,19 @@ class OrtDialect:
         outputs[1].name = outputs[2].name = ""  # statistics that only training needs
         return outputs[0], outputs[3]
 
-    def start(self, attention_mask: ir.Value, position_ids: ir.Value) -> None:
-        """Rotary tables of this call's own tokens, and the key lengths from the mask [B, T].
+    def cache_shape(self, length: str) -> tuple[Dim, ...]:
+        """[B, kv_heads, T, d]."""
+        return (self.batch, self._spec.kv_heads, length, self._spec.head_dim)
+
+    def start(self) -> None:
+        """Rotary tables of this call's own tokens, and the key lengths from attention_mask int64 [B, T].
 
         RotaryEmbedding wants a table indexed by position. Ours has one row a token of this call, computed from its
         three positions, so the index is just the token's number.
         """
         op, spec = self.graph.op, self._spec
+        attention_mask = self.graph.input("attention_mask", ir.DataType.INT64, (self.batch, "total_length"))
+        position_ids = self.graph.input("position_ids", ir.DataType.INT64, (3, self.batch, "length"))
         half = spec.head_dim // 2
         axis_last = op("Transpose", op("Cast", position_ids, to=ir.DataType.FLOAT), perm=[1, 2, 0])  # [B, S, 3]
         angles = op("MatMul", axis_last, self.graph.constant("rope.matrix", spec.rope))
