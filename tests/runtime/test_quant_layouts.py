@@ -30,7 +30,9 @@ def weight_of(fmt: BlockFormat, rows: int = ROWS, columns: int = COLUMNS) -> Blo
     )
 
 
-FORMATS = [BlockFormat(bits, block, symmetric) for bits in (3, 4, 8) for block in (32, 64) for symmetric in (False, True)]
+FORMATS = [
+    BlockFormat(bits, block, symmetric) for bits in (3, 4, 8) for block in (32, 64) for symmetric in (False, True)
+]
 
 
 def read_bits(words: Array, index: int, bits: int) -> int:
