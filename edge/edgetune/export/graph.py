@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,34 @@ class GraphBuilder:
         return ir.Model(graph, ir_version=10, producer_name="edgetune")
 
 
+def leave_out(model: ir.Model, names: Collection[str], location: str) -> None:
+    """Make weights external data of a file that is not written: whoever loads the graph has to provide them by name."""
+    for name in names:
+        value = model.graph.initializers[name]
+        tensor = value.const_value
+        assert tensor is not None
+        shape = ir.Shape(tensor.shape.numpy())
+        value.const_value = ir.ExternalTensor(location, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+
+
 def save_model(model: ir.Model, path: Path, *, inline_limit: int = 1 << 20) -> None:
     """Write a model; weights go to `<file name>.data` beside it when they exceed `inline_limit` bytes in all.
 
-    The graph names its data file by a bare file name, so the folder can be moved.
+    The graph names its data file by a bare file name, so the folder can be moved. Weights that are external data
+    already stay what they are.
     """
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    if sum(tensor.nbytes for tensor in tensors if tensor is not None) <= inline_limit:
-        ir.save(model, path)
-    else:
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    own = [
+        (value, value.const_value)
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    if sum(tensor.nbytes for _, tensor in own) > inline_limit:
+        large = [(value, tensor) for value, tensor in own if tensor.nbytes > 1024]
+        tensors = [tensor for _, tensor in large]
+        written = ir.external_data.convert_tensors_to_external(tensors, path.parent, f"{path.name}.data")
+        for (value, _), tensor in zip(large, written, strict=True):
+            value.const_value = tensor
+    ir.save(model, path)
 
 
 def cast_float(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, round_to_nearest
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, in_nibbles, round_to_nearest
 from edgetune_runtime.quant.weightset import HEAD, WeightSet
 
 TEXT = "model.language_model"
@@ -234,16 +234,6 @@ def parameter(name: str, tensor: torch.Tensor, weights: WeightSet | None) -> Flo
     if weights is None or name not in weights.overrides:
         return to_numpy(tensor)
     return weights.override(name)
-
-
-def in_nibbles(weight: BlockWeight) -> BlockWeight:
-    """3-bit codes as 4-bit ones of the same values, for operators that know no 3 bits; others as they are."""
-    if weight.bits != 3:
-        return weight
-    if weight.zero_points is not None:
-        return replace(weight, bits=4)
-    # Without zero points code 4 meant zero, and code 8 does: shift the codes rather than write zero points.
-    return replace(weight, codes=weight.codes + np.uint8(4), bits=4)
 
 
 def to_numpy(tensor: torch.Tensor) -> Float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetune_runtime.backends import Float, ImageFeatures, Int
 from edgetune_runtime.bundle import Bundle
@@ -19,14 +20,18 @@ except ModuleNotFoundError as error:
         "onnxruntime is not installed", hint='pip install "edgetune-runtime[onnx]" (or [onnx-gpu] for CUDA)'
     ) from error
 
+Array = npt.NDArray[Any]
+
 _CACHE_STEP = 256
 """KV buffers grow in steps of this many tokens, so that prompts of similar length share one allocation."""
 
 _DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def load(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> OnnxBackend:
-    """Load an "onnx" bundle.
+def load(
+    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, weights: Mapping[str, Array] | None = None
+) -> OnnxBackend:
+    """Load an "onnx" bundle, or another one that has its graphs and the `weights` that its decoder's graph leaves out.
 
     Raises:
         InputError: a float32 bundle on CUDA.
@@ -42,7 +47,12 @@ def load(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> 
         )
     files = bundle.files
     return OnnxBackend(
-        vision=files["vision"], embed=files["embed"], decoder=files["decoder"], device=device, threads=threads
+        vision=files["vision"],
+        embed=files["embed"],
+        decoder=files["decoder"],
+        device=device,
+        threads=threads,
+        weights=weights,
     )
 
 
@@ -55,6 +65,7 @@ class OnnxBackend:
         decoder: path of decoder_model_merged.onnx.
         device: "cpu" or "cuda".
         threads: CPU threads of each operator; None is onnxruntime's own choice, one a physical core.
+        weights: values of those of the decoder's weights that its graph leaves out, by name.
 
     Raises:
         BundleError: onnxruntime cannot load a graph.
@@ -62,12 +73,19 @@ class OnnxBackend:
     """
 
     def __init__(
-        self, *, vision: Path, embed: Path, decoder: Path, device: str = "cpu", threads: int | None = None
+        self,
+        *,
+        vision: Path,
+        embed: Path,
+        decoder: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> None:
         self._device = device
         self._vision = _open(vision, device, threads)
         self._embed = _open(embed, "cpu", threads)  # a table look-up: not worth a trip to the GPU
-        self._decoder = _open(decoder, device, threads)
+        self._decoder = _open(decoder, device, threads, weights)
         inputs = {node.name: node for node in self._decoder.get_inputs()}
         self._deepstack = sorted(name for name in inputs if name.startswith("deepstack_embeds."))
         self._caches = [name for name in inputs if name.startswith("past_key_values.")]
@@ -127,7 +145,7 @@ class OnnxBackend:
         return logits
 
 
-def _open(path: Path, device: str, threads: int | None) -> Any:
+def _open(path: Path, device: str, threads: int | None, weights: Mapping[str, Array] | None = None) -> Any:
     """Open one graph."""
     if not path.is_file():
         raise BundleError(f"{path}: the model file is missing")
@@ -135,6 +153,9 @@ def _open(path: Path, device: str, threads: int | None) -> Any:
     options.log_severity_level = 3  # errors only: the rest speaks of onnxruntime's own optimiser
     if threads is not None:
         options.intra_op_num_threads = threads
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     missing = MissingDependency(
         f"onnxruntime {ort.__version__} cannot run on {device}: its {provider} is not there",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.quant.blocks import Codes
+from edgetune_runtime.quant.blocks import Codes, pack_nibbles, unpack_nibbles
 
 Words = npt.NDArray[np.int32]
 
@@ -26,7 +26,7 @@ def pack_words(codes: Codes, bits: int) -> Words:
     if bits == 8:
         stream = codes
     elif bits == 4:
-        stream = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
+        stream = pack_nibbles(codes)
     else:
         single = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
         stream = np.packbits(single.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
@@ -48,6 +48,6 @@ def unpack_bytes(stream: Codes, bits: int) -> Codes:
     if bits == 8:
         return stream
     if bits == 4:
-        return np.stack([stream & np.uint8(15), stream >> np.uint8(4)], axis=-1).reshape(*stream.shape[:-1], -1)
+        return unpack_nibbles(stream)
     single = np.unpackbits(stream, axis=-1, bitorder="little").reshape(*stream.shape[:-1], -1, bits)
     return np.packbits(single, axis=-1, bitorder="little")[..., 0]

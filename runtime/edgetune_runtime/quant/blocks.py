@@ -7,7 +7,7 @@ point:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,18 +61,36 @@ class BlockWeight:
 
     def packed_codes(self) -> Codes:
         """uint8 [N, blocks, block·bits / 8]; of two 4-bit codes in a byte the first is the low half."""
-        return self.codes if self.bits == 8 else _pack_nibbles(self.codes)
+        return self.codes if self.bits == 8 else pack_nibbles(self.codes)
 
     def packed_zero_points(self) -> Codes | None:
         """uint8 [N, ceil(blocks·bits / 8)], or None when symmetric."""
         if self.zero_points is None or self.bits == 8:
             return self.zero_points
-        padded = np.pad(self.zero_points, ((0, 0), (0, self.zero_points.shape[1] % 2)))
-        return _pack_nibbles(padded)
+        return pack_nibbles(self.zero_points)
 
 
-def _pack_nibbles(codes: Codes) -> Codes:
+def pack_nibbles(codes: Codes) -> Codes:
+    """uint8 [..., ceil(n / 2)] of 4-bit codes [..., n]; of two in a byte the first is the low half."""
+    if codes.shape[-1] % 2:
+        codes = np.pad(codes, (*((0, 0),) * (codes.ndim - 1), (0, 1)))
     return np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], np.uint8(4)))
+
+
+def unpack_nibbles(packed: Codes) -> Codes:
+    """uint8 [..., 2·n] of the 4-bit codes in [..., n] bytes, low halves first."""
+    halves = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+    return halves.reshape(*packed.shape[:-1], -1)
+
+
+def in_nibbles(weight: BlockWeight) -> BlockWeight:
+    """3-bit codes as 4-bit ones of the same values, for operators that know no 3 bits; others as they are."""
+    if weight.bits != 3:
+        return weight
+    if weight.zero_points is not None:
+        return replace(weight, bits=4)
+    # Without zero points code 4 meant zero, and code 8 does: shift the codes rather than write zero points.
+    return replace(weight, codes=weight.codes + np.uint8(4), bits=4)
 
 
 def round_to_nearest(weight: Float, fmt: BlockFormat) -> BlockWeight:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 from edgetune_runtime.manifest import MANIFEST, read_manifest, sha256_tree, verify_files
-from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Codes, Float
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, unpack_nibbles
 
 STAGE = "calibrate"
 SCHEMA = 1
@@ -189,12 +189,6 @@ def write_block(
     path.parent.mkdir(parents=True, exist_ok=True)
     _safetensors().save_file(tensors, path)
     return {"linears": linears, "overrides": dict.fromkeys(overrides, file)}
-
-
-def unpack_nibbles(packed: Codes) -> Codes:
-    """uint8 [..., 2·n] of the 4-bit codes in [..., n] bytes, low halves first."""
-    halves = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
-    return halves.reshape(*packed.shape[:-1], -1)
 
 
 def _check(name: str, weight: BlockWeight) -> None:
