@@ -15,11 +15,12 @@ from edgetune.commands._common import Program
 VERBS = {
     "train": "Fine-tune a checkpoint on your records with LoRA.",
     "merge": "Fold a LoRA adapter into its base and prove that it worked.",
+    "calibrate": "Solve int4 weights for a checkpoint on your own records.",
     "export": "Write an on-device bundle from a checkpoint, checked against it.",
     "run": "Ask a bundle about an image: boxes for a phrase, or an answer.",
     "eval": "Score bundles and checkpoints on held-out records.",
     "bench": "Compare bundles: accuracy, speed by stage, memory and size.",
-    "doctor": "Say what is installed, which engines work and how to get the rest.",
+    "doctor": "Say what is installed, which engines work, how to get the rest.",
     "demo": "The whole chain on the tiny example model, with pictures.",
 }
 

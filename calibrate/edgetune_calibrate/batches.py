@@ -1,0 +1,70 @@
+"""From samples to what a model's forward takes, and how much each token counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from edgetune_calibrate.checkpoint import Checkpoint
+from edgetune_runtime import image
+from edgetune_runtime.conversation import Sample, token_id
+
+ROLES = ("image", "prompt", "answer")
+"""What a token can be: part of the picture, of the request around it, or of the answer."""
+
+
+def batch(sample: Sample, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the whole conversation, prompt and answer, as keyword arguments of the model's forward.
+
+    Args:
+        sample: one record as tokens.
+        checkpoint: whose preprocessing and image token count.
+        dtype: of the pixel values; models convert them to that of their weights anyway.
+
+    Returns:
+        input_ids, attention_mask, mm_token_type_ids (1 on image tokens): int64 [1, S]; pixel_values
+        [patches, C·T·P·P]; image_grid_thw int64 [1, 3].
+
+    Raises:
+        ImageError: the picture cannot be read.
+    """
+    ids = torch.tensor([sample.prompt_ids + sample.answer_ids])
+    pixels = image.preprocess(image.load_image(sample.record.image), checkpoint.spec)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == _image_id(checkpoint)).long(),
+        "pixel_values": torch.from_numpy(pixels.pixel_values).to(dtype),
+        "image_grid_thw": torch.from_numpy(pixels.grid_thw),
+    }
+
+
+def roles(sample: Sample, checkpoint: Checkpoint) -> Tensor:
+    """Return uint8 [1, S]: for each token of the conversation its index in `ROLES`."""
+    prompt = torch.tensor([sample.prompt_ids]) == _image_id(checkpoint)
+    answer = torch.full((1, len(sample.answer_ids)), ROLES.index("answer"), dtype=torch.uint8)
+    return torch.cat([torch.where(prompt, ROLES.index("image"), ROLES.index("prompt")).to(torch.uint8), answer], dim=1)
+
+
+def token_weights(all_roles: Sequence[Tensor], shares: Mapping[str, float]) -> list[Tensor]:
+    """Return float32 weights of the shape of each roles tensor.
+
+    Args:
+        all_roles: of each sample, see `roles`.
+        shares: role -> how much all its tokens together count; empty for one weight a token.
+    """
+    if not shares:
+        return [torch.ones(one.shape) for one in all_roles]
+    total = torch.zeros(len(ROLES))
+    for one in all_roles:
+        total += torch.bincount(one.flatten(), minlength=len(ROLES))
+    wanted = torch.tensor([shares[role] for role in ROLES])
+    # Scaled so that the mean weight is 1: damping and reports keep their size.
+    each = wanted / wanted.sum() * total.sum() / total.clamp_min(1)
+    return [each[one.long()] for one in all_roles]
+
+
+def _image_id(checkpoint: Checkpoint) -> int:
+    return token_id(checkpoint.tokenizer, checkpoint.family.chat.image_token)

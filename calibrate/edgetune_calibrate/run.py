@@ -1,0 +1,125 @@
+"""The calibrate stage: int4 weights for a checkpoint, solved on the user's own records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgetune_calibrate.batches import batch, roles, token_weights
+from edgetune_calibrate.checkpoint import Checkpoint
+from edgetune_calibrate.journal import Journal
+from edgetune_calibrate.quantize import quantize_decoder
+from edgetune_calibrate.samples import CalibrationSet, calibration_set
+from edgetune_calibrate.settings import CalibrateSettings
+from edgetune_runtime.manifest import sha256_tree
+from edgetune_runtime.quant.weightset import SCHEMA
+
+Progress = Callable[[int, int], object]
+"""Called with how many blocks are done and how many there are."""
+
+
+def calibrate(
+    checkpoint: Path,
+    data: Path,
+    work: Path,
+    settings: CalibrateSettings,
+    *,
+    evaluation: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a weight set into `work`, continuing from the blocks that an interrupted run finished there.
+
+    Args:
+        checkpoint: Hugging Face folder, merged and not quantized.
+        data: JSONL file of records to calibrate on.
+        work: an existing folder.
+        settings: everything else.
+        evaluation: JSONL file of records that must not share a picture with `data`.
+        progress: told after each block; the head counts as one.
+
+    Returns:
+        The manifest's `result`, with the key `weightset` that `edgetune_runtime.quant.weightset` describes.
+
+    Raises:
+        InputError: a file, record or setting cannot be used.
+        MissingDependency: there is no such device.
+    """
+    settings.check_device()
+    source = Checkpoint.open(checkpoint)
+    chosen = calibration_set(source, data, samples=settings.samples, seed=settings.seed, evaluation=evaluation)
+    sha256 = sha256_tree(checkpoint)
+    journal = Journal(work, _key(settings, chosen, sha256))
+    began, resumed = time.perf_counter(), len(journal.entries)
+    _solve(source, chosen, settings, journal, progress)
+    seconds = time.perf_counter() - began
+    journal.close()
+    reports = [entry["report"] for entry in journal.entries]
+    return {
+        "family": source.family.name,
+        "weightset": {
+            "schema": SCHEMA,
+            "method": settings.solve.method,
+            "linears": {name: entry for line in journal.entries for name, entry in line["linears"].items()},
+            "overrides": {name: file for line in journal.entries for name, file in line["overrides"].items()},
+            "vision_ranges": None,
+            "calibration": {**chosen.to_dict(), **_errors(reports)},
+            "checkpoint": {"path": str(checkpoint), "sha256": sha256},
+        },
+        "resumed_blocks": resumed,
+        "seconds": round(seconds, 2),
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
+    }
+
+
+def _solve(
+    source: Checkpoint,
+    chosen: CalibrationSet,
+    settings: CalibrateSettings,
+    journal: Journal,
+    progress: Progress | None,
+) -> None:
+    dtype = settings.dtype(source.dtype)
+    model = source.load_model(dtype)
+    total = len(model.get_submodule(source.modules.blocks)) + (settings.decoder.head is not None)
+    finished = journal.finished()
+    if progress:
+        progress(len(finished), total)
+    solved = quantize_decoder(
+        model,
+        source.modules,
+        [batch(sample, source, dtype) for sample in chosen.samples],
+        settings.decoder,
+        token_weights=token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights),
+        device=settings.device,
+        finished=finished,
+    )
+    for block in solved:
+        journal.add(block)
+        if progress:
+            progress(block.index + 1, total)
+
+
+def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:
+    """Return a hash of what the solved blocks depend on."""
+    facts = [asdict(settings), chosen.sha256, checkpoint, torch.__version__]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the share of output energy that rounding cost, per linear and over all."""
+    error = {name: float(f"{value:.4g}") for report in reports for name, value in report["error"].items()}
+    return {
+        "tokens": max(count for report in reports for count in report["tokens"].values()),
+        "mean_error": statistics.fmean(error.values()),
+        "worst_linear": max(error, key=error.__getitem__),
+        "error": error,
+        "block_seconds": [report["seconds"] for report in reports],
+    }

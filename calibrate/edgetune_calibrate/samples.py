@@ -1,0 +1,178 @@
+"""Which of the user's records a model is calibrated on.
+
+Calibration has to see what the model will see: pictures, requests and boxes with their digits. There is no default
+set, for one of plain text costs boxes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from edgetune_calibrate.checkpoint import Checkpoint
+from edgetune_calibrate.strata import AXES, strata
+from edgetune_runtime import image
+from edgetune_runtime.conversation import Sample, prepare
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.records import Record, read_records
+
+DEFAULT_SAMPLES = 128
+_LISTED = 40  # values of an axis that the manifest names; data may have thousands of labels
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The samples, and how they were chosen.
+
+    Attributes:
+        samples: in the order of the data file.
+        seed: that broke ties.
+        sha256: over the samples' pixels, requests and answers.
+        available: records in the data file.
+        coverage: axis -> number of values, how many of them have a sample, and for the most frequent ones how many
+            records were available and chosen.
+    """
+
+    samples: Sequence[Sample]
+    seed: int
+    sha256: str
+    available: int
+    coverage: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the manifest keeps."""
+        return {
+            "samples": len(self.samples),
+            "available": self.available,
+            "seed": self.seed,
+            "sha256": self.sha256,
+            "sources": [sample.record.source for sample in self.samples],
+            "coverage": dict(self.coverage),
+        }
+
+
+def calibration_set(
+    checkpoint: Checkpoint, data: Path, *, samples: int | None, seed: int, evaluation: Path | None = None
+) -> CalibrationSet:
+    """Choose samples from a data file.
+
+    Args:
+        checkpoint: whose image sizes, prompts and boxes count.
+        data: JSONL file of records.
+        samples: how many; None takes 128, or all where there are fewer.
+        seed: breaks ties between equally wanted records.
+        evaluation: JSONL file that must not share a picture with `data`.
+
+    Raises:
+        InputError: a file or record is bad, `data` has fewer records than asked for, or the files share a picture.
+    """
+    records = read_records(data)
+    if samples is not None and samples > len(records):
+        raise InputError(
+            f"{data}: {len(records)} records, but {samples} samples are asked for",
+            hint=f"leave --samples out to take all {len(records)}, or add records",
+        )
+    if evaluation is not None:
+        check_disjoint(records, data, read_records(evaluation), evaluation)
+    geometries, tokens = _sizes(records, checkpoint.spec)
+    values = strata(records, geometries, tokens)
+    chosen = choose(values, min(DEFAULT_SAMPLES, len(records)) if samples is None else samples, seed)
+    facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
+    picked = prepare([records[index] for index in chosen], *facts)
+    return CalibrationSet(picked, seed, _digest(picked), len(records), _coverage(values, chosen))
+
+
+def choose(values: Mapping[str, Sequence[str]], count: int, seed: int) -> list[int]:
+    """Return `count` indices of records, sorted, that cover the values of every axis.
+
+    A value should get a share of the samples in proportion to the square root of its frequency: common cases weigh
+    more, rare ones are there. Records are taken one at a time, always one whose values are furthest behind their
+    shares; the seed decides between equals.
+
+    Args:
+        values: axis -> the value of each record.
+        count: at most the number of records.
+        seed: of the order among equals.
+    """
+    codes, lacks = [], []
+    for column in values.values():
+        _, code, frequency = np.unique(np.array(column), return_inverse=True, return_counts=True)
+        share = np.sqrt(frequency)
+        codes.append(code)
+        lacks.append(count * share / share.sum())
+    order = np.random.default_rng(seed).permutation(len(codes[0]))
+    codes = [code[order] for code in codes]
+    goals = [goal.copy() for goal in lacks]
+    free = np.zeros(len(order))
+    chosen = []
+    for _ in range(count):
+        behind = free + sum(np.take(lack / goal, code) for lack, goal, code in zip(lacks, goals, codes, strict=True))
+        best = int(behind.argmax())
+        chosen.append(int(order[best]))
+        free[best] = -np.inf
+        for lack, code in zip(lacks, codes, strict=True):
+            lack[code[best]] -= 1
+    return sorted(chosen)
+
+
+def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Record], evaluation: Path) -> None:
+    """Refuse data that shares a picture with the evaluation data: scores on it would flatter the result.
+
+    Pictures are compared by their pixels, so copies under other names are found; only those of a size that occurs on
+    both sides are decoded.
+
+    Raises:
+        InputError: the first shared picture, by file and line on both sides, and how many there are.
+    """
+    sides = [{record.image: image.upright_size(record.image) for record in side} for side in (records, held_out)]
+    common = set(sides[0].values()) & set(sides[1].values())
+    paths = dict.fromkeys(path for side in sides for path, size in side.items() if size in common)
+    bar = tqdm(paths, desc="compare with evaluation", unit="image", leave=False, disable=None, delay=2)
+    hashes = {path: image.image_hash(image.load_image(path)) for path in bar}
+    twins = {hashes[record.image]: record for record in reversed(held_out) if record.image in hashes}
+    shared = [record for record in records if hashes.get(record.image) in twins]
+    if shared:
+        twin = twins[hashes[shared[0].image]]
+        raise InputError(
+            f"{_place(data, shared[0])}: its picture is also that of {_place(evaluation, twin)}; {len(shared)} of "
+            f"{len(records)} records share a picture with the evaluation data",
+            hint="calibrate on other pictures than you evaluate on: split the data by picture",
+        )
+
+
+def _place(path: Path, record: Record) -> str:
+    return f"{path}:{record.source.rpartition(':')[2]}"
+
+
+def _sizes(records: Sequence[Record], spec: image.ImageSpec) -> tuple[list[image.Geometry], list[int]]:
+    """Return geometry and image tokens of each record's picture, from its header."""
+    known = {path: image.geometry_of(*image.upright_size(path), spec) for path in {r.image for r in records}}
+    geometries = [known[record.image] for record in records]
+    return geometries, [each.resized_width * each.resized_height // spec.factor**2 for each in geometries]
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        pixels = image.image_hash(image.load_image(sample.record.image))
+        digest.update(f"{pixels} {sample.prompt_ids} {sample.answer_ids}\n".encode())
+    return digest.hexdigest()
+
+
+def _coverage(values: Mapping[str, Sequence[str]], chosen: Sequence[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for axis in AXES:
+        available = Counter(values[axis])
+        taken = Counter(values[axis][index] for index in chosen)
+        found[axis] = {"values": len(available), "covered": len(taken)}
+        if axis != "image":
+            most = available.most_common(_LISTED)
+            found[axis]["most_common"] = {name: {"available": n, "chosen": taken[name]} for name, n in most}
+    return found
