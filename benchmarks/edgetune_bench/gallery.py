@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from edgetune_bench.matrix import slug
 from edgetune_bench.page import Cell, Sample
 from edgetune_runtime.draw import draw_detections
 from edgetune_runtime.grounding import Detection
 from edgetune_runtime.image import load_image
 
-PREDICTIONS = "predictions"
 Row = Mapping[str, Any]
 _LONGEST_SIDE = 256
 _TRUTH, _ANSWER = "#00e676", "#ffab00"  # readable on dark and on bright pictures
 _FULL, _MAX_GAIN = 160.0, 4.0  # the 99th percentile that dark pictures are lifted to, and by how much at most
 _HIT = 0.5  # the IoU from which a box counts as right, as in Acc@0.5
-
-
-def read_predictions(bench: Path, name: str) -> list[dict[str, Any]]:
-    """Read the predictions of one row from the folder that bench wrote."""
-    with (bench / PREDICTIONS / f"{slug(name)}.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def choose(rows: Sequence[Row], count: int) -> list[str]:
@@ -55,12 +45,17 @@ def _sample(answers: Mapping[str, Row]) -> Sample:
 
 def _draw(image: Image.Image, boxes: Sequence[Sequence[float]], color: str) -> Image.Image:
     """The picture with its boxes, reduced to the size of a cell; drawn after reducing, so that lines stay readable."""
-    scale = min(1.0, _LONGEST_SIDE / max(image.size))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = _lighten(image.resize(size, Image.Resampling.LANCZOS))
+    small, scale = reduce(image, _LONGEST_SIDE)
     # The phrase stands above the row, so the boxes need no labels.
     found = [Detection((x1 * scale, y1 * scale, x2 * scale, y2 * scale), "") for x1, y1, x2, y2 in boxes]
     return draw_detections(small, found, color=color)
+
+
+def reduce(image: Image.Image, longest: int) -> tuple[Image.Image, float]:
+    """The picture with sides of at most `longest` pixels, bright enough to be looked at, and what it was scaled by."""
+    scale = min(1.0, longest / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return _lighten(image.resize(size, Image.Resampling.LANCZOS)), scale
 
 
 def _lighten(image: Image.Image) -> Image.Image:

@@ -1,153 +1,108 @@
-"""A measurement from its inputs to its files: what eval and bench have in common."""
+"""A measurement written to a folder: what eval and bench have in common."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_bench import gallery, machine, matrix, table
-from edgetune_bench.launch import Failure
-from edgetune_bench.matrix import Note, Options
-from edgetune_bench.page import contact_sheet
-from edgetune_bench.scores import compare, scored, summarise
-from edgetune_bench.targets import Target, name_apart
-from edgetune_runtime.errors import InputError
-from edgetune_runtime.manifest import sha256_tree
-from edgetune_runtime.records import Record
+from tqdm import tqdm
 
-RESULTS = "results.json"
-SCHEMA = 1
+from edgetune_bench import folder as folders
+from edgetune_bench import gallery
+from edgetune_bench.page import contact_sheet
+from edgetune_bench.targets import CHECKPOINT
+from edgetune_runtime.bench import machine, plan
+from edgetune_runtime.bench.matrix import Note, Options
+from edgetune_runtime.bench.plan import Plan
+from edgetune_runtime.bench.targets import Target
 
 
 @dataclass(frozen=True)
 class Study:
-    """Targets, records and settings whose input has been checked; `prepare` makes one.
+    """A plan and what is written of it; `prepare` makes one.
 
-    `inputs` and `settings` are what its result depends on. `baseline` names the row the others are compared with.
+    `pictures` is the number of answers drawn beside the truth, `report` whether an HTML page is written.
     """
 
-    targets: Sequence[Target]
-    data: Path
-    records: Sequence[Record]
-    options: Options
-    baseline: str | None
+    plan: Plan
     pictures: int
-    inputs: Mapping[str, Path]
-    settings: Mapping[str, Any]
+    report: bool
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """The rows."""
+        return self.plan.targets
+
+    @property
+    def inputs(self) -> Mapping[str, Path]:
+        """Files and folders that the result depends on, by role."""
+        return self.plan.inputs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything else that the result depends on."""
+        return {
+            **self.plan.options.to_dict(),
+            "rows": [target.name for target in self.targets],
+            "workers": [target.worker[2:] for target in self.targets],
+            "baseline": self.plan.baseline,
+            "pictures": self.pictures,
+            "report": self.report,
+            "images_sha256": self.plan.images_sha256,
+            "damaged": dict(self.plan.damaged),
+            "machine": machine.describe(),
+        }
 
     def build(self, folder: Path, note: Note) -> dict[str, Any]:
         """Run everything into `folder` and return the results, which are also written there.
 
-        Writes results.json, table.md, predictions/NAME.jsonl for each row that ran, logs/ of workers that had
-        something to say, and pictures.png when pictures were asked for.
+        Writes what `edgetune_bench.folder` describes, logs/ of workers that had something to say, and pictures.png
+        when pictures were asked for.
         """
-        outcomes = matrix.run_matrix(self.targets, self.data, self.records, folder, self.options, note)
-        answers = {name: scored(run["rows"]) for name, run in outcomes.items() if not isinstance(run, Failure)}
-        rows = [self._row(target, outcomes[target.name], answers) for target in self.targets]
-        results = {
-            "schema": SCHEMA,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(sys.argv),
-            "machine": machine.describe(),
-            "versions": machine.versions(),
-            "options": self.options.to_dict(),
-            "data": {
-                "path": str(self.data),
-                "records": len(self.records),
-                "images_sha256": self.settings["images_sha256"],
-            },
-            "inputs": {name: {"path": str(path), "sha256": sha256_tree(path)} for name, path in self.inputs.items()},
-            "baseline": self.baseline,
-            "rows": rows,
-        }
-        self._write(folder, results, answers)
-        return results
-
-    def _row(
-        self, target: Target, outcome: matrix.Report | Failure, answers: Mapping[str, list[dict[str, Any]]]
-    ) -> dict[str, Any]:
-        row: dict[str, Any] = {"name": target.name, "path": str(target.path), "kind": target.kind}
-        if isinstance(outcome, Failure):
-            failure = {"status": "failed", "reason": outcome.reason, "exit_code": outcome.exit_code}
-            return row | {"baseline": target.name == self.baseline} | failure
-        row |= {"baseline": target.name == self.baseline, "status": "ok"} | summarise(outcome, answers[target.name])
-        if target.name == self.baseline:
-            return row
-        reference = answers.get(self.baseline) if self.baseline else None
-        return row | ({"delta": compare(answers[target.name], reference)} if reference else {})
-
-    def _write(self, folder: Path, results: Mapping[str, Any], answers: Mapping[str, list[dict[str, Any]]]) -> None:
-        (folder / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        rows = results["rows"]
-        parts = [*map(table.markdown, (table.accuracy_table(rows), table.cost_table(rows)))]
-        parts += [f"- {remark}\n" for remark in table.remarks(rows)]
-        (folder / "table.md").write_text("\n".join(parts), encoding="utf-8")
-        (folder / gallery.PREDICTIONS).mkdir()
-        for name, rows in answers.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / gallery.PREDICTIONS / f"{matrix.slug(name)}.jsonl").write_text(lines, encoding="utf-8")
+        results, answers = self.plan.run(folder, note=note, watch=show_progress)
         for log in (folder / "logs").iterdir():
             if log.stat().st_size == 0:
                 log.unlink()
+        folders.write(folder, results, answers, report=self.report)
         if self.pictures and answers:
             sources = gallery.choose(next(iter(answers.values())), self.pictures)
             if sources:
                 contact_sheet(gallery.samples(answers, sources)).save(folder / "pictures.png")
+        return results
 
 
 def prepare(
-    targets: Sequence[Target], data: Path, *, options: Options, baseline: Target | None = None, pictures: int = 0
+    targets: Sequence[Target],
+    data: Path,
+    *,
+    options: Options,
+    baseline: Target | None = None,
+    pictures: int = 0,
+    report: bool = False,
 ) -> Study:
-    """Check all input before anything runs: records, images, folders, names.
-
-    A baseline that is not among the targets becomes the first row. Without one, the only checkpoint among several
-    targets is it.
+    """Check all input before anything runs. Without a baseline, the only checkpoint among several targets is it.
 
     Raises:
         InputError: nothing to answer, more rounds than records, or a folder named twice.
         RecordError, ImageError: a record or its image is broken.
     """
-    rows = list(targets)
-    if baseline is None:
-        checkpoints = [target for target in rows if target.kind == "checkpoint"]
-        chosen = checkpoints[0] if len(checkpoints) == 1 and len(rows) > 1 else None
-    else:
-        place = baseline.path.resolve()
-        chosen = next((target for target in rows if target.path.resolve() == place and not target.adapter), None)
-        if chosen is None:
-            chosen = baseline
-            rows.insert(0, baseline)
-    named = name_apart(rows)
-    records, images = matrix.check_records(data, options.limit)
-    if options.rounds > len(records):
-        raise InputError(f"--rounds {options.rounds}: there are only {len(records)} records to deal out")
-    intact, damaged = matrix.input_hashes(named)
-    return Study(
-        targets=named,
-        data=data,
-        records=records,
-        options=options,
-        baseline=None if chosen is None else named[rows.index(chosen)].name,
-        pictures=pictures,
-        inputs={"data": data} | {f"row {name}": path for name, path in intact.items()},
-        settings={
-            **options.to_dict(),
-            "rows": [target.name for target in named],
-            "baseline": None if chosen is None else named[rows.index(chosen)].name,
-            "pictures": pictures,
-            "images_sha256": images,
-            "damaged": damaged,
-            "machine": machine.describe(),
-        },
-    )
+    checkpoints = [target for target in targets if target.kind == CHECKPOINT]
+    if baseline is None and len(checkpoints) == 1 and len(targets) > 1:
+        baseline = checkpoints[0]
+    checked = plan.prepare(targets, data, options=options, baseline=baseline, watch=show_progress)
+    return Study(checked, pictures, report)
 
 
-def failures(results: Mapping[str, Any]) -> list[str]:
-    """The names of the rows that failed."""
-    return [row["name"] for row in results["rows"] if row["status"] == "failed"]
+@contextmanager
+def show_progress(title: str, total: int, unit: str) -> Iterator[Any]:
+    """A bar for steps that take longer than two seconds, none off a terminal."""
+    with tqdm(total=total, desc=title, unit=unit, disable=None, delay=2, leave=unit == "record") as bar:
+        yield partial(_advance, bar)
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)

@@ -51,13 +51,11 @@ def cell(value: object) -> str:
 
 
 def _accuracy_line(row: Mapping[str, Any]) -> Line:
-    line: Line = {"row": _name(row), "precision": row.get("precision")}
+    line: Line = {"row": _name(row), "machine": row.get("machine"), "precision": row.get("precision")}
     ground, vqa, delta = (row.get(key) or {} for key in ("ground", "vqa", "delta"))
     for key, title in (("acc50", "Acc@0.5"), ("acc75", "Acc@0.75"), ("acc90", "Acc@0.9")):
         line[title] = _percent(ground.get(key))
-    miou = _percent(ground.get("miou"))
-    # One image alone has no interval.
-    line["mIoU [95 %]"] = _interval(ground.get("miou_interval"), signed=False) or (None if miou is None else str(miou))
+    line["mIoU [95 %]"] = _share(ground, "miou")
     line["refused absent"] = _of(ground["refused_absent"], ground["samples"] - ground["present"]) if ground else None
     line["no valid box"] = _of(ground["unparsed"], ground["samples"]) if ground else None
     line["VQA acc"] = _percent(vqa.get("accuracy"))
@@ -70,11 +68,15 @@ def _accuracy_line(row: Mapping[str, Any]) -> Line:
         own = _BASELINE if row.get("baseline") and present else None
         line[f"Δ {title} [95 %]"] = own or _interval(delta.get(key), signed=True)
     line["McNemar p"] = (delta.get("mcnemar") or {}).get("p")
+    drift = delta.get("drift") or {}
+    line["box IoU to baseline [95 %]"] = _share(drift, "iou")
+    line["boxes below 0.9 [95 %]"] = _share(drift, "moved")
+    line["worst box"] = _percent((drift.get("worst") or {}).get("iou"))
     return line
 
 
 def _cost_line(row: Mapping[str, Any]) -> Line:
-    line: Line = {"row": _name(row), "size MB": _mega(row.get("size_bytes"))}
+    line: Line = {"row": _name(row), "machine": row.get("machine"), "size MB": _mega(row.get("size_bytes"))}
     line["load s"] = _round(row.get("load_s"), 2)
     line["cold start s"] = _round(row.get("cold_start_s"), 2)
     for stage in STAGES:
@@ -106,6 +108,12 @@ def _interval(value: Mapping[str, float] | None, *, signed: bool) -> str | None:
     sign = "+" if signed else ""
     mean, low, high = (f"{100 * value[key]:{sign}.1f}" for key in ("value", "low", "high"))
     return f"{mean} [{low}, {high}]"
+
+
+def _share(values: Mapping[str, Any], key: str) -> str | None:
+    """A share in percent with its interval, which one image alone does not have."""
+    share = _percent(values.get(key))
+    return _interval(values.get(f"{key}_interval"), signed=False) or (None if share is None else str(share))
 
 
 def _of(part: int, whole: int) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import EdgetuneError, InputError
 
-VERBS = {"bench": "edgetune_runtime.bench", "build-engine": "edgetune_runtime.build_engine"}
+VERBS = {"bench": "edgetune_runtime.bench.command", "build-engine": "edgetune_runtime.build_engine"}
 """First words that are not a bundle: modules with `build_parser()` and `run(options)`. A folder of such a name is
 ./NAME."""
 

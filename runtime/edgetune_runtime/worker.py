@@ -174,14 +174,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the process; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m edgetune_runtime.worker", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by edgetune export")
+    parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     header: dict[str, Any] = {"device": options.device, "threads": options.threads}
 
     def load() -> Ask:
         # Every record must pay for its image, or a set with several phrases per picture would look faster than it is.
-        session = Session.load(options.bundle, device=options.device, threads=options.threads, cached_images=0)
-        header.update(engine=session.bundle.format, precision=session.bundle.precision)
+        session = Session.load(
+            options.bundle,
+            device=options.device,
+            threads=options.threads,
+            engine=options.engine,
+            cached_images=0,
+        )
+        bundle = session.bundle
+        header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)
         return partial(_answer, session, max_new_tokens=options.max_new_tokens)
 
     return run(load, options, folders=[options.bundle], header=header)

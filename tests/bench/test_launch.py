@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_bench.launch import Failure, run_worker
+from edgetune_runtime.bench.launch import Failure, run_worker
 
 
 def launch(tmp_path: Path, code: str, *, stall_s: float = 60.0, heard: list[int] | None = None) -> object:

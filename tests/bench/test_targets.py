@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_bench.targets import identify, name_apart, parse
+from edgetune_bench.targets import identify
+from edgetune_runtime.bench.targets import name_apart, parse
 from edgetune_runtime.errors import InputError
 
 
@@ -78,13 +79,13 @@ def test_the_same_folder_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_given_by_the_user_stays(tmp_path: Path) -> None:
     first, second = folder(tmp_path / "a" / "model", config=True), folder(tmp_path / "b" / "model", config=True)
-    named = name_apart([parse(f"base={first}"), parse(str(second))])
-    assert [target.name for target in named] == ["base", "b/model"]
+    named = name_apart([parse(f"base={first}", identify), parse(str(second), identify)])
+    assert [target.name for target in named] == ["base", "model"]
     assert named[0].path == first
     with pytest.raises(InputError, match="two rows would be called 'x'"):
-        name_apart([parse(f"x={first}"), parse(f"x={second}")])
+        name_apart([parse(f"x={first}", identify), parse(f"x={second}", identify)])
 
 
 def test_an_equals_sign_in_a_folder_name_is_no_row_name(tmp_path: Path) -> None:
     path = folder(tmp_path / "lr=1e-4", config=True)
-    assert parse(str(path)).path == path
+    assert parse(str(path), identify).path == path

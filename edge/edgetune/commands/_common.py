@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -103,7 +104,26 @@ def suggestion(word: str, known: Any) -> str:
 
 
 class Program(click.Command):
-    """The group and each verb: errors become one line and an exit code, however it is called."""
+    """The group and each verb: errors become one line and an exit code, however it is called.
+
+    `subcommands` take over when their name is the first argument, so `edgetune bench merge ...` is a command of its
+    own; a file or folder of that name is written ./merge.
+    """
+
+    subcommands: Mapping[str, click.Command] = MappingProxyType({})
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the arguments, of a subcommand where they start with one."""
+        chosen = self.subcommands.get(args[0]) if args else None
+        if chosen is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return chosen.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run what the context was made for: this command, or one of its subcommands."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run; in standalone mode print errors and exit with the code that the documentation promises."""
@@ -154,11 +174,14 @@ def _report(message: str, hint: str | None, code: int) -> int:
     return code
 
 
-def verb(*, writes: bool = False) -> Callable[[Callable[..., object]], Program]:
+def verb(
+    *, writes: bool = False, subcommands: Mapping[str, click.Command] | None = None
+) -> Callable[[Callable[..., object]], Program]:
     """Make a click command of a function, with the options that every verb has.
 
     Adds `--json` and `--config FILE`, and `--dry-run` and `--force` when the verb writes a stage folder. The
     function gets a `Console` first, then its own options by name, then `force` and `dry_run` where they apply.
+    `subcommands` are run instead when their name comes first.
     """
 
     def decorate(function: Callable[..., object]) -> Program:
@@ -170,13 +193,15 @@ def verb(*, writes: bool = False) -> Callable[[Callable[..., object]], Program]:
         for param in own:
             if type(param.type) is click.Choice:
                 param.type = Choice(param.type.choices, param.type.case_sensitive)
-        return Program(
+        program = Program(
             name=function.__module__.rpartition(".")[2],
             callback=callback,
             params=[*own, *_common_options(writes)],
             help=function.__doc__,
             context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
         )
+        program.subcommands = subcommands or {}
+        return program
 
     return decorate
 

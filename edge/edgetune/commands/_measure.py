@@ -31,7 +31,8 @@ def run_study(
 
     An earlier result with a failed row counts as unfinished: what was missing may have been installed since.
     """
-    from edgetune_bench.study import RESULTS, failures
+    from edgetune_bench.folder import RESULTS
+    from edgetune_runtime.bench.plan import failures
 
     def build(folder: Path) -> dict[str, Any]:
         results = study.build(folder, console.note)
@@ -65,6 +66,18 @@ def run_study(
     if failed:
         hint = f"{output / 'logs'} has what they wrote" if output else None
         raise GateFailed(f"{len(failed)} of {len(results['rows'])} rows failed: {', '.join(failed)}", hint=hint)
+
+
+def show_tables(console: Console, results: Mapping[str, Any], output: Path) -> None:
+    """Print accuracies, costs, remarks and where the report is."""
+    from edgetune_bench import folder, table
+
+    console.table(table.accuracy_table(results["rows"]))
+    console.line()
+    console.table(table.cost_table(results["rows"]))
+    for remark in table.remarks(results["rows"]):
+        console.line(remark)
+    console.note(f"report: {output / folder.REPORT}")
 
 
 def _unfinished(output: Path) -> bool:

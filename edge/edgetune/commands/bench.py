@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgetune.commands._common import Console, verb
+from edgetune.commands._merge_results import merge
 
 
-@verb(writes=True)
+@verb(writes=True, subcommands={"merge": merge})
 @click.argument("targets", metavar="[NAME=]TARGET...", nargs=-1, required=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL of records with their answers.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for results and predictions.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for results, predictions and the report.")
+@click.option("--report", type=click.Path(path_type=Path), help="Another name for --output.")
 @click.option(
     "--baseline",
     metavar="[NAME=]TARGET",
@@ -24,6 +27,7 @@ from edgetune.commands._common import Console, verb
 @click.option("--rounds", type=click.IntRange(min=1), default=1, help="Deal the records out and take turns N times.")
 @click.option("--warmup", type=click.IntRange(min=0), default=2, help="Unmeasured answers before the measured ones.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the models run.")
+@click.option("--engine", help="An installed engine that runs the bundles, in place of the runtime's own.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all usable cores unless given.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, help="Longest answer, in tokens.")
 @click.option("--stall", type=click.FloatRange(min=1), default=600, help="Stop a row that is silent for so many s.")
@@ -32,12 +36,14 @@ def command(
     console: Console,
     targets: tuple[str, ...],
     data: Path,
-    output: Path,
+    output: Path | None,
+    report: Path | None,
     baseline: str | None,
     limit: int | None,
     rounds: int,
     warmup: int,
     device: str,
+    engine: str | None,
     threads: int | None,
     max_new_tokens: int,
     stall: float,
@@ -45,28 +51,33 @@ def command(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Compare bundles and checkpoints: accuracy, speed by stage, memory and size."""
-    from edgetune.commands._measure import run_study
-    from edgetune_bench import table
-    from edgetune_bench.machine import usable_cores
-    from edgetune_bench.matrix import Options
+    """Compare bundles and checkpoints: accuracy, speed by stage, memory and size.
+
+    `edgetune bench merge A.json B.json --output DIR` joins results from several machines.
+    """
+    folder = output or report
+    if folder is None or (output and report):
+        raise click.UsageError("Give one of --output and --report, the folder for everything that is written.")
+
+    from edgetune.commands._measure import run_study, show_tables
     from edgetune_bench.study import prepare
-    from edgetune_bench.targets import parse
+    from edgetune_bench.targets import identify
+    from edgetune_runtime.bench.machine import usable_cores
+    from edgetune_runtime.bench.matrix import Options
+    from edgetune_runtime.bench.targets import parse
 
     options = Options(limit, device, threads or usable_cores(), warmup, rounds, max_new_tokens, stall)
+    known = partial(identify, engine=engine)
     study = prepare(
-        [parse(target) for target in targets],
+        [parse(target, known) for target in targets],
         data,
         options=options,
-        baseline=parse(baseline) if baseline else None,
+        baseline=parse(baseline, known) if baseline else None,
         pictures=pictures or 0,
+        report=True,
     )
 
     def show(results: Mapping[str, Any]) -> None:
-        console.table(table.accuracy_table(results["rows"]))
-        console.line()
-        console.table(table.cost_table(results["rows"]))
-        for remark in table.remarks(results["rows"]):
-            console.line(remark)
+        show_tables(console, results, folder)
 
-    run_study(console, "bench", study, output=output, force=force, dry_run=dry_run, show=show)
+    run_study(console, "bench", study, output=folder, force=force, dry_run=dry_run, show=show)

@@ -41,10 +41,10 @@ def command(
 
     from edgetune.commands._measure import run_study
     from edgetune_bench import table
-    from edgetune_bench.machine import usable_cores
-    from edgetune_bench.matrix import Options
     from edgetune_bench.study import prepare
     from edgetune_bench.targets import identify
+    from edgetune_runtime.bench.machine import usable_cores
+    from edgetune_runtime.bench.matrix import Options
 
     options = Options(limit, device, threads or usable_cores(), warmup=0, max_new_tokens=max_new_tokens)
     study = prepare([identify(target, adapter=adapter)], data, options=options, pictures=pictures or 0)

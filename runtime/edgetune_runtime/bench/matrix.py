@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from edgetune_bench.launch import Failure, run_worker
-from edgetune_bench.targets import Target
+from edgetune_runtime.bench.launch import Failure, run_worker
+from edgetune_runtime.bench.targets import Target
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.image import load_image
 from edgetune_runtime.manifest import MANIFEST, sha256_file, sha256_tree, verify_files
@@ -20,6 +19,15 @@ from edgetune_runtime.records import Record, read_records
 
 Report = dict[str, Any]
 Note = Callable[[str], None]
+Watch = Callable[[str, int, str], AbstractContextManager[Callable[[int], object]]]
+"""Shows the progress of a long step: called with its title, the number of units and their name; what it yields is told
+how many are done."""
+
+
+@contextmanager
+def unwatched(title: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """A `Watch` that shows nothing."""
+    yield lambda done: None
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Options:
         return asdict(self)
 
 
-def check_records(data: Path, limit: int | None) -> tuple[list[Record], str]:
+def check_records(data: Path, limit: int | None, watch: Watch = unwatched) -> tuple[list[Record], str]:
     """Read the records and open every image, so that bad input stops the run before the first worker starts.
 
     Returns the records and one sha256 over the images' files, in record order.
@@ -64,9 +72,11 @@ def check_records(data: Path, limit: int | None) -> tuple[list[Record], str]:
         raise InputError(f"{data}: no records", hint="give a JSONL with at least one record")
     digest = hashlib.sha256()
     images = list(dict.fromkeys(record.image for record in records))
-    for image in tqdm(images, desc="check images", unit="image", leave=False, disable=None, delay=2):
-        load_image(image)
-        digest.update(sha256_file(image).encode())
+    with watch("check images", len(images), "image") as progress:
+        for done, image in enumerate(images, 1):
+            load_image(image)
+            digest.update(sha256_file(image).encode())
+            progress(done)
     return records, digest.hexdigest()
 
 
@@ -75,22 +85,21 @@ def input_hashes(targets: Sequence[Target]) -> tuple[dict[str, Path], dict[str, 
 
     A damaged bundle is still run: its row then says why it failed.
     """
-    intact: dict[str, Path] = {}
-    damaged: dict[str, str] = {}
-    for name, folder in (item for target in targets for item in target.inputs().items()):
-        try:
-            if (folder / MANIFEST).is_file():
-                verify_files(folder)
-            sha256_tree(folder)
-        except BundleError as error:
-            damaged[name] = str(error)
-        else:
-            intact[name] = folder
-    return intact, damaged
+    folders = [item for target in targets for item in target.inputs().items()]
+    problems = {name: _damage(folder) for name, folder in folders}
+    intact = {name: folder for name, folder in folders if problems[name] is None}
+    return intact, {name: problem for name, problem in problems.items() if problem is not None}
 
 
 def run_matrix(
-    targets: Sequence[Target], data: Path, records: Sequence[Record], folder: Path, options: Options, note: Note
+    targets: Sequence[Target],
+    data: Path,
+    records: Sequence[Record],
+    folder: Path,
+    options: Options,
+    *,
+    note: Note,
+    watch: Watch = unwatched,
 ) -> dict[str, Report | Failure]:
     """Run all targets and return a report, or the failure, for each target's name, in the targets' order.
 
@@ -106,7 +115,7 @@ def run_matrix(
                 continue
             turn = f" (round {part + 1} of {options.rounds})" if options.rounds > 1 else ""
             note(f"{target.name}: {count} records{turn}")
-            outcome = _run_one(target, data, part, count, folder, options)
+            outcome = _run_one(target, data, part, count, folder, options, watch)
             if isinstance(outcome, Failure):
                 note(f"{target.name}: failed: {outcome.reason}")
                 failed[target.name] = outcome
@@ -138,17 +147,30 @@ def slug(name: str) -> str:
     return name.replace("/", "__")
 
 
-def _run_one(target: Target, data: Path, part: int, count: int, folder: Path, options: Options) -> Report | Failure:
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a folder, or None."""
+    try:
+        if (folder / MANIFEST).is_file():
+            verify_files(folder)
+        sha256_tree(folder)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def _run_one(
+    target: Target, data: Path, part: int, count: int, folder: Path, options: Options, watch: Watch
+) -> Report | Failure:
     name = slug(target.name)
     output = folder / f"{name}.json"
-    with tqdm(total=count, desc=target.name, unit="record", disable=None, delay=2) as bar:
+    with watch(target.name, count, "record") as progress:
         outcome = run_worker(
             [*target.command(), *options.arguments(data, part)],
             output=output,
             log=folder / "logs" / f"{name}.{part}.txt",
             threads=options.threads,
             stall_s=options.stall_s,
-            progress=lambda done: bar.update(done - bar.n),
+            progress=progress,
         )
     output.unlink(missing_ok=True)
     return outcome

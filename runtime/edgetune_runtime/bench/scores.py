@@ -15,6 +15,12 @@ from edgetune_runtime.timing import STAGES, Timings
 Row = dict[str, Any]
 Interval = dict[str, float]
 _PERCENTILES = (50, 95, 99)
+_THRESHOLDS = {"acc50": 0.5, "acc75": 0.75, "acc90": 0.9}
+_SAME_BOX = 0.9  # boxes that overlap less than this have drifted
+
+LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
+STATISTICS = {"method": "bootstrap over images, percentiles", "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
+"""How every interval here is made."""
 
 
 def scored(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -51,25 +57,72 @@ def compare(rows: Sequence[Row], baseline: Sequence[Row]) -> dict[str, Any]:
     """Return the differences of rows to the baseline's rows for the same records, in the same order.
 
     Returns:
-        `acc50`, `miou` and `vqa` (soft accuracy): mean difference with a 95 % interval, None where no record
-        has it or only one image does; `mcnemar`: of the hits at IoU 0.5, those that only the baseline and only
-        this row has, and the exact p-value.
+        `acc50`, `acc75`, `acc90`, `miou` and `vqa` (soft accuracy): mean difference with a 95 % interval, None where
+        no record has it or only one image does; `mcnemar`: of the hits at IoU 0.5, those that only the baseline and
+        only this row has, and the exact p-value; `drift`: how far the boxes moved, see `box_drift`.
     """
     assert [row["source"] for row in rows] == [row["source"] for row in baseline]
-    found: dict[str, Any] = {"acc50": None, "miou": None, "vqa": None, "mcnemar": None}
+    found: dict[str, Any] = dict.fromkeys((*_THRESHOLDS, "miou", "vqa", "mcnemar"))
     places = [i for i, row in enumerate(rows) if row["kind"] == "ground" and row["iou"] is not None]
     if places:
         images = [rows[i]["image"] for i in places]
         before, after = (np.array([side[i]["iou"] for i in places]) for side in (baseline, rows))
-        found["miou"] = _difference(before, after, images)
-        found["acc50"] = _difference(before >= 0.5, after >= 0.5, images)
+        for key, threshold in _THRESHOLDS.items():
+            found[key] = difference(before >= threshold, after >= threshold, images)
+        found["miou"] = difference(before, after, images)
         test = metrics.mcnemar(before >= 0.5, after >= 0.5)
         found["mcnemar"] = {"only_baseline": test.only_first, "only_row": test.only_second, "p": test.p}
     asked = [i for i, row in enumerate(rows) if row["kind"] == "vqa"]
     if asked:
         before, after = (np.array([side[i]["accuracy"] for i in asked]) for side in (baseline, rows))
-        found["vqa"] = _difference(before, after, [rows[i]["image"] for i in asked])
-    return found
+        found["vqa"] = difference(before, after, [rows[i]["image"] for i in asked])
+    return found | {"drift": _drift(rows, baseline)}
+
+
+def box_drift(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> float | None:
+    """Return the IoU (0-1) between the boxes of two answers to one record; None when neither gave a box.
+
+    With several boxes it is the sum of matched IoUs over the larger count, so 1 means the same boxes, and 0 that only
+    one side found anything. The truth has no part in it.
+    """
+    if row["kind"] != "ground" or not (row["boxes"] or baseline["boxes"]):
+        return None
+    if not (row["boxes"] and baseline["boxes"]):
+        return 0.0
+    matched = metrics.match(row["boxes"], baseline["boxes"]).sum()
+    return float(matched / max(len(row["boxes"]), len(baseline["boxes"])))
+
+
+def difference(before: npt.ArrayLike, after: npt.ArrayLike, images: Sequence[str]) -> Interval | None:
+    """Mean of `after - before` with its interval and the numbers of records and images it rests on.
+
+    One image alone says nothing about others, so it has none.
+    """
+    count = len(set(images))
+    if count < 2:
+        return None
+    delta = metrics.paired_bootstrap(before, after, images, level=LEVEL, resamples=RESAMPLES, seed=SEED)
+    return {"value": delta.delta, "low": delta.low, "high": delta.high, "records": len(images), "images": count}
+
+
+def _drift(rows: Sequence[Row], baseline: Sequence[Row]) -> dict[str, Any] | None:
+    """Box drift over the records on which a side answered with boxes: mean IoU, share below 0.9, and the worst."""
+    both = ((row, box_drift(row, other)) for row, other in zip(rows, baseline, strict=True))
+    pairs = [(row, overlap) for row, overlap in both if overlap is not None]
+    if not pairs:
+        return None
+    overlaps = np.array([overlap for _, overlap in pairs])
+    images = [row["image"] for row, _ in pairs]
+    worst, lowest = min(pairs, key=lambda pair: pair[1])
+    moved = overlaps < _SAME_BOX
+    return {
+        "records": len(pairs),
+        "iou": float(overlaps.mean()),
+        "iou_interval": _mean(overlaps, images),
+        "moved": float(moved.mean()),
+        "moved_interval": _mean(moved, images),
+        "worst": {"iou": lowest, "source": worst["source"]},
+    }
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -89,7 +142,8 @@ def _ground(rows: Sequence[Row]) -> dict[str, Any] | None:
     ious = np.array([row["iou"] for row in present])
     images = [row["image"] for row in present]
     return scores | {
-        "miou_interval": _difference(np.zeros(len(ious)), ious, images),
+        "acc50_interval": _mean(ious >= 0.5, images),
+        "miou_interval": _mean(ious, images),
         "refused_absent": sum(row["status"] == "refused" for row in rows if row["iou"] is None),
         "unparsed": sum(row["status"] == "unparsed" for row in rows),
         "truncated": sum(not row["complete"] for row in rows),
@@ -99,9 +153,11 @@ def _ground(rows: Sequence[Row]) -> dict[str, Any] | None:
 def _vqa(rows: Sequence[Row]) -> dict[str, Any] | None:
     if not rows:
         return None
+    accuracy = [row["accuracy"] for row in rows]
     return {
         "samples": len(rows),
-        "accuracy": float(np.mean([row["accuracy"] for row in rows])),
+        "accuracy": float(np.mean(accuracy)),
+        "accuracy_interval": _mean(accuracy, [row["image"] for row in rows]),
         "anls": float(np.mean([row["anls"] for row in rows])),
     }
 
@@ -111,9 +167,7 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {f"p{percent}": float(value) for percent, value in zip(_PERCENTILES, values, strict=True)}
 
 
-def _difference(before: npt.ArrayLike, after: npt.ArrayLike, images: Sequence[str]) -> Interval | None:
-    """Mean of `after - before` with a 95 % interval; one image alone says nothing about others, so it has none."""
-    if len(set(images)) < 2:
-        return None
-    delta = metrics.paired_bootstrap(before, after, images)
-    return {"value": delta.delta, "low": delta.low, "high": delta.high}
+def _mean(values: npt.ArrayLike, images: Sequence[str]) -> Interval | None:
+    """The mean of values with its interval."""
+    array = np.asarray(values, dtype=np.float64)
+    return difference(np.zeros(array.shape), array, images)

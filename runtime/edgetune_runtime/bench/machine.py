@@ -16,6 +16,8 @@ _PACKAGES = (
     "tokenizers",
     "onnxruntime",
     "onnxruntime-gpu",
+    "tensorrt",
+    "safetensors",
     "torch",
     "transformers",
     "peft",
@@ -31,13 +33,8 @@ def usable_cores() -> int:
 
 def versions() -> dict[str, str]:
     """Installed versions of everything that shapes a measurement; packages that are absent are left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in _PACKAGES}
+    return {"python": platform.python_version()} | {name: text for name, text in found.items() if text is not None}
 
 
 def describe() -> dict[str, Any]:
@@ -52,6 +49,13 @@ def describe() -> dict[str, Any]:
         "board": _read(Path("/proc/device-tree/model")),  # a Jetson or other single-board computer names itself here
         "os": platform.platform(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:

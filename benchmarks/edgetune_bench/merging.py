@@ -1,0 +1,141 @@
+"""Join results of the same records from several machines, all compared with one baseline."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgetune_bench.folder import RESULTS, read_answers, read_results
+from edgetune_runtime.bench.plan import SCHEMA, Answers
+from edgetune_runtime.bench.scores import STATISTICS, Row, compare
+from edgetune_runtime.errors import InputError
+
+_KEPT = ("created", "command", "machine", "versions", "options")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one machine brought: its label, its results and the answers of its rows by their names there."""
+
+    label: str
+    path: Path
+    results: Mapping[str, Any]
+    answers: Answers
+
+    def identity(self, row: str) -> tuple[str, ...]:
+        """The sha256 of the folders that a row was made from, () where they are not known."""
+        inputs: Mapping[str, Mapping[str, str]] = self.results["inputs"]
+        return tuple(inputs[key]["sha256"] for key in (f"row {row}", f"row {row} adapter") if key in inputs)
+
+
+def label(arguments: Sequence[str]) -> dict[str, Path]:
+    """Read `[MACHINE=]RESULTS` arguments; a machine is called like its file, or like the folder of a results.json.
+
+    Raises:
+        InputError: two machines would have one name.
+    """
+    found: dict[str, Path] = {}
+    for text in arguments:
+        name, equals, rest = text.partition("=")
+        chosen = bool(equals and name) and not Path(text).exists()
+        path = Path(rest if chosen else text)
+        place = path.resolve()
+        own = place.parent.name if place.name == RESULTS else place.name.removesuffix(".json")
+        machine = name if chosen else own
+        if machine in found:
+            raise InputError(f"two machines would be called {machine!r}", hint="name them: MACHINE=RESULTS")
+        found[machine] = path
+    return found
+
+
+def merge(sources: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """Return the joined results and answers. Rows keep their names, with `@MACHINE` behind those that occur twice.
+
+    Args:
+        sources: results by machine, from `label`.
+
+    Raises:
+        InputError: a file cannot be read or is joined already, or the machines answered other records, other
+            pictures, with another limit of tokens, or were compared with another baseline.
+    """
+    parts = [_load(name, path) for name, path in sources.items()]
+    for part in parts[1:]:
+        _check_same(parts[0], part)
+    names = [row["name"] for part in parts for row in part.results["rows"]]
+    baseline = _baseline(parts)
+    reference = baseline and baseline[0].answers[baseline[1]]
+    rows, answers, inputs = [], {}, {"data": parts[0].results["inputs"]["data"]}
+    for part in parts:
+        for old in part.results["rows"]:
+            name = old["name"] if names.count(old["name"]) == 1 else f"{old['name']}@{part.label}"
+            is_baseline = baseline is not None and baseline[0] is part and old["name"] == baseline[1]
+            row = {key: value for key, value in old.items() if key not in ("answers", "delta")}
+            row |= {"name": name, "machine": part.label, "baseline": is_baseline}
+            if row["status"] == "ok":
+                answers[name] = list(part.answers[old["name"]])
+                if reference and not is_baseline:
+                    row["delta"] = compare(answers[name], reference)
+            rows.append(row)
+            if f"row {old['name']}" in part.results["inputs"]:
+                inputs[f"row {name}"] = part.results["inputs"][f"row {old['name']}"]
+    results = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "machines": {part.label: {key: part.results[key] for key in _KEPT} for part in parts},
+        "statistics": dict(STATISTICS),
+        "data": parts[0].results["data"],
+        "inputs": inputs,
+        "baseline": next((row["name"] for row in rows if row["baseline"]), None),
+        "rows": rows,
+    }
+    return results, answers
+
+
+def _load(name: str, path: Path) -> Part:
+    results = read_results(path)
+    if "machines" in results:
+        raise InputError(f"{path}: is joined from several machines already", hint="name the results it came from")
+    return Part(name, path, results, read_answers(path, results))
+
+
+def _check_same(first: Part, other: Part) -> None:
+    """Refuse to compare what cannot be compared."""
+    facts: dict[str, Callable[[Part], object]] = {
+        "records (sha256 of the data file)": lambda part: part.results["inputs"]["data"]["sha256"],
+        "pictures (their sha256)": lambda part: part.results["data"]["images_sha256"],
+        "number of records": lambda part: part.results["data"]["records"],
+        "longest answer, in tokens": lambda part: part.results["options"]["max_new_tokens"],
+    }
+    for what, fact in facts.items():
+        ours, theirs = fact(first), fact(other)
+        if ours != theirs:
+            raise InputError(
+                f"{first.path} and {other.path} cannot be joined, the {what} differs: {_short(ours)}, {_short(theirs)}",
+                hint="measure on every machine with the same --data, --limit and --max-new-tokens",
+            )
+
+
+def _baseline(parts: Sequence[Part]) -> tuple[Part, str] | None:
+    """The first baseline that ran, and the part that has it; all others must be the same folder's.
+
+    A machine without one is compared with another machine's.
+    """
+    own = [(part, name) for part in parts if (name := part.results["baseline"]) and name in part.answers]
+    for part, name in own[1:]:
+        first, reference = own[0]
+        if part.identity(name) != first.identity(reference):
+            raise InputError(
+                f"{first.path} compares with {reference!r}, {part.path} with {name!r}, which is another model",
+                hint="measure with one --baseline on all machines, or with none on all but one",
+            )
+    return own[0] if own else None
+
+
+def _short(value: object) -> str:
+    return value[:12] if isinstance(value, str) else str(value)

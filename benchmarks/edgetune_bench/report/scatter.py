@@ -1,0 +1,142 @@
+"""Accuracy against latency, with intervals and the rows that no other row beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune_bench.report.axis import Axis, linear, logarithmic
+from edgetune_bench.report.html import Row, accuracy, milliseconds, ran, text
+from edgetune_bench.report.html import section as wrap
+from edgetune_bench.report.labels import Box, place
+
+_SIZES = {"broad": (1060, 430), "narrow": (360, 400)}  # one drawing for each width of the page, so text keeps its size
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 30, 44
+_LETTER, _LINE = 6.7, 15.0  # width and height of a letter of a label, in pixels
+_KINDS = 6  # colours that the style has
+_LOGARITHMIC = 8.0  # ratio of the longest to the shortest time from which the axis is
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row in the plot: median and 95th percentile in ms, accuracy and its interval in percent."""
+
+    name: str
+    group: str
+    x: float
+    tail: float
+    y: float
+    low: float
+    high: float
+
+
+def section(results: Mapping[str, Any]) -> str:
+    """The plot, its legend and the rows on the Pareto line; nothing when no row has an accuracy."""
+    measured = accuracy(results)
+    if measured is None:
+        return ""
+    kind, key, title = measured
+    grouping = "machine" if "machines" in results else "engine"
+    points = [_point(row, row[kind], key, grouping) for row in ran(results) if row.get(kind)]
+    best = pareto(points)
+    groups = list(dict.fromkeys(point.group for point in points))
+    legend = "".join(f'<li><i class="k{i % _KINDS}"></i>{text(group)}</li>' for i, group in enumerate(groups))
+    drawings = "".join(_draw(points, best, groups, title, name, size) for name, size in _SIZES.items())
+    names = ", ".join(f"<b>{text(point.name)}</b>" for point in best)
+    lead = (
+        f"Up and to the left is better. Dots are the median time of an answer, whiskers reach to the 95th percentile "
+        f"and over the 95 % interval of the accuracy. No other row is both faster and more accurate than those on the "
+        f"line: {names}."
+    )
+    return wrap("Accuracy against latency", lead, f'<ul class="legend">{legend}</ul>\n{drawings}')
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other is at least as fast and as accurate as, and better in one; fastest first."""
+    return sorted(
+        (p for p in points if not any(_beats(other, p) for other in points)), key=lambda point: (point.x, point.y)
+    )
+
+
+def _beats(other: Point, point: Point) -> bool:
+    return other.x <= point.x and other.y >= point.y and (other.x < point.x or other.y > point.y)
+
+
+def _point(row: Row, scores: Mapping[str, Any], key: str, grouping: str) -> Point:
+    total, y = row["stages"]["total"], 100 * scores[key]
+    interval = scores.get(f"{key}_interval")
+    low, high = (100 * interval["low"], 100 * interval["high"]) if interval else (y, y)
+    return Point(row["name"], str(row[grouping]), 1000 * total["p50"], 1000 * total["p95"], y, low, high)
+
+
+def _draw(
+    points: Sequence[Point],
+    best: Sequence[Point],
+    groups: Sequence[str],
+    title: str,
+    name: str,
+    size: tuple[int, int],
+) -> str:
+    width, height = size
+    times = [time for point in points for time in (point.x, point.tail)]
+    across = logarithmic if max(times) > _LOGARITHMIC * min(times) else linear
+    x = across(min(times), max(times), _LEFT, width - _RIGHT)
+    y = linear(min(p.low for p in points), max(p.high for p in points), height - _BOTTOM, _TOP, bounds=(0.0, 100.0))
+    labels = _labels(points, x, y, width, height)
+    marks = "".join(_mark(p, x, y, groups.index(p.group) % _KINDS, p in best) for p in points)
+    names = "".join(
+        f'<text class="name" x="{box.left:.1f}" y="{box.bottom - 4:.1f}">{text(point.name)}</text>'
+        for point, box in zip(points, labels, strict=True)
+    )
+    told = "; ".join(f"{p.name}: {p.y:.1f} % at {milliseconds(p.x / 1000)} ms" for p in points)
+    return (
+        f'<svg class="scatter {name}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{text(f"{title} against latency. {told}")}">\n'
+        f"{_grid(x, y, width, height, title)}{_line(best, x, y)}{marks}{names}</svg>\n"
+    )
+
+
+def _grid(x: Axis, y: Axis, width: int, height: int, title: str) -> str:
+    floor = height - _BOTTOM
+    parts = [
+        f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text class="tick end" x="{_LEFT - 7}" y="{y(t) + 4:.1f}">{t:g}</text>'
+        for t in y.ticks
+    ]
+    parts += [
+        f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{_TOP}" y2="{floor}"/>'
+        f'<text class="tick mid" x="{x(t):.1f}" y="{floor + 17}">{t:g}</text>'
+        for t in x.ticks
+    ]
+    parts.append(f'<text class="axis mid" x="{(_LEFT + width) / 2:.0f}" y="{height - 8}">ms an answer</text>')
+    parts.append(f'<text class="axis" x="4" y="14">{text(title)}, %</text>')
+    return "".join(parts) + "\n"
+
+
+def _line(best: Sequence[Point], x: Axis, y: Axis) -> str:
+    """Steps from one best point to the next: between two of them, only the faster one is reachable."""
+    path = "".join(
+        (f"H{x(p.x):.1f}V{y(p.y):.1f}" if number else f"M{x(p.x):.1f} {y(p.y):.1f}") for number, p in enumerate(best)
+    )
+    return f'<path class="pareto" d="{path}"/>\n' if len(best) > 1 else ""
+
+
+def _mark(point: Point, x: Axis, y: Axis, kind: int, on_line: bool) -> str:
+    at, up = x(point.x), y(point.y)
+    return (
+        f'<g class="k{kind}"><line class="whisker" x1="{at:.1f}" x2="{x(point.tail):.1f}" y1="{up:.1f}" y2="{up:.1f}"/>'
+        f'<line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+        f'<circle cx="{at:.1f}" cy="{up:.1f}" r="{6 if on_line else 4.5}"{"" if on_line else " class=off"}>'
+        f"<title>{text(point.name)}: {point.y:.1f} % [{point.low:.1f}, {point.high:.1f}], "
+        f"p50 {point.x:.1f} ms, p95 {point.tail:.1f} ms</title></circle></g>\n"
+    )
+
+
+def _labels(points: Sequence[Point], x: Axis, y: Axis, width: int, height: int) -> list[Box]:
+    area = Box(_LEFT + 2, _TOP, width - 4, height - _BOTTOM - 2)
+    dots = [Box(x(p.x) - 7, y(p.y) - 7, x(p.x) + 7, y(p.y) + 7) for p in points]
+    bars = [Box(x(p.x) - 1, y(p.high), x(p.x) + 1, y(p.low)) for p in points]
+    tails = [Box(x(p.x), y(p.y) - 1, x(p.tail), y(p.y) + 1) for p in points]
+    sizes = [(_LETTER * len(point.name), _LINE) for point in points]
+    return place([(x(p.x), y(p.y)) for p in points], sizes, area, dots, [*bars, *tails])

@@ -1,0 +1,104 @@
+"""`edgetune-run bench`: measure bundles on a device that has only the runtime, into one file to carry home."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgetune_runtime.errors import GateFailed, InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `edgetune-run bench`."""
+    parser = argparse.ArgumentParser(
+        prog="edgetune-run bench",
+        description="Measure bundles on the same records: accuracy, speed by stage, memory and size. "
+        "`edgetune bench merge`, `edgetune gate` and the report read the file that it writes.",
+    )
+    add = parser.add_argument
+    add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help="folder of a bundle, and what its row is called")
+    add("--data", type=Path, required=True, help="JSONL of records with their answers")
+    add("--output", type=Path, required=True, metavar="FILE", help="JSON file for figures and answers")
+    add("--baseline", metavar="[NAME=]BUNDLE", help="the bundle that the others are compared with")
+    add("--limit", type=_count, help="use only the first N records")
+    add("--rounds", type=_count, default=1, help="deal the records out and take turns N times (default: 1)")
+    add("--warmup", type=int, default=2, help="unmeasured answers before the measured ones (default: 2)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--engine", help="an installed engine in place of the runtime's own for the format")
+    add("--threads", type=_count, help="CPU threads (default: all usable cores)")
+    add("--max-new-tokens", type=_count, default=128, help="longest answer, in tokens (default: 128)")
+    add("--stall", type=float, default=600.0, help="stop a row that is silent for so many s (default: 600)")
+    add("--force", action="store_true", help="write over an earlier FILE")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and write the file.
+
+    Raises:
+        InputError: bad input, or FILE cannot be written or exists.
+        GateFailed: after the file was written, when a row failed.
+    """
+    from edgetune_runtime.bench.machine import usable_cores
+    from edgetune_runtime.bench.matrix import Options
+    from edgetune_runtime.bench.plan import failures, prepare
+    from edgetune_runtime.bench.targets import identify_bundle, parse
+
+    output: Path = options.output
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder")
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder", hint="--output names the JSON file to write")
+    if output.exists() and not options.force:
+        raise InputError(f"{output}: exists", hint="choose another name, or --force")
+    identify = partial(identify_bundle, engine=options.engine)
+    plan = prepare(
+        [parse(text, identify) for text in options.bundles],
+        options.data,
+        options=Options(
+            limit=options.limit,
+            device=options.device,
+            threads=options.threads or usable_cores(),
+            warmup=options.warmup,
+            rounds=options.rounds,
+            max_new_tokens=options.max_new_tokens,
+            stall_s=options.stall,
+        ),
+        baseline=parse(options.baseline, identify) if options.baseline else None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        results, answers = plan.run(Path(folder), note=partial(print, file=sys.stderr, flush=True))
+    for row in results["rows"]:
+        if row["name"] in answers:
+            row["answers"] = answers[row["name"]]
+    partial_file = output.with_name(output.name + ".partial")
+    partial_file.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial_file, output)
+    print("\n".join(describe(row) for row in results["rows"]))
+    failed = failures(results)
+    if failed:
+        raise GateFailed(f"{len(failed)} of {len(results['rows'])} rows failed: {', '.join(failed)}")
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One line about a row, for a person."""
+    if row["status"] == "failed":
+        return f"{row['name']}: failed (exit code {row['exit_code']}): {row['reason']}"
+    total, ground, vqa = row["stages"]["total"], row["ground"] or {}, row["vqa"] or {}
+    shares = {"Acc@0.5": ground.get("acc50"), "mIoU": ground.get("miou"), "VQA": vqa.get("accuracy")}
+    parts = [f"{title} {100 * value:.1f} %" for title, value in shares.items() if value is not None]
+    parts.append(f"{1000 * total['p50']:.1f} ms (p95 {1000 * total['p95']:.1f})")
+    parts.append(f"{row['peak_rss_bytes'] / 1e6:.0f} MB of memory, {row['size_bytes'] / 1e6:.1f} MB of files")
+    return f"{row['name']}: {', '.join(parts)}"
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
