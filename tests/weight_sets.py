@@ -1,4 +1,4 @@
-"""Weight sets that keep the canonical rules, rounded to nearest from a checkpoint: what a solver would write, sooner."""
+"""Weight sets that keep the canonical rules, rounded to nearest from a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from edgetune.stage import run_stage
 from edgetune_runtime.manifest import sha256_tree
@@ -38,10 +38,10 @@ def memory_names(checkpoint: Path) -> dict[str, Float]:
     """A checkpoint's tensors by the names that transformers gives them in memory."""
     prefixes = {"model.": "model.language_model.", "visual.": "model.visual."}  # Qwen2.5-VL's published names
     tensors = {}
-    for name, array in load_file(checkpoint / "model.safetensors").items():
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
         known = name.startswith(("model.language_model.", "model.visual.", "lm_head."))
         prefix = next((p for p in prefixes if name.startswith(p) and not known), None)
-        tensors[name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)] = array.astype(np.float32)
+        tensors[name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)] = tensor.float().numpy()
     return tensors
 
 

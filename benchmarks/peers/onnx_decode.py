@@ -183,13 +183,14 @@ def build_ours(checkpoint: Path, output: Path) -> None:
     from edgetune.export.checkpoint import load_checkpoint
     from edgetune.export.embed import build_embed
     from edgetune.export.graph import save_model
+    from edgetune.export.job import ExportJob
     from edgetune.export.onnx_bundle import FILES, export_onnx
     from edgetune.export.options import ExportOptions
     from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
 
     output.mkdir()
     options = ExportOptions(precision="int4", head_precision="int4", block_size=BLOCK, symmetric=True)
-    export_onnx(checkpoint, output, options)
+    export_onnx(ExportJob.open(checkpoint, output, options))
     # The peer reads a tied token table from the int4 head, and an untied one in float32; ours would be int8.
     model = load_checkpoint(checkpoint).model
     table = model.get_input_embeddings().weight.detach().numpy()
