@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from edgetune_calibrate.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import Record, read_records
 
 DEFAULT_SAMPLES = 128
+_MISSING = 1e9  # more than any shares' sum
 _LISTED = 40  # values of an axis that the manifest names; data may have thousands of labels
 
 
@@ -93,33 +95,43 @@ def choose(values: Mapping[str, Sequence[str]], count: int, seed: int) -> list[i
     """Return `count` indices of records, sorted, that cover the values of every axis.
 
     A value should get a share of the samples in proportion to the square root of its frequency: common cases weigh
-    more, rare ones are there. Records are taken one at a time, always one whose values are furthest behind their
-    shares; the seed decides between equals.
+    more than rare ones, but not as much more as in the data. Records are taken one at a time: first those with values
+    that have no sample yet, on axes with few enough values to have one of each; then always one whose values are
+    furthest behind their shares. The seed decides between equals.
 
     Args:
         values: axis -> the value of each record.
         count: at most the number of records.
         seed: of the order among equals.
     """
-    codes, lacks = [], []
-    for column in values.values():
-        _, code, frequency = np.unique(np.array(column), return_inverse=True, return_counts=True)
-        share = np.sqrt(frequency)
-        codes.append(code)
-        lacks.append(count * share / share.sum())
-    order = np.random.default_rng(seed).permutation(len(codes[0]))
-    codes = [code[order] for code in codes]
-    goals = [goal.copy() for goal in lacks]
+    order = np.random.default_rng(seed).permutation(len(next(iter(values.values()))))
+    axes = [_Axis(np.array(column)[order], count) for column in values.values()]
     free = np.zeros(len(order))
     chosen = []
     for _ in range(count):
-        behind = free + sum(np.take(lack / goal, code) for lack, goal, code in zip(lacks, goals, codes, strict=True))
-        best = int(behind.argmax())
-        chosen.append(int(order[best]))
+        best = int((free + sum(axis.wanted() for axis in axes)).argmax())
         free[best] = -np.inf
-        for lack, code in zip(lacks, codes, strict=True):
-            lack[code[best]] -= 1
+        chosen.append(int(order[best]))
+        for axis in axes:
+            axis.taken[axis.codes[best]] += 1
     return sorted(chosen)
+
+
+class _Axis:
+    """How much each record is wanted for its value on one axis."""
+
+    def __init__(self, column: npt.NDArray[np.str_], count: int) -> None:
+        _, self.codes, frequency = np.unique(column, return_inverse=True, return_counts=True)
+        self.goal = count * np.sqrt(frequency) / np.sqrt(frequency).sum()
+        self.taken = np.zeros(len(frequency))
+        self.coverable = len(frequency) <= count
+
+    def wanted(self) -> npt.NDArray[np.float64]:
+        """Return for each record how far its value is behind its share; a missing value outweighs all else."""
+        lack = 1 - self.taken / self.goal
+        if self.coverable:
+            lack[self.taken == 0] = _MISSING
+        return lack[self.codes]
 
 
 def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Record], evaluation: Path) -> None:
