@@ -12,6 +12,7 @@ import pytest
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant import awq, compressed, gptq
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
+from edgetune_runtime.quant.layouts import LAYOUTS
 
 Array = npt.NDArray[Any]
 ROWS, COLUMNS = 32, 128
@@ -92,14 +93,14 @@ def test_gptq(fmt: BlockFormat) -> None:
     }
     values = every_value(lambda row, column: gptq_value(tensors, fmt.bits, row, column))
     np.testing.assert_array_equal(values, weight.dequantize())
-    assert_same(gptq.unpack(tensors, fmt.bits, symmetric=fmt.symmetric), weight)
+    assert_same(LAYOUTS["gptq"].unpack(tensors, fmt.bits, symmetric=fmt.symmetric), weight)
 
 
 def test_gptq_v2_stores_zero_points_as_they_are() -> None:
     weight = weight_of(BlockFormat(4, 32, symmetric=False))
     tensors = gptq.pack(weight)
     plus_one = (tensors["qzeros"].view(np.uint32) + np.uint32(0x11111111)).view(np.int32)  # how v1 readers convert
-    assert_same(gptq.unpack(tensors | {"qzeros": plus_one}, 4, v2=True), weight)
+    np.testing.assert_array_equal(gptq.zero_points(plus_one, 4, v2=True), weight.zero_points)
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.bits == 4], ids=str)
@@ -113,7 +114,7 @@ def test_awq(fmt: BlockFormat) -> None:
     }
     values = every_value(lambda row, column: awq_value(tensors, fmt.block, row, column))
     np.testing.assert_array_equal(values, weight.dequantize())
-    assert_same(awq.unpack(tensors, symmetric=fmt.symmetric), weight)
+    assert_same(LAYOUTS["awq"].unpack(tensors, fmt.bits, symmetric=fmt.symmetric), weight)
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.bits != 3], ids=str)
@@ -131,14 +132,14 @@ def test_compressed_tensors(fmt: BlockFormat) -> None:
     assert tensors["weight_shape"].tolist() == [ROWS, COLUMNS]
     values = every_value(lambda row, column: compressed_value(tensors, fmt.bits, fmt.block, row, column))
     np.testing.assert_array_equal(values, weight.dequantize())
-    assert_same(compressed.unpack(tensors, fmt.bits), weight)
+    assert_same(LAYOUTS["compressed-tensors"].unpack(tensors, fmt.bits, symmetric=fmt.symmetric), weight)
 
 
-@pytest.mark.parametrize("layout", [gptq, awq], ids=["gptq", "awq"])
-def test_rows_of_bytes_are_what_matmulnbits_reads(layout: Any) -> None:
-    weight = weight_of(BlockFormat(4, 32, symmetric=False))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rows_of_bytes_are_what_matmulnbits_reads(name: str) -> None:
+    weight, layout = weight_of(BlockFormat(4, 32, symmetric=False)), LAYOUTS[name]
     expected = weight.packed_codes().reshape(ROWS, -1)
-    np.testing.assert_array_equal(layout.row_bytes(layout.pack(weight)["qweight"]), expected)
+    np.testing.assert_array_equal(layout.row_bytes(layout.pack(weight, "a")[layout.codes]), expected)
 
 
 SYMMETRIC = BlockFormat(4, 32, symmetric=True)
@@ -172,8 +173,4 @@ def test_zero_points_that_readers_disagree_on_are_refused() -> None:
     tensors = gptq.pack(weight)
     tensors["qzeros"][1, 0] |= 15 << 12
     with pytest.raises(InputError, match="stored as all ones"):
-        gptq.unpack(tensors, 4)
-    with pytest.raises(InputError, match="symmetric"):
-        gptq.unpack(gptq.pack(weight), 4, symmetric=True)
-    with pytest.raises(InputError, match="symmetric"):
-        awq.unpack(awq.pack(weight), symmetric=True)
+        gptq.zero_points(tensors["qzeros"], 4)

@@ -94,7 +94,7 @@ def load_backend(
     return backend
 
 
-_BUILT_IN = {"onnx": "onnx", "gptq": "packed", "awq": "packed", "trt": "trt"}
+_BUILT_IN = {"onnx": "onnx", "gptq": "packed", "awq": "packed", "compressed-tensors": "packed", "trt": "trt"}
 
 
 def _installed(name: str) -> Callable[..., Backend]:

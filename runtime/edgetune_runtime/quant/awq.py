@@ -12,20 +12,18 @@ A word holds 8 neighbouring outputs; its nibbles, lowest first, are outputs 0, 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.bits import Words, pack_words, unpack_bytes, unpack_words, word_bytes
+from edgetune_runtime.quant.bits import Words, pack_words, unpack_words, word_bytes
 from edgetune_runtime.quant.blocks import BlockWeight, Codes
 
 Array = npt.NDArray[Any]
 
 BITS = 4
-TENSORS = ("qweight", "qzeros", "scales")
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output held by each nibble of a word, lowest nibble first."""
 
@@ -52,30 +50,6 @@ def pack(weight: BlockWeight, name: str = "weight") -> dict[str, Array]:
     }
 
 
-def unpack(tensors: Mapping[str, Array], *, symmetric: bool = False) -> BlockWeight:
-    """The weight in AWQ tensors.
-
-    Args:
-        tensors: qweight, qzeros and scales.
-        symmetric: leave zero points out; they must be 8.
-
-    Raises:
-        InputError: zero points are not what `symmetric` says.
-    """
-    codes = unpack_bytes(row_bytes(tensors["qweight"]), BITS)
-    scales = np.ascontiguousarray(tensors["scales"].T.astype(np.float32))
-    zeros = zero_points(tensors["qzeros"])
-    if symmetric and not (zeros == 8).all():
-        raise InputError("a symmetric AWQ weight has zero points other than 8")
-    return BlockWeight(
-        codes=codes.reshape(*scales.shape, -1),
-        scales=scales,
-        zero_points=None if symmetric else zeros,
-        bits=BITS,
-        columns=codes.shape[1],
-    )
-
-
 def row_bytes(qweight: Words) -> Codes:
     """uint8 [N, K / 2]: each output's codes in the order of its inputs, the low half of a byte first.
 
@@ -93,10 +67,10 @@ def row_bytes(qweight: Words) -> Codes:
     return result.reshape(-1, result.shape[2])
 
 
-def zero_points(qzeros: Words) -> Codes:
+def zero_points(qzeros: Words, bits: int = BITS) -> Codes:
     """uint8 [N, groups]."""
     groups, words = qzeros.shape
-    by_word = unpack_words(qzeros, BITS).reshape(groups, words, 8)
+    by_word = unpack_words(qzeros, bits).reshape(groups, words, 8)
     return np.ascontiguousarray(by_word[..., np.argsort(ORDER)].reshape(groups, -1).T)
 
 

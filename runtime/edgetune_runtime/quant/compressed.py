@@ -13,15 +13,14 @@ unsigned ones of ours. `w = (code - zero) · scale`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.bits import pack_words, unpack_words, words_fit
-from edgetune_runtime.quant.blocks import BlockWeight
+from edgetune_runtime.quant.bits import Words, pack_words, unpack_words, word_bytes, words_fit
+from edgetune_runtime.quant.blocks import BlockWeight, Codes
 
 Array = npt.NDArray[Any]
 
@@ -56,13 +55,11 @@ def pack(weight: BlockWeight, name: str = "weight") -> dict[str, Array]:
     return tensors
 
 
-def unpack(tensors: Mapping[str, Array], bits: int) -> BlockWeight:
-    """The weight in these tensors; it is symmetric when there is no weight_zero_point."""
-    scales = tensors["weight_scale"].astype(np.float32)
-    codes = unpack_words(tensors["weight_packed"], bits)
-    zeros = None
-    if "weight_zero_point" in tensors:
-        zeros = np.ascontiguousarray(unpack_words(np.ascontiguousarray(tensors["weight_zero_point"].T), bits).T)
-    return BlockWeight(
-        codes=codes.reshape(*scales.shape, -1), scales=scales, zero_points=zeros, bits=bits, columns=codes.shape[1]
-    )
+def row_bytes(weight_packed: Words) -> Codes:
+    """uint8 [N, K·bits / 8]: each output's codes as a bit stream, of 4-bit codes the low half of a byte first."""
+    return word_bytes(weight_packed)
+
+
+def zero_points(weight_zero_point: Words, bits: int) -> Codes:
+    """uint8 [N, groups]."""
+    return np.ascontiguousarray(unpack_words(weight_zero_point.T, bits).T)

@@ -13,20 +13,18 @@ a zero point of 0, stored as all ones, would carry into its neighbour: it has no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.bits import Words, pack_words, unpack_bytes, unpack_words, word_bytes, words_fit
+from edgetune_runtime.quant.bits import Words, pack_words, unpack_words, word_bytes, words_fit
 from edgetune_runtime.quant.blocks import BlockWeight, Codes
 
 Array = npt.NDArray[Any]
 
 BITS = (3, 4, 8)
-TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def pack(weight: BlockWeight, name: str = "weight") -> dict[str, Array]:
@@ -53,32 +51,6 @@ def pack(weight: BlockWeight, name: str = "weight") -> dict[str, Array]:
         "scales": np.ascontiguousarray(weight.scales.T.astype(np.float16)),
         "g_idx": np.repeat(np.arange(groups, dtype=np.int32), block),
     }
-
-
-def unpack(tensors: Mapping[str, Array], bits: int, *, symmetric: bool = False, v2: bool = False) -> BlockWeight:
-    """The weight in GPTQ tensors whose groups are consecutive inputs (`g_idx` is not looked at).
-
-    Args:
-        tensors: qweight, qzeros and scales.
-        bits: 3, 4 or 8.
-        symmetric: leave zero points out; they must be 2^(bits-1).
-        v2: zero points are stored as they are.
-
-    Raises:
-        InputError: zero points are not what `symmetric` says, or are stored in a way that readers disagree on.
-    """
-    codes = unpack_bytes(row_bytes(tensors["qweight"]), bits)
-    scales = np.ascontiguousarray(tensors["scales"].T.astype(np.float32))
-    zeros = zero_points(tensors["qzeros"], bits, v2=v2)
-    if symmetric and not (zeros == 1 << (bits - 1)).all():
-        raise InputError("a symmetric GPTQ weight has zero points other than the middle")
-    return BlockWeight(
-        codes=codes.reshape(*scales.shape, -1),
-        scales=scales,
-        zero_points=None if symmetric else zeros,
-        bits=bits,
-        columns=codes.shape[1],
-    )
 
 
 def row_bytes(qweight: Words) -> Codes:

@@ -1,0 +1,151 @@
+"""A Hugging Face checkpoint with quantized weights, written from the merged one shard by shard.
+
+The merged checkpoint is the template: a tensor that the weight set does not replace keeps its dtype and its shard.
+Names are the family's published ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
+from edgetune_runtime.quant.blocks import BlockWeight
+from edgetune_runtime.quant.weightset import HEAD, WeightSet
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+Pack = Callable[[BlockWeight, str], dict[str, npt.NDArray[Any]]]
+"""A layout's tensors for a weight, by the names that follow the layer's."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a checkpoint.
+
+    Raises:
+        InputError: there are none in the safetensors format.
+    """
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: no {WEIGHTS}", hint="save the checkpoint with save_pretrained of transformers")
+    return [folder / WEIGHTS]
+
+
+def write_checkpoint(
+    source: Path,
+    folder: Path,
+    weights: WeightSet,
+    modules: Modules,
+    pack: Pack,
+    config: Mapping[str, Any],
+    quantization: Mapping[str, Any],
+) -> list[str]:
+    """Write weights and config.json; tokenizer and processor files are the caller's.
+
+    Args:
+        source: the merged checkpoint that the set was calibrated from.
+        folder: existing folder to write to.
+        weights: the set.
+        modules: names of the family.
+        pack: the layout.
+        config: the content of the source's config.json.
+        quantization: its new `quantization_config`.
+
+    Returns:
+        Names of the weight files.
+
+    Raises:
+        InputError: a layer or parameter of the set is not in the checkpoint, or the layout cannot hold it.
+    """
+    replaced = _Replacements(weights, modules, pack)
+    places: dict[str, str] = {}
+    total = 0
+    sources = weight_files(source)
+    for path in sources:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {}
+            for name in opened.keys():  # noqa: SIM118 - not iterable
+                if name not in replaced:
+                    tensors[modules.hub_name(name)] = opened.get_tensor(name)
+                else:
+                    tensors |= replaced.take(name)
+        if path == sources[-1]:
+            tensors |= replaced.take_tied_head()
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / path.name, {"format": "pt"})
+        places |= dict.fromkeys(tensors, path.name)
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    replaced.require_all_taken(source)
+    if len(sources) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        write_json(folder / INDEX, index)
+    write_json(folder / "config.json", _config(config, quantization, untied=HEAD in weights))
+    return [path.name for path in sources]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a config file the way transformers does."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(config: Mapping[str, Any], quantization: Mapping[str, Any], *, untied: bool) -> dict[str, Any]:
+    """config.json with the quantization; a quantized head has tensors of its own and cannot be the embedding."""
+    result = {**config, "quantization_config": dict(quantization)}
+    if untied:
+        result["tie_word_embeddings"] = False
+        if isinstance(result.get("text_config"), dict):
+            result["text_config"] = {**result["text_config"], "tie_word_embeddings": False}
+    return result
+
+
+class _Replacements:
+    """What the set puts in the place of which tensors of the file; each may be taken once."""
+
+    def __init__(self, weights: WeightSet, modules: Modules, pack: Pack) -> None:
+        self._weights, self._modules, self._pack = weights, modules, pack
+        self._layers = {spelling: name for name in weights.names for spelling in self._spellings(f"{name}.weight")}
+        self._values = {spelling: name for name in weights.overrides for spelling in self._spellings(name)}
+        self._left = {*weights.names, *weights.overrides}
+
+    def _spellings(self, name: str) -> tuple[str, str]:
+        return name, self._modules.hub_name(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._layers or name in self._values
+
+    def take(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors that replace one of the file."""
+        if name in self._layers:
+            return self._packed(self._layers[name])
+        parameter = self._values[name]
+        self._left.remove(parameter)
+        # In float32 whatever the rest is: each reader rounds it once, to the dtype that it computes in.
+        return {self._modules.hub_name(parameter): torch.from_numpy(self._weights.override(parameter))}
+
+    def take_tied_head(self) -> dict[str, torch.Tensor]:
+        """The head's tensors when it is quantized and the file has none to replace, the embedding serving as both."""
+        return self._packed(HEAD) if HEAD in self._left else {}
+
+    def _packed(self, layer: str) -> dict[str, torch.Tensor]:
+        self._left.remove(layer)
+        tensors = self._pack(self._weights.weight(layer), layer)
+        prefix = self._modules.hub_name(layer)
+        return {f"{prefix}.{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
+
+    def require_all_taken(self, source: Path) -> None:
+        if self._left:
+            raise InputError(
+                f"{source}: no tensor for {min(self._left)}, which the weight set holds",
+                hint="export the checkpoint that the set was calibrated from",
+            )

@@ -1,0 +1,149 @@
+"""What the config files of a quantized checkpoint say, so that each reader finds the layers as they were written.
+
+All linear layers of the decoder's blocks are quantized, for readers disagree on how an exception is spelled. Where
+formats differ from layer to layer, layers have to be named, and readers name the same one differently: transformers
+"model.language_model.layers.0.mlp.up_proj", vLLM "language_model.model.layers.0.mlp.gate_up_proj" with gate and up in
+one. So they are named by regular expressions that match either, with "layers.N", which no vision tower contains.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from edgetune import __version__
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat
+from edgetune_runtime.quant.weightset import HEAD
+
+Formats = Mapping[str, BlockFormat]
+"""Name of each quantized linear layer in transformers, and its format."""
+
+VISION = ("visual", "model.visual")
+"""The vision tower in modules_to_not_convert. transformers matches from the start of its name, others match a part of
+theirs; with only one of the two, some reader would quantize the tower and compute NaN."""
+
+_LAYER = re.compile(r".*\.layers\.(\d+)\.(\w+)\.(\w+)_proj")
+_FUSED = {**dict.fromkeys("qkv", "(q|k|v|qkv)"), **dict.fromkeys(("gate", "up"), "(gate|up|gate_up)")}
+
+
+def gptq_config(formats: Formats, blocks: str) -> dict[str, Any]:
+    """`quantization_config` of a GPTQ checkpoint; also the content of quantize_config.json.
+
+    The commonest format is the checkpoint's, the others are overrides under `dynamic`, which GPTQModel and vLLM read
+    (transformers does not, and refuses such a checkpoint because of the tensors' shapes).
+
+    Args:
+        formats: quantized layers, of 3, 4 or 8 bits.
+        blocks: name of the decoder's blocks in transformers.
+    """
+    common = _commonest(formats)
+    dynamic: dict[str, dict[str, Any]] = {}
+    for fmt in _others(formats, common):
+        entry = {"bits": fmt.bits, "group_size": fmt.block, "sym": fmt.symmetric}
+        dynamic |= {f"+:{pattern}": entry for pattern in _patterns(name for name in formats if formats[name] == fmt)}
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        "bits": common.bits,
+        "group_size": common.block,
+        "sym": common.symmetric,
+        "desc_act": False,
+        "pack_dtype": "int32",
+        "lm_head": HEAD in formats,
+        # Without it readers guess, and may take the vision tower's blocks for the decoder's.
+        "block_name_to_quantize": blocks,
+        **({"dynamic": dynamic} if dynamic else {}),
+        # GPTQModel reads zero points of this layout only from itself since 0.9.0, for older writers let them overflow.
+        # Ours do not (`edgetune_runtime.quant.gptq`), and the second entry says so in the only way that it knows.
+        "meta": {"quantizer": [f"edgetune:{__version__}", "gptqmodel:0.9.0"]},
+    }
+
+
+def awq_config(formats: Formats) -> dict[str, Any]:
+    """`quantization_config` of an AWQ checkpoint (version "gemm").
+
+    Raises:
+        InputError: the head is quantized, or layers differ in bits or group size, which this format cannot say.
+    """
+    if HEAD in formats:
+        raise InputError(
+            "the weight set quantizes the language model head, which no reader of AWQ checkpoints supports",
+            hint="calibrate with --head 16, or export --format gptq",
+        )
+    shapes = {(fmt.bits, fmt.block) for fmt in formats.values()}
+    if any(bits != 4 for bits, _ in shapes):
+        found = ", ".join(str(bits) for bits in sorted({bits for bits, _ in shapes}))
+        raise InputError(
+            f"AWQ checkpoints hold 4 bits only, the weight set has {found}", hint="export --format gptq instead"
+        )
+    if len(shapes) > 1:
+        sizes = ", ".join(str(block) for block in sorted({block for _, block in shapes}))
+        raise InputError(
+            f"AWQ checkpoints have one group size, the weight set has {sizes}", hint="export --format gptq instead"
+        )
+    return {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": 4,
+        "group_size": _commonest(formats).block,
+        "zero_point": True,  # written for symmetric layers too, as 8
+        "modules_to_not_convert": [*VISION, HEAD],
+    }
+
+
+def compressed_config(formats: Formats) -> dict[str, Any]:
+    """`quantization_config` of a compressed-tensors checkpoint ("pack-quantized")."""
+    groups = {}
+    common = _commonest(formats)
+    for number, fmt in enumerate((common, *_others(formats, common))):
+        groups[f"group_{number}"] = {
+            "targets": [f"re:{pattern}" for pattern in _patterns(name for name in formats if formats[name] == fmt)],
+            "weights": {
+                "num_bits": fmt.bits,
+                "type": "int",
+                "symmetric": fmt.symmetric,
+                "strategy": "group",
+                "group_size": fmt.block,
+                "dynamic": False,
+            },
+            "input_activations": None,
+            "output_activations": None,
+        }
+    ignored = [r"(.*\.)?visual\..*", *([] if HEAD in formats else _patterns([HEAD]))]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        # Expressions, for the names of the module tree that was quantized are not those of every reader.
+        "ignore": [f"re:{pattern}" for pattern in ignored],
+    }
+
+
+def _commonest(formats: Formats) -> BlockFormat:
+    if not formats:
+        raise InputError("the weight set holds no quantized layer", hint="calibrate again")
+    return Counter(fmt for name, fmt in formats.items() if name != HEAD or len(formats) == 1).most_common(1)[0][0]
+
+
+def _others(formats: Formats, common: BlockFormat) -> list[BlockFormat]:
+    return [fmt for fmt in dict.fromkeys(formats.values()) if fmt != common]
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    """Expressions that match these layers in every reader's naming, one for each kind of layer."""
+    layers: dict[str, set[int]] = {}
+    patterns = []
+    for name in names:
+        found = _LAYER.fullmatch(name)
+        if found is None:
+            patterns.append(rf"(.*\.)?{re.escape(name)}$")
+            continue
+        number, owner, role = found.groups()
+        layers.setdefault(rf"{owner}\.{_FUSED.get(role, role)}_proj", set()).add(int(number))
+    for kind, numbers in layers.items():
+        patterns.append(rf".*\.layers\.({'|'.join(map(str, sorted(numbers)))})\.{kind}$")
+    return patterns
