@@ -74,10 +74,15 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class ExportableVision(nn.Module):
-    """What both towers share; a subclass adds its position embedding, its windows and its extra outputs."""
+    """What both towers share; a subclass adds its position embedding, its windows and its extra outputs.
 
-    def __init__(self, tower: nn.Module) -> None:
+    Attributes:
+        one_frame: each call encodes one frame of one image, so that attention over a frame needs no mask.
+    """
+
+    def __init__(self, tower: nn.Module, *, one_frame: bool = False) -> None:
         super().__init__()
+        self.one_frame = one_frame
         config: Any = tower.config
         self.tower: Any
         self.tower = tower
@@ -122,7 +127,7 @@ class ExportableVision(nn.Module):
         hidden = functional.linear(pixel_values.to(dtype), self.patch_weight, self.patch_bias)
         hidden = self.embed(hidden, layout)
         cos, sin = self._rotary(layout)
-        masks: dict[int, Tensor] = {}
+        masks: dict[int, Tensor | None] = {id(layout.frame_start): None} if self.one_frame else {}
         extras: list[Tensor] = []
         for number, (block, ids) in enumerate(zip(self.tower.blocks, self.block_ids(layout), strict=True)):
             if id(ids) not in masks:  # layers of one kind share the ids tensor, and so the mask
@@ -143,8 +148,8 @@ class ExportableVision(nn.Module):
         angles = torch.cat((rows, columns, rows, columns), dim=-1)[:, None, :]
         return angles.cos(), angles.sin()
 
-    def _attention(self, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        """Full attention among P patches under an additive mask [1, 1, P, P]."""
+    def _attention(self, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """Full attention among P patches, under an additive mask [1, 1, P, P] where there is one."""
         patches = hidden.shape[0]
         query, key, value = module.qkv(hidden).reshape(patches, 3, self.heads, -1).unbind(1)  # each [P, heads, d]
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
@@ -159,8 +164,8 @@ class ExportableVision(nn.Module):
 class WindowedVision(ExportableVision):
     """Qwen2.5-VL: most layers attend within square windows, the ones of `fullatt_block_indexes` over the frame."""
 
-    def __init__(self, tower: nn.Module) -> None:
-        super().__init__(tower)
+    def __init__(self, tower: nn.Module, *, one_frame: bool = False) -> None:
+        super().__init__(tower, one_frame=one_frame)
         config = self.tower.config
         self.window: int = (
             config.window_size // config.patch_size // self.merge * self.merge
@@ -215,24 +220,26 @@ def _taps(position: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
 _WRAPPERS: dict[str, type[ExportableVision]] = {"qwen2_5_vl": WindowedVision, "qwen3_vl": DeepStackVision}
 
 
-def exportable_vision(model_type: str, tower: nn.Module) -> ExportableVision:
+def exportable_vision(model_type: str, tower: nn.Module, *, one_frame: bool = False) -> ExportableVision:
     """Wrap the vision tower of a checkpoint; `InputError` for a model type without a wrapper."""
     if model_type not in _WRAPPERS:
         raise InputError(
             f"no exportable vision tower for model type {model_type!r}",
             hint=f"supported: {', '.join(sorted(_WRAPPERS))}",
         )
-    return _WRAPPERS[model_type](tower).eval()
+    return _WRAPPERS[model_type](tower, one_frame=one_frame).eval()
 
 
 def export_vision(wrapper: ExportableVision) -> ir.Model:
-    """Trace the wrapper with dynamic numbers of patches and images.
+    """Trace the wrapper with dynamic numbers of patches and images (one image where it takes one frame).
 
     Returns:
         The ONNX model with inputs pixel_values, image_grid_thw and the wrapper's outputs.
     """
     unit = wrapper.merge * wrapper.merge
     grid = torch.tensor([[1, 2 * wrapper.merge, 3 * wrapper.merge], [1, 4 * wrapper.merge, 2 * wrapper.merge]])
+    if wrapper.one_frame:
+        grid = grid[:1]
     example = (torch.zeros(int(grid.prod(dim=1).sum()), wrapper.patch_weight.shape[1]), grid)
     blocks, images = torch.export.Dim("blocks", min=1), torch.export.Dim("images", min=1)
     # It warns of an absent torchvision, whose operators no vision tower here uses.
@@ -246,19 +253,19 @@ def export_vision(wrapper: ExportableVision) -> ir.Model:
             opset_version=OPSET,
             input_names=["pixel_values", "image_grid_thw"],
             output_names=wrapper.output_names,
-            dynamic_shapes=({0: unit * blocks}, {0: images}),
+            dynamic_shapes=({0: unit * blocks}, {} if wrapper.one_frame else {0: images}),
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model
-    _name_dimensions(model)
+    _name_dimensions(model, ("patches",) if wrapper.one_frame else ("patches", "images"))
     return model
 
 
-def _name_dimensions(model: ir.Model) -> None:
-    """Give the free dimensions the names that readers of the graph expect."""
-    for value, name in ((model.graph.inputs[0], "patches"), (model.graph.inputs[1], "images")):
+def _name_dimensions(model: ir.Model, names: tuple[str, ...]) -> None:
+    """Give the free dimensions of the inputs the names that readers of the graph expect."""
+    for value, name in zip(model.graph.inputs, names, strict=False):
         value.shape = ir.Shape([name, *list(value.shape or ())[1:]])
     for value in model.graph.outputs:
         value.shape = ir.Shape(["tokens", *list(value.shape or ())[1:]])

@@ -1,0 +1,77 @@
+"""A TensorRT bundle's graphs in onnxruntime on the CPU: the same operators and numbers where no engine can run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from edgetune_runtime.backends import Float, ImageFeatures, Int
+
+
+class OnnxTrtBackend:
+    """Implements `edgetune_runtime.backends.Backend` for the graphs that TensorRT eats.
+
+    Args:
+        vision: vision encoder of one frame.
+        embeddings: the token table, a .npy file.
+        decoder: decoder with a cache of fixed length.
+    """
+
+    def __init__(self, *, vision: Path, embeddings: Path, decoder: Path) -> None:
+        self._vision, self._decoder = _open(vision), _open(decoder)
+        self._table = np.load(embeddings, mmap_mode="r")
+        inputs = {node.name: node for node in self._decoder.get_inputs()}
+        self._dtype = np.float16 if inputs["inputs_embeds"].type == "tensor(float16)" else np.float32
+        self._deepstack = sorted(name for name in inputs if name.startswith("deepstack_embeds."))
+        # No cache is cleared between sequences, as on a device.
+        self._cache = {
+            name: np.zeros(node.shape, self._dtype)
+            for name, node in inputs.items()
+            if name.startswith("past_key_values.")
+        }
+        self._length = 0
+
+    def encode_images(self, pixel_values: Float, grids: Int) -> ImageFeatures:
+        """Run the vision encoder frame by frame."""
+        parts, start = [], 0
+        for frames, rows, columns in grids.tolist():
+            for _ in range(frames):
+                end = start + rows * columns
+                grid = np.array([[1, rows, columns]], np.int64)
+                parts.append(self._vision.run(None, {"pixel_values": pixel_values[start:end], "image_grid_thw": grid}))
+                start = end
+        first, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return ImageFeatures(first, tuple(others))
+
+    def embed(self, token_ids: Int) -> Float:
+        """Look up token embeddings."""
+        rows: Float = self._table[token_ids].astype(np.float32)
+        return rows
+
+    def reserve(self, length: int) -> None:
+        """Start anew."""
+        self._length = 0
+
+    def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
+        """Append tokens and return the last one's logits."""
+        states = embeddings[None].astype(self._dtype)
+        rows = np.arange(self._length, self._length + len(embeddings))
+        feeds = {"inputs_embeds": states, "position_ids": positions[:, None], "cache_position": rows, **self._cache}
+        for number, name in enumerate(self._deepstack):
+            feeds[name] = deepstack[number][None].astype(self._dtype) if deepstack else np.zeros_like(states)
+        logits, *present = self._decoder.run(None, feeds)
+        self._cache = dict(zip(self._cache, present, strict=True))
+        self._length += len(embeddings)
+        last: Float = logits[0, 0]
+        return last
+
+
+def _open(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Past this level onnxruntime makes MatMulNBits of INT4 DequantizeLinear and rounds activations to int8.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(str(path), options)
