@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgetune_runtime.quant.blocks import BlockWeight
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
 
 # The smallest normal float16: engines may flush smaller scales to zero.
 SMALLEST = 2.0**-14
@@ -50,6 +50,11 @@ class Grid:
         blocks = codes.unflatten(1, (self.scale.shape[1], -1))
         return ((blocks - self.zero[..., None]) * self.scale[..., None]).flatten(1)
 
+    def split(self, rows: list[int]) -> list[Grid]:
+        """Cut it into grids of so many rows each."""
+        parts = zip(self.scale.split(rows), self.zero.split(rows), strict=True)
+        return [Grid(scale, zero, self.bits, self.symmetric) for scale, zero in parts]
+
     def block_weight(self, codes: Tensor) -> BlockWeight:
         """Hand codes [N, K] over as the weight set stores them, on the CPU."""
         blocks = codes.unflatten(1, (self.scale.shape[1], -1)).to("cpu", torch.uint8)
@@ -77,3 +82,9 @@ def minmax(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
     # A zero point of at least 1 leaves the top - 1 codes above it for the positive side.
     scale = as_float16(torch.maximum((high - low) / top, high / (top - 1)))
     return Grid(scale, torch.round(-low / scale).clamp_(1, top), bits, symmetric)
+
+
+def spanning(weight: Tensor, fmt: BlockFormat) -> Grid:
+    """The grid that spans every group of a weight [N, K] from its smallest to its largest entry."""
+    blocks = weight.unflatten(1, (-1, fmt.block))
+    return minmax(blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0), fmt.bits, fmt.symmetric)

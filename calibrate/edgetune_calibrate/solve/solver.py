@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from edgetune_calibrate.solve.grid import Grid, minmax
+from edgetune_calibrate.solve.gptq import Metric, gptq
+from edgetune_calibrate.solve.grid import spanning
 from edgetune_calibrate.solve.problem import LinearGroup, SolveSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockWeight
 
 
+@torch.no_grad()
 def solve_group(group: LinearGroup, settings: SolveSettings) -> dict[str, BlockWeight]:
     """Round every weight of a group, on the device that its tensors are on.
 
+    The linears are solved as one matrix, since they share their input: its rows never interact.
+
     Raises:
-        InputError: the group size does not divide K.
+        InputError: the group size does not divide K, or the Hessian cannot be used.
     """
-    return {name: _solve(name, weight, settings) for name, weight in group.weights.items()}
-
-
-def _solve(name: str, weight: Tensor, settings: SolveSettings) -> BlockWeight:
-    grid = spanning(name, weight, settings)
-    return grid.block_weight(grid.codes(weight))
-
-
-def spanning(name: str, weight: Tensor, settings: SolveSettings) -> Grid:
-    """The grid that spans every group's smallest and largest weight."""
+    names = ", ".join(group.names)
+    weight = torch.cat([weight.float() for weight in group.weights.values()])
     if weight.shape[1] % settings.group_size:
         raise InputError(
-            f"{name}: {weight.shape[1]} input columns are not a multiple of the group size {settings.group_size}",
+            f"{names}: {weight.shape[1]} input columns are not a multiple of the group size {settings.group_size}",
             hint="choose a group size that divides it, e.g. 32",
         )
-    blocks = weight.float().unflatten(1, (-1, settings.group_size))
-    low, high = blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0)
-    return minmax(low, high, settings.bits, settings.symmetric)
+    if settings.method == "rtn":
+        grid = spanning(weight, settings.format)
+        codes = grid.codes(weight)
+    else:
+        metric = Metric.of(group.hessian, settings.damping, act_order=settings.act_order)
+        if group.cross is not None:
+            weight = aimed(weight, group.cross, metric)
+        grid = spanning(weight, settings.format)
+        codes = gptq(weight, grid, metric)
+    rows = [len(weight) for weight in group.weights.values()]
+    parts = zip(group.names, grid.split(rows), codes.split(rows), strict=True)
+    return {name: part.block_weight(rows) for name, part, rows in parts}
+
+
+def aimed(weight: Tensor, cross: Tensor, metric: Metric) -> Tensor:
+    """The weight [N, K] that gives, on the quantized model's inputs x, what `weight` gives on the original's x̂.
+
+    Least squares over the tokens, W + W C H⁻¹ with C the mean of (x̂ - x) xᵀ. Rounding it under H minimises the distance
+    to the original outputs, which is GPTAQ's aim (Li et al. 2025, arXiv 2504.02692).
+    """
+    return weight + metric.solve(weight @ cross)

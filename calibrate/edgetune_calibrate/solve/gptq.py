@@ -1,0 +1,90 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323) in its Cholesky form, which needs no inverse.
+
+With H = M Mᵀ, M upper triangular, the layer's error of codes that stand for Q is
+
+    tr((W - Q) H (W - Q)ᵀ) = Σ_j M_jj² ‖w_j - q_j + Σ_{i<j} (w_i - q_i) M_ij / M_jj‖²,
+
+so going through the columns j in order, each is best rounded after adding what the errors of the columns before it
+weigh on it. That is GPTQ's update: its factor, the upper Cholesky factor of H⁻¹, is M⁻¹ (the identity with LDLQ is
+shown in QuIP, arXiv 2307.13304).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgetune_calibrate.solve.grid import Grid
+from edgetune_runtime.errors import InputError
+
+BLOCK = 128
+MOST_DAMPING = 1.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The quadratic form that a group's linears are rounded under.
+
+    Attributes:
+        hessian: float32 [K, K], damped.
+        order: int64 [K], the columns in the order they are rounded.
+        factor: float32 [K, K], upper triangular M with M Mᵀ the Hessian in that order.
+    """
+
+    hessian: Tensor
+    order: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, damping: float, *, act_order: bool) -> Metric:
+        """Damp and factor a Hessian [K, K].
+
+        Damping of 10 times as much is tried, up to the mean diagonal itself, when rounding errors make the Hessian
+        indefinite. An input column that was never active gets the damping as its weight and is rounded on its own.
+
+        Raises:
+            InputError: the Hessian holds values that are not finite.
+        """
+        mean = float(hessian.diagonal().mean())
+        if not bool(torch.isfinite(hessian).all()):
+            raise InputError("the layer's inputs hold values that are not finite")
+        while True:
+            damped = hessian.clone()
+            damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
+            order = damped.diagonal().argsort(descending=True, stable=True) if act_order else None
+            order = torch.arange(len(damped), device=damped.device) if order is None else order
+            back = order.flip(0)
+            # The factor M of H is the lower Cholesky factor of H turned round in both axes, turned back.
+            lower, failed = torch.linalg.cholesky_ex(damped[back][:, back])
+            if not bool(failed):
+                return cls(damped, order, lower.flip(0, 1))
+            if damping >= MOST_DAMPING:
+                raise InputError("the layer's Hessian cannot be factored, even damped by its mean diagonal")
+            damping = min(damping * 10, MOST_DAMPING)
+
+    def solve(self, right: Tensor) -> Tensor:
+        """Return X [N, K] with X H = `right`."""
+        half = torch.linalg.solve_triangular(self.factor.T, right[:, self.order], upper=False, left=False)
+        answer = torch.linalg.solve_triangular(self.factor, half, upper=True, left=False)
+        return answer[:, self.order.argsort()]
+
+
+def gptq(weight: Tensor, grid: Grid, metric: Metric) -> Tensor:
+    """Round a weight [N, K] to codes [N, K] on a fixed grid, column by column with error feedback."""
+    groups = metric.order // (weight.shape[1] // grid.scale.shape[1])
+    weight, scale, zero = weight[:, metric.order], grid.scale[:, groups], grid.zero[:, groups]
+    pivots = metric.factor.diagonal()
+    codes, error = torch.empty_like(weight), torch.empty_like(weight)
+    for start in range(0, weight.shape[1], BLOCK):
+        stop = min(start + BLOCK, weight.shape[1])
+        feedback = error[:, :start] @ metric.factor[:start, start:stop]
+        for column in range(start, stop):
+            step, offset = scale[:, column], zero[:, column]
+            wanted = (weight[:, column] + feedback[:, column - start] / pivots[column]) / step
+            code = (wanted.round_() + offset).clamp_(0, grid.top)
+            codes[:, column] = code
+            error[:, column] = weight[:, column] - (code - offset) * step
+            feedback.addr_(error[:, column], metric.factor[column, start:stop])
+    return codes[:, metric.order.argsort()]
