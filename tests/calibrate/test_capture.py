@@ -58,14 +58,14 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(model
     batches = picture_batches(model)
     quantized = copy.deepcopy(model)
     blocks, groups = walk(quantized, modules, batches, DecoderSettings(RTN, head=HEAD8))
-    layers = len(model.get_submodule(modules.blocks))
+    layers = len(list(model.get_submodule(modules.blocks).children()))
     names = [f"{modules.blocks}.{i}.{name}" for i in range(layers) for name in modules.linears]
     assert [name for group in groups for name in group.names] == [*names, "lm_head"]
     for group, inputs in references(model, groups, blocks, batches):
         assert group.tokens == sum(batch["input_ids"].numel() for batch in batches)
         assert close(group.hessian, second_moments(inputs)), group.names
         for name, weight in group.weights.items():
-            assert torch.equal(weight, model.get_submodule(name).weight)
+            assert torch.equal(weight, model.get_submodule(name).get_parameter("weight"))
 
 
 def test_without_true_sequential_a_block_is_solved_on_its_own_unquantized_layers(

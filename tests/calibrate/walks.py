@@ -51,7 +51,8 @@ def llama() -> nn.Module:
         num_key_value_heads=2,
         tie_word_embeddings=False,
     )
-    return LlamaForCausalLM(config).eval()
+    model: nn.Module = LlamaForCausalLM(config)
+    return model.eval()
 
 
 def picture_batches(model: Any, grids: Sequence[tuple[int, int]] = ((4, 6), (8, 4), (6, 6))) -> list[dict[str, Tensor]]:
