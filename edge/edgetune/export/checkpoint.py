@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from edgetune.export.prequantized import PrequantizedSet, declared_quantization, read_prequantized
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.families.base import Chat, Family
 from edgetune_runtime.image import ImageSpec
+from edgetune_runtime.quant.weightset import HEAD
 
 COPIED = (
     "config.json",
@@ -47,6 +49,8 @@ class Checkpoint:
     spec: ImageSpec
     tokens: dict[str, Any]
     """Ids by role; "eos" is the sorted list of ids that end an answer."""
+    quantized: PrequantizedSet | None = None
+    """The exact values of a checkpoint that is quantized already; its model holds them dequantized."""
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -54,7 +58,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         InputError: the folder is missing, holds an adapter, has an unsupported model type, lacks its preprocessor
-            config, tokenizer or some weights, or its chat template is not the family's.
+            config, tokenizer or some weights, its chat template is not the family's, or it is quantized in a way that
+            cannot be read.
     """
     config = _read_config(folder)
     family = get_family(str(config.get("model_type")))
@@ -69,7 +74,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     check_chat_template(folder, tokenizer, family.chat)
-    return Checkpoint(folder, _load_model(folder), config, family, spec, _token_ids(folder, tokenizer, family))
+    tokens = _token_ids(folder, tokenizer, family)
+    quantization = declared_quantization(folder, config)
+    if quantization is None:
+        return Checkpoint(folder, _load_model(folder), config, family, spec, tokens)
+    quantized = read_prequantized(folder, quantization, family.modules)
+    return Checkpoint(folder, _load_dequantized(folder, quantized), config, family, spec, tokens, quantized)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -100,7 +110,30 @@ def _load_model(folder: Path) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: transformers cannot load it: {str(error)[:300]}") from error
-    model, report = loaded
+    return _filled(folder, *loaded)
+
+
+def _load_dequantized(folder: Path, quantized: PrequantizedSet) -> Any:
+    """Load a quantized checkpoint as the float32 model that it stands for, without the quantizer's own library."""
+    transformers_logging.disable_progress_bar()
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    del config.quantization_config
+    if HEAD in quantized:
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    with torch.device("meta"):
+        skeleton = AutoModelForImageTextToText.from_config(config)
+    tensors = quantized.dense_tensors()
+    for name, layer in quantized.layers.items():
+        bias = f"{layer.prefix}.bias"
+        if bias in tensors and skeleton.get_submodule(name).bias is None and not tensors[bias].any():
+            del tensors[bias]  # some writers give every quantized layer one
+    loaded: Any = type(skeleton).from_pretrained(
+        None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+    )
+    return _filled(folder, *loaded)
+
+
+def _filled(folder: Path, model: Any, report: Any) -> Any:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(map(str, report[kind]))
         if names:

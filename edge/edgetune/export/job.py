@@ -11,6 +11,7 @@ from typing import Any
 from edgetune.export import describe, drift, parity
 from edgetune.export.checkpoint import COPIED, Checkpoint, load_checkpoint
 from edgetune.export.dequantize import apply_rounding, apply_weights
+from edgetune.export.hf_checkpoint import write_json
 from edgetune.export.options import ExportOptions
 from edgetune.export.reference import Sample, generated_cases, record_cases, run_reference
 from edgetune.export.weights import DecoderWeights
@@ -67,6 +68,9 @@ class ExportJob:
         options.check_weights(weights)
         progress("load")
         checkpoint = load_checkpoint(folder)
+        if checkpoint.quantized is not None:
+            weights = _own_weights(checkpoint.quantized, weights)
+            options.check_weights(weights)
         if weights is not None:
             _check_origin(weights, folder)
         describe.limits(checkpoint, options.max_length)
@@ -92,6 +96,9 @@ class ExportJob:
         for name in COPIED:
             if (self.checkpoint.folder / name).is_file():
                 shutil.copyfile(self.checkpoint.folder / name, self.work / name)
+        if self.checkpoint.quantized is not None:  # the tensors that it describes do not come along
+            config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
+            write_json(self.work / "config.json", config)
 
     def check(self, shipped: Backend, exact: Backend | None) -> dict[str, Any]:
         """Compare what was written with transformers; the last thing to do, for it changes the checkpoint's model.
@@ -140,6 +147,16 @@ class ExportJob:
         """The manifest's "result" of a bundle with these files by role; `more` are fields of the format's own."""
         common = describe.describe(self.checkpoint, self.decoder.spec, self.options, self.weights)
         return {"bundle": {"format": format_, **common, **more, "files": dict(files), "parity": dict(measured)}}
+
+
+def _own_weights(own: WeightSet, given: WeightSet | None) -> WeightSet:
+    """The values of a checkpoint that is quantized already."""
+    if given is not None:
+        raise InputError(
+            f"{own.folder}: is quantized already, and {given.folder} is a weight set",
+            hint="leave --weights out, or give the checkpoint that it was calibrated from",
+        )
+    return own
 
 
 def _check_origin(weights: WeightSet, folder: Path) -> None:

@@ -52,6 +52,11 @@ def export_compressed(job: ExportJob) -> dict[str, Any]:
 
 def _source(job: ExportJob, format_: str) -> tuple[WeightSet, Modules]:
     """The weight set, which must hold all layers of the decoder's blocks, and the family's names."""
+    if job.checkpoint.quantized is not None:
+        raise InputError(
+            f"{job.checkpoint.folder}: is quantized already, and layouts are not converted into each other",
+            hint="export --format onnx or trt, or calibrate the original",
+        )
     if job.weights is None:
         raise InputError(
             f"--format {format_} needs calibrated weights", hint="give --weights SET or --data calibration.jsonl"

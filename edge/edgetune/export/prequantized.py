@@ -1,0 +1,235 @@
+"""Checkpoints that other tools quantized with GPTQ or AWQ, read as a weight set of their own exact values.
+
+Three things differ from one such checkpoint to the next and are easily misread without a sign, so they are normalised
+or refused here: zero points stored less one (GPTQ v1) or as they are (v2), groups of inputs that are not consecutive
+(desc_act), and formats that change from layer to layer, which are read off the tensors rather than believed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+
+from edgetune.export.hf_checkpoint import weight_files
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
+from edgetune_runtime.manifest import sha256_tree
+from edgetune_runtime.quant import gptq
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
+from edgetune_runtime.quant.layouts import LAYOUTS, Layout
+from edgetune_runtime.quant.weightset import HEAD, WeightSet
+
+Array = npt.NDArray[Any]
+
+_V2 = replace(LAYOUTS["gptq"], zero_points=partial(gptq.zero_points, v2=True))
+_READ = {("gptq", "gptq"): LAYOUTS["gptq"], ("gptq", "gptq_v2"): _V2, ("awq", "gemm"): LAYOUTS["awq"]}
+"""Layout by method and by what the config calls its format."""
+
+_ORDER = "g_idx"
+
+_BLOCKS = (128, 64, 32, 16)
+"""Group sizes that every engine takes; a longer group is cut into shorter ones with equal scales."""
+
+
+def declared_quantization(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The quantization that a checkpoint declares, None for one that is not quantized."""
+    declared: dict[str, Any] | None = config.get("quantization_config")
+    path = folder / "quantize_config.json"
+    if declared is None and path.is_file():
+        declared = {"quant_method": "gptq", **json.loads(path.read_text(encoding="utf-8"))}
+    return declared
+
+
+def read_prequantized(folder: Path, quantization: Mapping[str, Any], modules: Modules) -> PrequantizedSet:
+    """Find and examine a checkpoint's quantized layers.
+
+    Args:
+        folder: the checkpoint.
+        quantization: what its config declares.
+        modules: names of its family.
+
+    Raises:
+        InputError: a method or format that is not read, a quantized layer outside the decoder, or one stored in a way
+            that has no exact equal here.
+    """
+    method = str(quantization.get("quant_method"))
+    named = (quantization.get(key) for key in ("checkpoint_format", "format", "version"))
+    form = str(next((name for name in named if name), {"awq": "gemm"}.get(method, "gptq"))).lower()
+    if (method, form) not in _READ:
+        known = ", ".join(" ".join(pair) for pair in _READ)
+        raise InputError(
+            f"{folder}: quantized with {method}, format {form}, which is not among those that can be read: {known}",
+            hint="export the checkpoint that it was quantized from",
+        )
+    layers = _find_layers(folder, modules, _READ[method, form])
+    formats = {name: layer.format() for name, layer in layers.items()}
+    symmetric = all(fmt.symmetric for fmt in formats.values())  # layers that become one product have to agree
+    linears = {
+        name: {"bits": fmt.bits, "group_size": fmt.block, "symmetric": symmetric, "file": None}
+        for name, fmt in formats.items()
+    }
+    fields = {
+        "schema": 1,
+        "method": method,
+        "linears": linears,
+        "overrides": {},
+        "vision_ranges": None,
+        "calibration": {},
+        "checkpoint": {"path": str(folder), "sha256": sha256_tree(folder)},
+    }
+    return PrequantizedSet(folder.absolute(), {"inputs": {}, "result": {"weightset": fields}}, layers)
+
+
+@dataclass(frozen=True)
+class PrequantizedSet(WeightSet):
+    """A checkpoint's own quantized layers in the manner of a weight set; `read_prequantized` makes one.
+
+    Attributes:
+        layers: quantized layers by their names in transformers.
+    """
+
+    layers: Mapping[str, StoredLayer]
+
+    def weight(self, name: str) -> BlockWeight:
+        """A quantized layer's weight [out, in], in consecutive groups of at most 128."""
+        fmt = self.format(name)
+        weight = self.layers[name].read()
+        return replace(weight, zero_points=None) if fmt.symmetric else weight
+
+    def dense_tensors(self) -> dict[str, torch.Tensor]:
+        """The whole checkpoint in float32 under its own names, quantized layers as the weights that they stand for."""
+        stored = {f"{layer.prefix}.{kind}" for layer in self.layers.values() for kind in layer.files}
+        tensors = {
+            f"{layer.prefix}.weight": torch.from_numpy(layer.read().dequantize()) for layer in self.layers.values()
+        }
+        for path in weight_files(self.folder):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not iterable
+                    if name not in stored:
+                        tensors[name] = file.get_tensor(name).float()
+        return tensors
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A quantized linear layer in the files of a checkpoint.
+
+    Attributes:
+        prefix: what its tensors' names begin with.
+        layout: how they are stored.
+        files: file of each tensor, by what follows the prefix.
+    """
+
+    prefix: str
+    layout: Layout
+    files: Mapping[str, Path]
+
+    def format(self) -> BlockFormat:
+        """Bits, group size as `read` gives it, and whether all zero points are the middle; from the tensors.
+
+        Raises:
+            InputError: the layer has no exact equal here.
+        """
+        bits, order, cut = self._examine()
+        with _naming(self.prefix):
+            zeros = self.layout.zero_points(self._tensor(self.layout.zeros), bits)
+        return BlockFormat(bits, self._inputs // (len(order) * cut), bool((zeros == 1 << (bits - 1)).all()))
+
+    def read(self) -> BlockWeight:
+        """The weight [out, in] with zero points, in consecutive groups."""
+        bits, order, cut = self._examine()
+        kinds = (self.layout.codes, self.layout.scales, self.layout.zeros)
+        with _naming(self.prefix):
+            weight = self.layout.unpack({kind: self._tensor(kind) for kind in kinds}, bits)
+        assert weight.zero_points is not None
+        return replace(
+            weight,
+            codes=weight.codes.reshape(len(weight.codes), len(order) * cut, -1),
+            scales=np.repeat(weight.scales[:, order], cut, axis=1),
+            zero_points=np.repeat(weight.zero_points[:, order], cut, axis=1),
+        )
+
+    @property
+    def _inputs(self) -> int:
+        """K; GPTQ packs along it, AWQ does not."""
+        if _ORDER in self.files:
+            return len(self._tensor(_ORDER))
+        return len(self._tensor(self.layout.codes))
+
+    def _examine(self) -> tuple[int, npt.NDArray[np.int64], int]:
+        """Bits, the group of each run of inputs, and into how many blocks a group is to be cut."""
+        inputs, groups = self._inputs, len(self._tensor(self.layout.scales))
+        rows = len(self._tensor(self.layout.codes))
+        bits = rows * 32 // inputs if self.layout is not LAYOUTS["awq"] else 4
+        size = inputs // groups
+        block = next((block for block in _BLOCKS if size % block == 0), None)
+        if bits not in gptq.BITS or inputs % groups or block is None:
+            raise InputError(
+                f"{self.prefix}: {bits} bits with {groups} groups of {inputs} inputs cannot be exported",
+                hint="supported: 3, 4 or 8 bits, groups of a multiple of 16",
+            )
+        order = np.arange(groups)
+        if _ORDER in self.files:
+            runs = self._tensor(_ORDER).reshape(groups, size)
+            order = runs[:, 0].astype(np.int64)
+            if (runs != order[:, None]).any() or sorted(order) != list(range(groups)):
+                raise InputError(
+                    f"{self.prefix}: its groups are scattered inputs (desc_act), for which no kernel of the exported "
+                    "formats exists",
+                    hint="quantize again with desc_act false, or calibrate the original: edgetune calibrate",
+                )
+        return bits, order, size // block
+
+    def _tensor(self, kind: str) -> Array:
+        with safe_open(self.files[kind], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(f"{self.prefix}.{kind}")
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+@contextmanager
+def _naming(prefix: str) -> Iterator[None]:
+    """Say which layer an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}: {error}", hint=error.hint) from error
+
+
+def _find_layers(folder: Path, modules: Modules, layout: Layout) -> dict[str, StoredLayer]:
+    """The quantized layers by their names in transformers."""
+    files: dict[str, Path] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    blocks = "|".join(re.escape(name) for name in (modules.blocks, modules.hub_name(modules.blocks)))
+    roles = "|".join(re.escape(role) for role in modules.linears)
+    kinds = (layout.codes, layout.scales, layout.zeros, *(() if layout is LAYOUTS["awq"] else (_ORDER,)))
+    layers = {}
+    for tensor in files:
+        prefix, _, kind = tensor.rpartition(".")
+        if kind != layout.codes:
+            continue
+        found = re.fullmatch(rf"(?:{blocks})\.(\d+\.(?:{roles}))", prefix)
+        if found is None and prefix != HEAD:
+            raise InputError(
+                f"{folder}: {prefix} is quantized, but only linear layers of the decoder's blocks and the head can be"
+            )
+        missing = [f"{prefix}.{kind}" for kind in kinds if f"{prefix}.{kind}" not in files]
+        if missing:
+            raise InputError(f"{folder}: no tensor {missing[0]}", hint="download or write the checkpoint again")
+        name = HEAD if found is None else f"{modules.blocks}.{found[1]}"
+        layers[name] = StoredLayer(prefix, layout, {kind: files[f"{prefix}.{kind}"] for kind in kinds})
+    if not layers:
+        raise InputError(f"{folder}: config.json declares a quantization, but no layer has a {layout.codes}")
+    return layers
