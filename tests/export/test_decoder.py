@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,38 @@ import torch
 
 from builders import build_qwen2_5_vl, build_qwen3_vl, copy_checkpoint
 from edgetune.export.decoder import build_decoder
+from edgetune.export.dequantize import apply_rounding
+from edgetune.export.dialects import Dialect
 from edgetune.export.dialects.ort import OrtDialect
-from edgetune.export.graph import save_model
-from edgetune.export.weights import DecoderWeights
+from edgetune.export.dialects.plain import PlainDialect
+from edgetune.export.graph import GraphBuilder, save_model
+from edgetune.export.weights import DecoderSpec, DecoderWeights
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat
 from reference import load_model
 
 Float = npt.NDArray[np.float32]
 
 
-def build(model: Any, folder: Path) -> onnxruntime.InferenceSession:
-    weights = DecoderWeights(model, layers_format=None, head_format=None)
-    graph = build_decoder(weights, lambda graph, spec: OrtDialect(graph, spec, ir.DataType.FLOAT))
-    save_model(graph, folder / "decoder.onnx")
-    return onnxruntime.InferenceSession(str(folder / "decoder.onnx"))
+Build = Callable[[Any, Path], onnxruntime.InferenceSession]
+DIALECTS: dict[str, Callable[[GraphBuilder, DecoderSpec, ir.DataType], Dialect]] = {
+    "ort": OrtDialect,
+    "plain": PlainDialect,
+}
+
+
+@pytest.fixture(params=DIALECTS)
+def build(request: pytest.FixtureRequest) -> Build:
+    """Write the decoder of a model, in each dialect that onnxruntime runs with dense weights, and load it."""
+    make = DIALECTS[request.param]
+
+    def write(model: Any, folder: Path) -> onnxruntime.InferenceSession:
+        weights = DecoderWeights(model, layers_format=None, head_format=None)
+        graph = build_decoder(weights, lambda graph, spec: make(graph, spec, ir.DataType.FLOAT))
+        save_model(graph, folder / "decoder.onnx")
+        return onnxruntime.InferenceSession(str(folder / "decoder.onnx"))
+
+    return write
 
 
 def run(
@@ -38,6 +57,7 @@ def run(
     *,
     deepstack: list[Float] | None = None,
     past: list[Float] | None = None,
+    mask: npt.NDArray[np.int64] | None = None,
 ) -> tuple[Float, list[Float]]:
     """Logits [B, V] and the present cache of a call without shared buffers."""
     batch, length, _ = embeds.shape
@@ -51,14 +71,14 @@ def run(
     for number, name in enumerate(extra):
         feeds[name] = np.zeros_like(embeds) if deepstack is None else deepstack[number]
     total = length + feeds[caches[0].name].shape[2]
-    feeds["attention_mask"] = np.ones((batch, total), np.int64)
+    feeds["attention_mask"] = np.ones((batch, total), np.int64) if mask is None else mask
     logits, *present = session.run(None, feeds)
     return logits[:, 0], present
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_two_images_of_different_sizes_in_one_prompt(
-    family: str, request: pytest.FixtureRequest, tmp_path: Path
+    family: str, request: pytest.FixtureRequest, tmp_path: Path, build: Build
 ) -> None:
     model = load_model(request.getfixturevalue(family))
     session = build(model, tmp_path)
@@ -101,7 +121,9 @@ def text_case(model: Any, batch: int, length: int) -> tuple[Float, npt.NDArray[n
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-def test_reading_in_pieces_equals_reading_at_once(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_reading_in_pieces_equals_reading_at_once(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path, build: Build
+) -> None:
     model = load_model(request.getfixturevalue(family))
     session = build(model, tmp_path)
     embeds, positions, expected = text_case(model, 1, 11)
@@ -112,7 +134,7 @@ def test_reading_in_pieces_equals_reading_at_once(family: str, request: pytest.F
     assert present[0].shape[2] == 11
 
 
-def test_a_batch(qwen3_vl: Path, tmp_path: Path) -> None:
+def test_a_batch(qwen3_vl: Path, tmp_path: Path, build: Build) -> None:
     model = load_model(qwen3_vl)
     embeds, positions, expected = text_case(model, 3, 9)
     logits, _ = run(build(model, tmp_path), embeds, positions)
@@ -134,7 +156,7 @@ def rope(source: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-def test_yarn(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_yarn(family: str, request: pytest.FixtureRequest, tmp_path: Path, build: Build) -> None:
     source: Path = request.getfixturevalue(family)
     yarn = rope(source, rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
     model = load_model(edited(source, tmp_path / "yarn", rope_parameters=yarn))
@@ -160,8 +182,49 @@ def test_sliding_windows_are_refused(qwen2_5_vl: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("builder", "tied"), [(build_qwen3_vl, False), (build_qwen2_5_vl, True)])
-def test_tied_and_untied_heads(builder: Any, tied: bool, tmp_path: Path) -> None:
+def test_tied_and_untied_heads(builder: Any, tied: bool, tmp_path: Path, build: Build) -> None:
     model = load_model(builder(tmp_path / "checkpoint", tied=tied, layers=2 if tied else 3))
     embeds, positions, expected = text_case(model, 1, 7)
     logits, _ = run(build(model, tmp_path), embeds, positions)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_quantized_weights_in_standard_operators(qwen3_vl: Path, tmp_path: Path) -> None:
+    model = load_model(qwen3_vl)
+    for name, fmt in {
+        "symmetric": BlockFormat(4, 32, symmetric=True),
+        "zero points": BlockFormat(4, 64, symmetric=False),
+        "8 bits": BlockFormat(8, 32, symmetric=True),
+        "8 bits, zero points": BlockFormat(8, 32, symmetric=False),
+    }.items():
+        decoder = DecoderWeights(model, layers_format=fmt, head_format=fmt)
+        graph = build_decoder(decoder, lambda graph, spec: PlainDialect(graph, spec, ir.DataType.FLOAT))
+        assert {node.domain for node in graph.graph} == {""}
+        save_model(graph, tmp_path / "decoder.onnx")
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        session = onnxruntime.InferenceSession(str(tmp_path / "decoder.onnx"), options)
+        rounded = load_model(qwen3_vl)
+        apply_rounding(rounded, decoder)
+        embeds, positions, expected = text_case(rounded, 2, 9)
+        logits, _ = run(session, embeds, positions)
+        np.testing.assert_allclose(logits, expected, atol=1e-4, err_msg=name)
+
+
+def test_padding_on_the_left_is_not_seen(qwen3_vl: Path, tmp_path: Path) -> None:
+    """Only the plain dialect reads the mask's zeros; onnxruntime's operator takes its length."""
+    model = load_model(qwen3_vl)
+    decoder = DecoderWeights(model, layers_format=None, head_format=None)
+    save_model(
+        build_decoder(decoder, lambda graph, spec: PlainDialect(graph, spec, ir.DataType.FLOAT)),
+        tmp_path / "decoder.onnx",
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "decoder.onnx"))
+    embeds, positions, expected = text_case(model, 2, 9)
+    padding = np.full((2, 3, embeds.shape[2]), 7, np.float32)
+    padded = np.concatenate([padding, embeds], axis=1), np.pad(positions, ((0, 0), (0, 0), (3, 0)))
+    mask = np.array([[0] * 3 + [1] * 9] * 2)
+    logits, _ = run(session, *padded, mask=mask)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    seen, _ = run(session, *padded)
+    assert np.abs(seen - logits).max() > 0.1

@@ -30,6 +30,16 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
     return names
 
 
+def _targets(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """Read a list of GPUs, such as sm86,8.9."""
+    from edgetune_runtime.build_engine import parse_target
+
+    try:
+        return tuple(parse_target(name) for name in text.split(",")) if text else ()
+    except InputError as error:
+        raise click.BadParameter(f"{error}", ctx=ctx, param=param) from error
+
+
 @verb(writes=True)
 @click.option(
     "--checkpoint",
@@ -61,8 +71,7 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
 @click.option(
     "--block-size",
     type=click.Choice(["32", "64", "128"]),
-    default="32",
-    help="Weights that share a scale where they are rounded to nearest.",
+    help="Weights that share a scale where they are rounded to nearest.  [default: 32; for trt 128 or 64]",
 )
 @click.option("--symmetric", is_flag=True, help="Rounded int4 without zero points: smaller, a little less accurate.")
 @click.option(
@@ -70,6 +79,16 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
     type=click.Choice(["0", "4"]),
     default="4",
     help="4 lets CPUs round activations to int8 by block, which is fast; 0 does not.",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice(["ort", "plain"]),
+    default="ort",
+    help="Operators of onnx: onnxruntime's own, or those of the ONNX standard only, for other runtimes.",
+)
+@click.option("--trt-profile", type=click.Choice(["10.3", "10.13", "10.16"]), help="Oldest TensorRT to read trt graphs.")
+@click.option(
+    "--trt-target", "trt_targets", callback=_targets, help="RTX GPUs to build engines for here, such as sm86,sm120."
 )
 @click.option(
     "--max-length", type=int, default=None, help="Prompt and answer in tokens; by default 1024 beside an image."
@@ -101,7 +120,7 @@ def command(
     for name in formats or (format_ or "onnx",):
         if FORMATS[name].needs_weights and not (weights or data):
             raise InputError(f"format {name} is written from a weight set", hint=_WITHOUT_WEIGHTS)
-    choices |= {name: int(choices[name]) for name in ("block_size", "accuracy_level")}
+    choices |= {name: int(choices[name]) for name in ("block_size", "accuracy_level") if choices[name] is not None}
     options = ExportOptions(**choices)
     if formats:
         return export_formats(click.get_current_context(), console, formats)
@@ -136,6 +155,9 @@ def _export_one(
     else:
         console.line(f"{output}: {'unchanged, kept' if result.skipped else 'written'}")
         console.table([row(result.manifest)])
+        deferred = result.manifest["result"]["bundle"].get("trt", {}).get("deferred")
+        if deferred:
+            console.line(deferred)
     console.result({"output": str(output), "skipped": result.skipped, "manifest": result.manifest})
 
 

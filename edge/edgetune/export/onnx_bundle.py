@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from edgetune.export.decoder import build_decoder
 from edgetune.export.dialects.ort import OrtDialect
+from edgetune.export.dialects.plain import PlainDialect
 from edgetune.export.embed import build_embed
 from edgetune.export.graph import save_model
 from edgetune.export.job import ExportJob
 from edgetune.export.vision_graph import build_vision
 from edgetune_runtime.backends.onnx import OnnxBackend
+from edgetune_runtime.backends.onnx_cache import GROWING, METADATA
 
 FILES = {
     "vision": "onnx/vision_encoder.onnx",
@@ -42,13 +45,20 @@ def export_onnx(job: ExportJob) -> dict[str, Any]:
     job.progress("embeddings")
     save_model(build_embed(job.decoder.embedding(), options.table), work / FILES["embed"])
     job.progress("decoder")
-    dtype = ir.DataType.FLOAT16 if options.half else ir.DataType.FLOAT
-    level = options.accuracy_level
-    decoder = build_decoder(job.decoder, lambda graph, spec: OrtDialect(graph, spec, dtype, accuracy_level=level))
-    save_model(decoder, work / FILES["decoder"])
+    save_model(_decoder(job), work / FILES["decoder"])
     job.copy_files()
     measured = check_graphs(job)
-    return job.result("onnx", FILES, measured, accuracy_level=options.accuracy_level)
+    return job.result("onnx", FILES, measured, accuracy_level=options.accuracy_level, dialect=options.dialect)
+
+
+def _decoder(job: ExportJob) -> ir.Model:
+    dtype = ir.DataType.FLOAT16 if job.options.half else ir.DataType.FLOAT
+    if job.options.dialect == "ort":
+        level = job.options.accuracy_level
+        return build_decoder(job.decoder, lambda graph, spec: OrtDialect(graph, spec, dtype, accuracy_level=level))
+    model = build_decoder(job.decoder, lambda graph, spec: PlainDialect(graph, spec, dtype))
+    model.metadata_props[METADATA] = GROWING
+    return model
 
 
 def check_graphs(job: ExportJob, weights: Mapping[str, NDArray[Any]] | None = None) -> Mapping[str, Any]:
@@ -58,13 +68,14 @@ def check_graphs(job: ExportJob, weights: Mapping[str, NDArray[Any]] | None = No
         job: the export.
         weights: values of weights that the decoder's graph leaves out, by name.
     """
-    vision, embed, decoder = (job.work / FILES[role] for role in ("vision", "embed", "decoder"))
-    shipped = OnnxBackend(vision=vision, embed=embed, decoder=decoder, weights=weights)
+    load = partial(OnnxBackend, vision=job.work / FILES["vision"], embed=job.work / FILES["embed"], weights=weights)
+    decoder = job.work / FILES["decoder"]
+    shipped = load(decoder=decoder, accuracy_level=job.options.accuracy_level)
     if not job.rounds:
         return job.check(shipped, None)
     exact = with_exact_products(decoder)
     try:
-        return job.check(shipped, OnnxBackend(vision=vision, embed=embed, decoder=exact, weights=weights))
+        return job.check(shipped, load(decoder=exact, accuracy_level=0))
     finally:
         exact.unlink()
 

@@ -13,8 +13,12 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")
 VISION_PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("cpu", "cuda")
 BLOCK_SIZES = (32, 64, 128)
+DIALECTS = ("ort", "plain")
+"""Operators of format "onnx": onnxruntime's own, or those of the ONNX standard only."""
+
 ACCURACY_LEVELS = (0, 4)
-"""Of MatMulNBits: 0 leaves activations alone, 4 lets CPU kernels round them to int8 by block, the fast path."""
+"""Of quantized products: 0 leaves activations alone, 4 lets CPU kernels round them to int8 by block, the fast path."""
+
 TRT_PROFILES = ("10.3", "10.13", "10.16")
 """Oldest TensorRT that is to read the graphs."""
 DEFAULT_BLOCK = 32
@@ -33,6 +37,7 @@ class ExportOptions:
         symmetric: leave zero points out of int4 weights.
         max_length: prompt and answer together, in tokens; None derives it from the image limit.
         accuracy_level: see ACCURACY_LEVELS.
+        dialect: see DIALECTS.
         trt_profile: see TRT_PROFILES; None is the oldest, or the newest where `trt_targets` names RTX GPUs.
         trt_targets: compute capabilities, such as "8.6", to build TensorRT-RTX engines for.
     """
@@ -45,6 +50,7 @@ class ExportOptions:
     symmetric: bool = False
     max_length: int | None = None
     accuracy_level: int = 4
+    dialect: str = "ort"
     trt_profile: str | None = None
     trt_targets: tuple[str, ...] = ()
 
@@ -54,6 +60,7 @@ class ExportOptions:
         _choose("block size", self.block_size, (None, *BLOCK_SIZES))
         _choose("vision precision", self.vision, VISION_PRECISIONS)
         _choose("head precision", self.head, PRECISIONS)
+        _choose("dialect", self.dialect, DIALECTS)
         _choose("accuracy level", self.accuracy_level, ACCURACY_LEVELS)
         _choose("TensorRT profile", self.trt_profile, (None, *TRT_PROFILES))
         if self.max_length is not None and self.max_length < 1:

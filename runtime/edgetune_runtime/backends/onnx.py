@@ -1,4 +1,4 @@
-"""The ONNX backend: onnxruntime with past and present bound to one buffer, so that a step copies no cache."""
+"""The ONNX backend: onnxruntime with inputs, outputs and the KV cache bound to memory that stays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.backends import Float, ImageFeatures, Int
+from edgetune_runtime.backends.onnx_cache import make_cache
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 
@@ -22,10 +23,8 @@ except ModuleNotFoundError as error:
 
 Array = npt.NDArray[Any]
 
-_CACHE_STEP = 256
-"""KV buffers grow in steps of this many tokens, so that prompts of similar length share one allocation."""
-
-_DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+INT8_ACTIVATIONS = 4
+"""Accuracy level at which products with 4- and 8-bit weights round their input to int8 by block, the fast path."""
 
 
 def load(
@@ -53,6 +52,7 @@ def load(
         device=device,
         threads=threads,
         weights=weights,
+        accuracy_level=bundle.manifest["result"]["bundle"].get("accuracy_level", INT8_ACTIVATIONS),
     )
 
 
@@ -66,6 +66,8 @@ class OnnxBackend:
         device: "cpu" or "cuda".
         threads: CPU threads of each operator; None is onnxruntime's own choice, one a physical core.
         weights: values of those of the decoder's weights that its graph leaves out, by name.
+        accuracy_level: of products whose weights the graph dequantizes with standard operators; 0 leaves activations
+            alone. Products of onnxruntime's own kind (MatMulNBits) have their level in the graph.
 
     Raises:
         BundleError: onnxruntime cannot load a graph.
@@ -81,22 +83,18 @@ class OnnxBackend:
         device: str = "cpu",
         threads: int | None = None,
         weights: Mapping[str, Array] | None = None,
+        accuracy_level: int = INT8_ACTIVATIONS,
     ) -> None:
-        self._device = device
         self._vision = _open(vision, device, threads)
         self._embed = _open(embed, "cpu", threads)  # a table look-up: not worth a trip to the GPU
-        self._decoder = _open(decoder, device, threads, weights)
-        inputs = {node.name: node for node in self._decoder.get_inputs()}
-        self._deepstack = sorted(name for name in inputs if name.startswith("deepstack_embeds."))
-        self._caches = [name for name in inputs if name.startswith("past_key_values.")]
-        first = inputs[self._caches[0]]
-        self._cache_shape = (1, int(first.shape[1]), int(first.shape[3]))  # batch, KV heads, head dimension
-        self._cache_dtype = _DTYPES[first.type]
+        self._decoder = _open(decoder, device, threads, weights, accuracy_level)
+        names = [node.name for node in self._decoder.get_inputs()]
+        self._deepstack = sorted(name for name in names if name.startswith("deepstack_embeds."))
         self._binding = self._decoder.io_binding()
         vocabulary = int(self._decoder.get_outputs()[0].shape[2])
         self._logits = np.empty((1, 1, vocabulary), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
-        self._buffers: list[Any] = []
+        self._cache = make_cache(self._decoder, self._binding, device)
         self._capacity = 0
         self._length = 0
 
@@ -111,22 +109,10 @@ class OnnxBackend:
         return embeddings
 
     def reserve(self, length: int) -> None:
-        """Empty the cache, and make a larger one when `length` tokens do not fit.
-
-        Old contents need no clearing: the attention mask's length says how much of the buffer is read.
-        """
+        """Empty the cache and make room for `length` tokens."""
         self._length = 0
-        if length <= self._capacity:
-            return
-        self._capacity = -(-length // _CACHE_STEP) * _CACHE_STEP
-        batch, heads, size = self._cache_shape
-        shape = (batch, heads, self._capacity, size)
-        self._buffers = []
-        for name in self._caches:
-            buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_dtype), self._device, 0)
-            self._buffers.append(buffer)
-            self._binding.bind_ortvalue_input(name, buffer)
-            self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
+        self._capacity = length
+        self._cache.reserve(length)
 
     def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
         """Append tokens and return the last one's logits."""
@@ -140,17 +126,26 @@ class OnnxBackend:
         bind("attention_mask", np.ones((1, self._length), np.int64))
         for number, name in enumerate(self._deepstack):
             bind(name, np.ascontiguousarray(deepstack[number][None] if deepstack else np.zeros_like(embeddings[None])))
+        self._cache.before()
         self._decoder.run_with_iobinding(self._binding)
+        self._cache.after()
         logits: Float = self._logits[0, 0]
         return logits
 
 
-def _open(path: Path, device: str, threads: int | None, weights: Mapping[str, Array] | None = None) -> Any:
+def _open(
+    path: Path,
+    device: str,
+    threads: int | None,
+    weights: Mapping[str, Array] | None = None,
+    accuracy_level: int = INT8_ACTIVATIONS,
+) -> Any:
     """Open one graph."""
     if not path.is_file():
         raise BundleError(f"{path}: the model file is missing")
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: the rest speaks of onnxruntime's own optimiser
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     if threads is not None:
         options.intra_op_num_threads = threads
     if weights:

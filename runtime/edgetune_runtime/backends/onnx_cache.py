@@ -1,0 +1,110 @@
+"""The KV cache of an onnxruntime decoder: one buffer written in place, or one that grows with every call.
+
+Graphs with onnxruntime's own attention write into the past when past and present are the same memory. Graphs of
+standard operators concatenate, and say so in their metadata under `METADATA`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+METADATA = "edgetune.cache"
+GROWING = "growing"
+
+_CACHE_STEP = 256
+"""Buffers grow in steps of this many tokens, so that prompts of similar length share one allocation."""
+
+_DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class Cache(Protocol):
+    """The keys and values of one sequence, bound to a decoder's inputs and outputs."""
+
+    def reserve(self, length: int) -> None:
+        """Start an empty sequence with room for `length` tokens."""
+
+    def before(self) -> None:
+        """Bind what the next call reads and writes."""
+
+    def after(self) -> None:
+        """Keep what the call wrote."""
+
+
+def make_cache(session: Any, binding: Any, device: str) -> Cache:
+    """The cache that a decoder's graph needs."""
+    growing = session.get_modelmeta().custom_metadata_map.get(METADATA) == GROWING
+    return (GrowingCache if growing else SharedCache)(session, binding, device)
+
+
+class SharedCache:
+    """Past and present bound to one buffer that is longer than the text, so that a step copies no cache.
+
+    Old contents need no clearing: the attention mask's length says how much of the buffer is read.
+    """
+
+    def __init__(self, session: Any, binding: Any, device: str) -> None:
+        self._binding, self._device = binding, device
+        self._inputs = _cache_inputs(session)
+        self._buffers: list[Any] = []
+        self._capacity = 0
+
+    def reserve(self, length: int) -> None:
+        """Make longer buffers when `length` tokens do not fit."""
+        if length <= self._capacity:
+            return
+        self._capacity = -(-length // _CACHE_STEP) * _CACHE_STEP
+        self._buffers = []
+        for node in self._inputs:
+            buffer = _empty(node, self._capacity, self._device)
+            self._buffers.append(buffer)
+            self._binding.bind_ortvalue_input(node.name, buffer)
+            self._binding.bind_ortvalue_output(_present(node.name), buffer)
+
+    def before(self) -> None:
+        """Nothing: the buffers stay bound."""
+
+    def after(self) -> None:
+        """Nothing: the call wrote in place."""
+
+
+class GrowingCache:
+    """Every call reads the past and allocates the present, which is the past of the next."""
+
+    def __init__(self, session: Any, binding: Any, device: str) -> None:
+        self._binding, self._device = binding, device
+        self._inputs = _cache_inputs(session)
+        self._names = [output.name for output in session.get_outputs()]
+        self._past: list[Any] = []
+
+    def reserve(self, length: int) -> None:
+        """Forget the sequence; memory is allocated call by call."""
+        self._past = [_empty(node, 0, self._device) for node in self._inputs]
+
+    def before(self) -> None:
+        """Bind the past, and outputs without memory of their own: a shape that was bound once would stick."""
+        for node, past in zip(self._inputs, self._past, strict=True):
+            self._binding.bind_ortvalue_input(node.name, past)
+            self._binding.bind_output(_present(node.name), self._device)
+
+    def after(self) -> None:
+        """The present becomes the past."""
+        written = dict(zip(self._names, self._binding.get_outputs(), strict=True))
+        self._past = [written[_present(node.name)] for node in self._inputs]
+
+
+def _cache_inputs(session: Any) -> list[Any]:
+    return [node for node in session.get_inputs() if node.name.startswith("past_key_values.")]
+
+
+def _present(name: str) -> str:
+    return name.replace("past_key_values", "present")
+
+
+def _empty(node: Any, length: int, device: str) -> Any:
+    """Zeros [1, kv_heads, length, d] in the node's dtype."""
+    import onnxruntime as ort
+
+    shape = (1, int(node.shape[1]), length, int(node.shape[3]))
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _DTYPES[node.type]), device, 0)
