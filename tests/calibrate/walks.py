@@ -102,7 +102,9 @@ def walk(
 def put(model: nn.Module, weights: Mapping[str, BlockWeight]) -> None:
     """Give linears the dequantized weights, as parameters of their own."""
     for name, weight in weights.items():
-        model.get_submodule(name).weight = nn.Parameter(torch.from_numpy(weight.dequantize()))
+        layer = model.get_submodule(name)
+        device = layer.get_parameter("weight").device
+        layer.weight = nn.Parameter(torch.from_numpy(weight.dequantize()).to(device))
 
 
 def layer_inputs(model: nn.Module, name: str, batches: Sequence[Mapping[str, Any]]) -> list[Tensor]:
@@ -130,5 +132,5 @@ def references(
 def second_moments(inputs: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> Tensor:
     """Return Σ w x xᵀ / Σ w in float64, over the tokens of all batches."""
     rows = torch.cat([one.flatten(0, 1) for one in inputs]).double()
-    each = torch.ones(len(rows)) if weights is None else torch.cat([one.flatten() for one in weights])
+    each = rows.new_ones(len(rows)) if weights is None else torch.cat([one.flatten() for one in weights])
     return (rows.T * each.double()) @ rows / each.double().sum()
