@@ -1,21 +1,95 @@
-"""The vision encoder for TensorRT: one frame a call, float16, or int8 with scales from calibration."""
+"""The vision encoder for TensorRT: one frame a call, in float16 or with int8 products.
+
+TensorRT's int8 is explicit: a QuantizeLinear and DequantizeLinear pair before each product, with one scale for the
+activations, found by calibration, and one an output for the weights. Both are symmetric.
+"""
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgetune.export.graph import cast_float
 from edgetune.export.job import ExportJob
 from edgetune.export.vision import export_vision, exportable_vision
 from edgetune_runtime.errors import InputError
 
+LIMIT = 127
+"""Largest magnitude of a code."""
+
+HALF = ir.DataType.FLOAT16
+
 
 def build_trt_vision(job: ExportJob) -> ir.Model:
-    """Trace the checkpoint's vision tower in float16.
+    """Trace the checkpoint's vision tower in float16, and round its layers where int8 was asked for.
 
     Raises:
-        InputError: int8 without the activation ranges of a calibration.
+        InputError: int8 without a weight set that knows the ranges of the tower's activations.
     """
-    if job.options.vision == "int8":
-        raise InputError("int8")
+    ranges = _ranges(job) if job.options.vision == "int8" else {}
     wrapper = exportable_vision(job.checkpoint.config["model_type"], job.checkpoint.model.model.visual, one_frame=True)
-    return export_vision(wrapper.half())
+    model = export_vision(wrapper.half())
+    quantize_static(model, ranges)
+    return model
+
+
+def _ranges(job: ExportJob) -> dict[str, float]:
+    """Largest magnitude of the input of each layer, by the name of its weight in the graph."""
+    told = None if job.weights is None else job.weights.fields.get("vision_ranges")
+    if not told:
+        raise InputError(
+            "int8 vision for TensorRT needs the ranges of its activations",
+            hint="calibrate with the vision encoder and give the weight set, or choose --vision-precision fp16",
+        )
+    return {f"tower.{name.rpartition('visual.')[2]}.weight": float(limit) for name, limit in told.items()}
+
+
+def quantize_static(model: ir.Model, ranges: Mapping[str, float]) -> None:
+    """Make the products of a traced float16 tower int8, in place.
+
+    Args:
+        model: from `export_vision`.
+        ranges: largest magnitude of a layer's input, by the name of its weight; layers without one stay as they are.
+
+    Raises:
+        InputError: a name is not that of a layer.
+    """
+    layers = {
+        node.inputs[1].name: node for node in model.graph if node.op_type == "Gemm" and node.inputs[1] is not None
+    }
+    for name, limit in ranges.items():
+        if name not in layers:
+            raise InputError(f"the vision encoder has no layer {name!r}, which the calibration has ranges of")
+        node = layers[name]
+        states, source = node.inputs[0], node.inputs[1]
+        assert states is not None and source is not None and source.const_value is not None
+        weight = source.const_value.numpy().astype(np.float32)  # [N, K]: the Gemm transposes it
+        steps = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float16).tiny) / np.float32(LIMIT)
+        steps = steps.astype(np.float16)
+        codes = np.rint(weight / steps[:, None].astype(np.float32)).clip(-LIMIT, LIMIT).astype(np.int8)
+        weights = [
+            _initializer(model.graph, f"{name}_codes", codes),
+            _initializer(model.graph, f"{name}_scales", steps),
+        ]
+        step = cast_float(np.array(max(limit, 1e-4) / LIMIT, np.float32), HALF)
+        scale = _initializer(model.graph, f"{name}_input_scale", step)
+        zero = _initializer(model.graph, f"{name}_input_zero", np.zeros((), np.int8))
+        rounded = ir.node("QuantizeLinear", [states, scale, zero])
+        restored = ir.node("DequantizeLinear", [rounded.outputs[0], scale, zero])
+        unpacked = ir.node("DequantizeLinear", weights, {"axis": 0})
+        model.graph.insert_before(node, [rounded, restored, unpacked])
+        node.replace_input_with(0, restored.outputs[0])
+        node.replace_input_with(1, unpacked.outputs[0])
+        if not source.uses():
+            del model.graph.initializers[name]
+
+
+def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    graph.register_initializer(value)
+    return value
