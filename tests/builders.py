@@ -158,6 +158,7 @@ def build_qwen3_vl(
     kv_heads: int = 2,
     head_dim: int = 32,
     tied: bool = True,
+    vocabulary: int | None = None,
     min_pixels: int = 64 * 64,
     max_pixels: int = 256 * 256,
 ) -> Path:
@@ -171,7 +172,7 @@ def build_qwen3_vl(
     quarter = head_dim // 8
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
+            "vocab_size": len(tokenizer) if vocabulary is None else vocabulary,
             "hidden_size": hidden,
             "intermediate_size": hidden * 2,
             "num_hidden_layers": layers,

@@ -3,7 +3,8 @@
 All linear layers of the decoder's blocks are quantized, for readers disagree on how an exception is spelled. Where
 formats differ from layer to layer, layers have to be named, and readers name the same one differently: transformers
 "model.language_model.layers.0.mlp.up_proj", vLLM "language_model.model.layers.0.mlp.gate_up_proj" with gate and up in
-one. So they are named by regular expressions that match either, with "layers.N", which no vision tower contains.
+one. So they are named by regular expressions that match either, with "layers.N", which no vision tower contains, and
+without an end, for onnxruntime-genai matches them with tensors' names.
 """
 
 from __future__ import annotations
@@ -140,10 +141,10 @@ def _patterns(names: Iterable[str]) -> list[str]:
     for name in names:
         found = _LAYER.fullmatch(name)
         if found is None:
-            patterns.append(rf"(.*\.)?{re.escape(name)}$")
+            patterns.append(rf"(.*\.)?{re.escape(name)}")
             continue
         number, owner, role = found.groups()
         layers.setdefault(rf"{owner}\.{_FUSED.get(role, role)}_proj", set()).add(int(number))
     for kind, numbers in layers.items():
-        patterns.append(rf".*\.layers\.({'|'.join(map(str, sorted(numbers)))})\.{kind}$")
+        patterns.append(rf".*\.layers\.({'|'.join(map(str, sorted(numbers)))})\.{kind}")
     return patterns

@@ -23,6 +23,8 @@ from edgetune_runtime.quant.blocks import BlockWeight, Codes
 
 Array = npt.NDArray[Any]
 
+_OTHERWISE = "leave the layer out of the calibration (the head: --head 16), or export --format onnx"
+
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output held by each nibble of a word, lowest nibble first."""
@@ -40,7 +42,7 @@ def pack(weight: BlockWeight, name: str = "weight") -> dict[str, Array]:
     if weight.bits != BITS:
         raise InputError(f"{name}: AWQ checkpoints hold 4 bits, not {weight.bits}", hint="export --format gptq instead")
     if rows % 8:
-        raise InputError(f"{name}: AWQ's layout needs a multiple of 8 outputs, not {rows}")
+        raise InputError(f"{name}: AWQ's layout needs a multiple of 8 outputs, not {rows}", hint=_OTHERWISE)
     if weight.columns != groups * block:
         raise InputError(f"{name}: AWQ's layout needs whole groups: {weight.columns} inputs in groups of {block}")
     return {

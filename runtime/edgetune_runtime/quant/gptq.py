@@ -24,6 +24,8 @@ from edgetune_runtime.quant.blocks import BlockWeight, Codes
 
 Array = npt.NDArray[Any]
 
+_OTHERWISE = "leave the layer out of the calibration (the head: --head 16), or export --format onnx"
+
 BITS = (3, 4, 8)
 
 
@@ -41,7 +43,7 @@ def pack(weight: BlockWeight, name: str = "weight") -> dict[str, Array]:
         raise InputError(f"{name}: {weight.columns} inputs in groups of {block} do not fill the words of GPTQ's layout")
     if not words_fit(rows, weight.bits):
         step = 32 // int(np.gcd(weight.bits, 32))
-        raise InputError(f"{name}: GPTQ's layout needs a multiple of {step} outputs, not {rows}")
+        raise InputError(f"{name}: GPTQ's layout needs a multiple of {step} outputs, not {rows}", hint=_OTHERWISE)
     zeros = weight.all_zero_points()
     if not zeros.all():
         raise InputError(f"{name}: a zero point of 0 has no form in GPTQ's first layout, which stores them less one")
