@@ -60,7 +60,12 @@ IMAGE, START, END = 1000, 1001, 1002
 def build(shape: dict[str, Any], layers: int, device: str) -> Any:
     """Return a bfloat16 model of random weights."""
     text = shape["text"] | {"num_hidden_layers": layers}
-    ids: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": 1003, "vision_start_token_id": START, "vision_end_token_id": END}
+    ids: dict[str, Any] = {
+        "image_token_id": IMAGE,
+        "video_token_id": 1003,
+        "vision_start_token_id": START,
+        "vision_end_token_id": END,
+    }
     if shape["family"] == "qwen3_vl":
         text["rope_parameters"] = {"rope_theta": 5e6, "mrope_section": [24, 20, 20], "rope_type": "default"}
         vision = shape["vision"] | {"out_hidden_size": text["hidden_size"], "deepstack_visual_indexes": [5, 11, 17]}
