@@ -157,7 +157,7 @@ def test_settings_are_checked(wrong: dict[str, Any], complaint: str) -> None:
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of many blocks: there is time to kill its calibration between two of them."""
-    return build_qwen3_vl(tmp_path_factory.mktemp("deep"), layers=24)
+    return build_qwen3_vl(tmp_path_factory.mktemp("deep"), layers=12)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def undisturbed(deep: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
     return weights_of(output)
 
 
-@pytest.mark.parametrize("blocks", [1, 9])
+@pytest.mark.parametrize("blocks", [1, 6])
 def test_a_killed_process_is_continued_to_the_same_bytes(
     deep: Path, data: Path, undisturbed: dict[str, bytes], tmp_path: Path, blocks: int
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
     assert not output.exists()
     subprocess.run(words, check=True)
     manifest = json.loads((output / MANIFEST).read_text())
-    assert blocks <= manifest["result"]["resumed_blocks"] < 25
+    assert blocks <= manifest["result"]["resumed_blocks"] < 13
     assert weights_of(output) == undisturbed
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["set"]
 

@@ -68,6 +68,24 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(model
             assert torch.equal(weight, model.get_submodule(name).get_parameter("weight"))
 
 
+def test_chaining_the_blocks_by_hand_would_lose_deepstack(qwen3_vl: Path) -> None:
+    model = load(qwen3_vl)
+    modules = get_family("qwen3_vl").modules
+    assert modules is not None
+    batches = picture_batches(model)
+    blocks, groups = walk(copy.deepcopy(model), modules, batches, DecoderSettings(RTN))
+    put(model, blocks[0].weights)
+    group = next(group for group in groups if "layers.1.self_attn.q_proj" in group.names[0])
+    outputs: list[Tensor] = []
+    first, second = list(model.get_submodule(modules.blocks).children())[:2]
+    handle = first.register_forward_hook(lambda *args: outputs.append(args[2]))
+    right = second_moments(layer_inputs(model, group.names[0], batches))
+    handle.remove()
+    chained = second_moments([second.get_submodule("input_layernorm")(output.detach()) for output in outputs])
+    assert close(group.hessian, right)
+    assert (group.hessian - chained).norm() > 0.05 * right.norm()
+
+
 def test_without_true_sequential_a_block_is_solved_on_its_own_unquantized_layers(
     model: nn.Module, modules: Modules
 ) -> None:
