@@ -19,6 +19,7 @@ from edgetune_calibrate.journal import Journal
 from edgetune_calibrate.quantize import quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
+from edgetune_calibrate.vision import Ranges, vision_ranges
 from edgetune_runtime.manifest import sha256_tree
 from edgetune_runtime.quant.weightset import SCHEMA
 
@@ -58,7 +59,7 @@ def calibrate(
     sha256 = sha256_tree(checkpoint)
     journal = Journal(work, _key(settings, chosen, sha256))
     began, resumed = time.perf_counter(), len(journal.entries)
-    _solve(source, chosen, settings, journal, progress)
+    ranges = _solve(source, chosen, settings, journal, progress)
     seconds = time.perf_counter() - began
     journal.close()
     reports = [entry["report"] for entry in journal.entries]
@@ -69,7 +70,7 @@ def calibrate(
             "method": settings.solve.method,
             "linears": {name: entry for line in journal.entries for name, entry in line["linears"].items()},
             "overrides": {name: file for line in journal.entries for name, file in line["overrides"].items()},
-            "vision_ranges": None,
+            "vision_ranges": ranges,
             "calibration": {**chosen.to_dict(), **_errors(reports)},
             "checkpoint": {"path": str(checkpoint), "sha256": sha256},
         },
@@ -85,17 +86,25 @@ def _solve(
     settings: CalibrateSettings,
     journal: Journal,
     progress: Progress | None,
-) -> None:
+) -> Ranges:
+    """Write the blocks that the journal lacks; the ranges of the vision encoder's activations."""
     dtype = settings.dtype(source.dtype)
     model = source.load_model(dtype)
     total = len(model.get_submodule(source.modules.blocks)) + (settings.decoder.head is not None)
     finished = journal.finished()
     if progress:
         progress(len(finished), total)
+    batches = [batch(sample, source, dtype) for sample in chosen.samples]
+    ranges = vision_ranges(
+        model,
+        source.modules.vision_root,
+        lambda: ((one["pixel_values"], one["image_grid_thw"]) for one in batches),
+        device=settings.device,
+    )
     solved = quantize_decoder(
         model,
         source.modules,
-        [batch(sample, source, dtype) for sample in chosen.samples],
+        batches,
         settings.decoder,
         token_weights=token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights),
         device=settings.device,
@@ -105,6 +114,7 @@ def _solve(
         journal.add(block)
         if progress:
             progress(block.index + 1, total)
+    return ranges
 
 
 def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:
