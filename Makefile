@@ -6,6 +6,8 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if h
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 PINS := pyproject.toml runtime/pyproject.toml hatch_build.py constraints.txt
+# TensorRT-RTX builds engines without a GPU, for tests alone: NVIDIA's libraries are never passed on. Linux on x86-64.
+RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),onnxruntime-ep-nv-tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings)
 
 # Everything runs from local files; nothing should ask a model hub, and workers share the cores between them.
 export HF_HUB_OFFLINE := 1
@@ -42,6 +44,7 @@ $(VENV)/.installed: $(VENV)/.torch $(PINS)
 
 $(VENV)/.installed-test: $(VENV)/.torch $(PINS)
 	@$(PIP) --editable "runtime[onnx]" --editable ".[dev]"
+	@$(if $(RTX),$(PIP) --no-deps $(RTX))
 	@touch $@ $(VENV)/.installed
 
 clean: ## remove the environment and what the tools left
