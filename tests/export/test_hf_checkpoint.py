@@ -34,7 +34,7 @@ NORM = "model.language_model.layers.1.post_attention_layernorm.weight"
 
 @pytest.fixture(scope="module")
 def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tied Qwen3-VL checkpoint whose vocabulary is rounded up, as published ones are, so that the head can be packed."""
+    """A tied Qwen3-VL checkpoint whose vocabulary is rounded up, as published ones are: its head can be packed."""
     return build_qwen3_vl(tmp_path_factory.mktemp("padded"), vocabulary=1792)
 
 

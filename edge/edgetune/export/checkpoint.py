@@ -117,7 +117,8 @@ def _load_dequantized(folder: Path, quantized: PrequantizedSet) -> Any:
     """Load a quantized checkpoint as the float32 model that it stands for, without the quantizer's own library."""
     transformers_logging.disable_progress_bar()
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-    del config.quantization_config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     if HEAD in quantized:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     with torch.device("meta"):
