@@ -53,6 +53,8 @@ class Modules:
         vision_root: dotted name of the vision tower, merger included.
         lora_targets: regular expression (full match on dotted names) of what `auto` LoRA adapts.
         hub_prefixes: (prefix in memory, prefix in published checkpoints) pairs, the first match wins.
+        linear_pairs: a linear of the block -> the one that reads its output channel by channel, with nothing but
+            products and sums over tokens between them: a factor on a channel can move from one to the other.
     """
 
     blocks: str
@@ -62,6 +64,7 @@ class Modules:
     vision_root: str
     lora_targets: str
     hub_prefixes: tuple[tuple[str, str], ...] = ()
+    linear_pairs: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def hub_name(self, name: str) -> str:
         """Return the published checkpoints' name of the tensor that transformers calls `name`."""

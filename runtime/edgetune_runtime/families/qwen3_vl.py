@@ -47,6 +47,7 @@ FAMILY = Family(
             "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
         },
+        linear_pairs={"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"},
         text_root="model.language_model",
         vision_root="model.visual",
         lora_targets=(
