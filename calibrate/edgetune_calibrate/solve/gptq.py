@@ -66,8 +66,8 @@ class Metric:
 
     def solve(self, right: Tensor) -> Tensor:
         """Return X [N, K] with X H = `right`."""
-        half = torch.linalg.solve_triangular(self.factor.T, right[:, self.order], upper=False, left=False)
-        answer = torch.linalg.solve_triangular(self.factor, half, upper=True, left=False)
+        half: Tensor = torch.linalg.solve_triangular(self.factor.T, right[:, self.order], upper=False, left=False)
+        answer: Tensor = torch.linalg.solve_triangular(self.factor, half, upper=True, left=False)
         return answer[:, self.order.argsort()]
 
 

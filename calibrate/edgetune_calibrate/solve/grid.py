@@ -42,13 +42,14 @@ class Grid:
     def codes(self, weight: Tensor) -> Tensor:
         """Round a weight [N, K] to the nearest codes, float32 [N, K]."""
         blocks = weight.unflatten(1, (self.scale.shape[1], -1))
-        codes = torch.round(blocks / self.scale[..., None]) + self.zero[..., None]
+        codes: Tensor = torch.round(blocks / self.scale[..., None]) + self.zero[..., None]
         return codes.clamp_(0, self.top).flatten(1)
 
     def values(self, codes: Tensor) -> Tensor:
         """The float32 [N, K] that codes [N, K] stand for."""
         blocks = codes.unflatten(1, (self.scale.shape[1], -1))
-        return ((blocks - self.zero[..., None]) * self.scale[..., None]).flatten(1)
+        values: Tensor = (blocks - self.zero[..., None]) * self.scale[..., None]
+        return values.flatten(1)
 
     def split(self, rows: list[int]) -> list[Grid]:
         """Cut it into grids of so many rows each."""
@@ -72,19 +73,18 @@ def as_float16(scale: Tensor) -> Tensor:
     return scale.clamp(SMALLEST, LARGEST).half().float()
 
 
-def minmax(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
-    """The grid that spans low..high, both [N, groups] and low <= 0 <= high; zero is always on it."""
-    top = (1 << bits) - 1
-    if symmetric:
-        half = 1 << (bits - 1)
+def spanning(weight: Tensor, fmt: BlockFormat, share: float = 1.0) -> Grid:
+    """The grid that spans every group of a weight [N, K], or a share of its span, from its least to its largest entry.
+
+    Zero is always on it.
+    """
+    blocks = weight.unflatten(1, (-1, fmt.block))
+    low, high = blocks.amin(2).clamp(max=0) * share, blocks.amax(2).clamp(min=0) * share
+    top = (1 << fmt.bits) - 1
+    if fmt.symmetric:
+        half = 1 << (fmt.bits - 1)
         scale = as_float16(torch.maximum(-low / half, high / (half - 1)))
-        return Grid(scale, torch.full_like(scale, half), bits, symmetric)
+        return Grid(scale, torch.full_like(scale, half), fmt.bits, True)
     # A zero point of at least 1 leaves the top - 1 codes above it for the positive side.
     scale = as_float16(torch.maximum((high - low) / top, high / (top - 1)))
-    return Grid(scale, torch.round(-low / scale).clamp_(1, top), bits, symmetric)
-
-
-def spanning(weight: Tensor, fmt: BlockFormat) -> Grid:
-    """The grid that spans every group of a weight [N, K] from its smallest to its largest entry."""
-    blocks = weight.unflatten(1, (-1, fmt.block))
-    return minmax(blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0), fmt.bits, fmt.symmetric)
+    return Grid(scale, torch.round(-low / scale).clamp_(1, top), fmt.bits, False)

@@ -50,6 +50,7 @@ class SolveSettings:
         act_order: GPTQ rounds the columns of largest activation first. Groups stay those of the stored order, so the
             weight set needs no `g_idx`.
         damping: share of the Hessian's mean diagonal that is added to its diagonal.
+        sweeps: how often GPTQ's answer is gone through again, scales and codes.
     """
 
     method: Method = "gptq"
@@ -58,6 +59,7 @@ class SolveSettings:
     symmetric: bool = False
     act_order: bool = True
     damping: float = 0.01
+    sweeps: int = 2
 
     def __post_init__(self) -> None:
         """Refuse values that no solver knows."""
@@ -65,6 +67,8 @@ class SolveSettings:
             raise InputError(f"bits is {self.bits}, must be 3, 4 or 8")
         if self.group_size < 1:
             raise InputError(f"group_size is {self.group_size}, must be positive", hint="32, 64 and 128 are usual")
+        if self.sweeps < 0:
+            raise InputError(f"sweeps is {self.sweeps}, must be at least 0")
         if self.damping <= 0:
             raise InputError(f"damping is {self.damping}, must be positive", hint="0.01 is usual")
 

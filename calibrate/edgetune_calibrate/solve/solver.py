@@ -8,6 +8,8 @@ from torch import Tensor
 from edgetune_calibrate.solve.gptq import Metric, gptq
 from edgetune_calibrate.solve.grid import spanning
 from edgetune_calibrate.solve.problem import LinearGroup, SolveSettings
+from edgetune_calibrate.solve.ranges import search_ranges
+from edgetune_calibrate.solve.refine import refine
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockWeight
 
@@ -35,8 +37,9 @@ def solve_group(group: LinearGroup, settings: SolveSettings) -> dict[str, BlockW
         metric = Metric.of(group.hessian, settings.damping, act_order=settings.act_order)
         if group.cross is not None:
             weight = aimed(weight, group.cross, metric)
-        grid = spanning(weight, settings.format)
+        grid = search_ranges(weight, settings.format, metric.hessian.diagonal())
         codes = gptq(weight, grid, metric)
+        grid, codes = refine(weight, grid, codes, metric.hessian, settings.sweeps)
     rows = [len(weight) for weight in group.weights.values()]
     parts = zip(group.names, grid.split(rows), codes.split(rows), strict=True)
     return {name: part.block_weight(rows) for name, part, rows in parts}
