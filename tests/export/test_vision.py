@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 
 from edgetune.export.graph import save_model
 from edgetune.export.vision import export_vision, exportable_vision
-from edgetune.export.vision_int8 import dynamic_layers, quantize_linears
+from edgetune.export.vision_int8 import dynamic_layers, quantize_linears, static_layers
+from edgetune.export.vision_products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
+from edgetune_calibrate.vision import vision_ranges
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
 from reference import load_model
@@ -95,23 +99,95 @@ def test_layers_with_outliers_keep_block_scales(qwen3_vl: Path) -> None:
     assert not any("merger" in name for name in dynamic)
 
 
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_int8_layers_stay_close(qwen3_vl: Path, tmp_path: Path, dynamic: bool) -> None:
+def names_of(wrapper: Any) -> list[str]:
+    """The weights of the transformer blocks' linear layers: four in each of four blocks."""
+    return [f"{n}.weight" for n, m in wrapper.named_modules() if isinstance(m, torch.nn.Linear) and ".blocks." in n]
+
+
+@pytest.mark.parametrize("scheme", ["by block", "dynamic", "static", "static, standard", "weights only, standard"])
+def test_int8_layers_stay_close(qwen3_vl: Path, tmp_path: Path, scheme: str) -> None:
     tower = load_model(qwen3_vl).model.visual
     wrapper = exportable_vision("qwen3_vl", tower)
     grids, model = torch.tensor([[1, 8, 8], [1, 4, 6]]), export_vision(wrapper)
     patches = random_patches(grids.tolist(), wrapper.patch_weight.shape[1])
-    names = dynamic_layers(wrapper, [(patches, grids)]) if dynamic else frozenset()
-    quantize_linears(model, BlockFormat(8, 32, symmetric=True), names)
+    spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
+    ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
+    names, slow = frozenset(names_of(wrapper)), by_block(BlockFormat(8, 32, symmetric=True))
+    if scheme == "dynamic":
+        assert dynamic_layers(wrapper, [(patches, grids)]) == names
+    elif scheme.startswith("static"):
+        assert static_layers(wrapper, [(patches, grids)], ranges) == names
+    dynamic = Dynamic()
+    writers: dict[str, Callable[[str], Product]] = {
+        "by block": lambda name: slow,
+        "dynamic": lambda name: dynamic if name in names else slow,
+        "static": lambda name: static(ranges[name]) if name in names else slow,
+        "static, standard": lambda name: static_standard(ranges[name]) if name in names else weights_only,
+        "weights only, standard": lambda name: weights_only,
+    }
+    quantize_linears(model, writers[scheme])
     save_model(model, tmp_path / "vision.onnx")
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "vision.onnx").graph.node)
-    # Four layers in each of four blocks, and two in each of four mergers, which always keep block scales.
-    assert kinds["MatMulInteger"] == len(names) == (16 if dynamic else 0)
-    assert kinds["MatMulNBits"] == 24 - len(names) and kinds["Gemm"] == 1
+    nodes = onnx.load(tmp_path / "vision.onnx").graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    # Four layers in each of four blocks, and two in each of four mergers; one is the patch embedding.
+    whole = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "QuantizeLinear", "DequantizeLinear", "Gemm"}
+    assert {kind: count for kind, count in kinds.items() if kind in whole} == {
+        "by block": {"MatMulNBits": 24, "Gemm": 1},
+        "dynamic": {"MatMulNBits": 8, "MatMulInteger": 16, "Gemm": 1},
+        "static": {"MatMulNBits": 8, "QuantizeLinear": 16, "MatMulIntegerToFloat": 16, "Gemm": 1},
+        "static, standard": {"QuantizeLinear": 16, "DequantizeLinear": 16 * 3 + 8, "Gemm": 25},
+        "weights only, standard": {"DequantizeLinear": 24, "Gemm": 25},
+    }[scheme]
+    assert {node.domain for node in nodes} == {""} | (set() if "standard" in scheme else {"com.microsoft"})
     session = onnxruntime.InferenceSession(str(tmp_path / "vision.onnx"))
     ours = session.run(["image_features"], {"pixel_values": patches.numpy(), "image_grid_thw": grids.numpy()})[0]
     with torch.no_grad():
         theirs = tower(patches, grids).pooler_output.numpy()
     cosine = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
-    assert cosine.min() > (0.99 if dynamic else 0.998)
+    assert cosine.min() > (0.998 if scheme in ("by block", "weights only, standard") else 0.99)
     assert np.abs(ours - theirs).max() > 1e-4
+
+
+def test_both_static_forms_compute_the_same(qwen3_vl: Path, tmp_path: Path) -> None:
+    """And what a layer computes is what its codes say, worked out in numpy."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((24, 32)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
+    states, span = rng.standard_normal((5, 32)).astype(np.float32), Range.of(-1.5, 2.0)
+    scale = 3.5 / 255
+    zero = round(1.5 / scale)
+    codes = np.clip(np.round(states / scale) + zero, 0, 255) - zero
+    steps = np.abs(weight).max(1) / 63
+    expected = codes @ np.round(weight / steps[:, None]).T * scale * steps + bias
+    for write in (static(span), static_standard(span)):
+        graph = onnx.helper.make_graph(
+            [
+                onnx.helper.make_node("Gemm", ["x", "p"], ["s"], transB=1),
+                onnx.helper.make_node("Gemm", ["s", "w", "b"], ["y"], transB=1),
+            ],
+            "layer",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", 32])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["rows", 24])],
+            [
+                onnx.numpy_helper.from_array(array, name)
+                for name, array in (("p", np.eye(32, dtype=np.float32)), ("w", weight), ("b", bias))
+            ],
+        )
+        model = ir.from_proto(
+            onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+        )
+        quantize_linears(model, {"w": write}.__getitem__)
+        save_model(model, tmp_path / "layer.onnx")
+        (actual,) = onnxruntime.InferenceSession(str(tmp_path / "layer.onnx")).run(None, {"x": states})
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_range_that_is_too_short_sends_the_layer_to_block_scales(qwen3_vl: Path) -> None:
+    tower = load_model(qwen3_vl).model.visual
+    wrapper = exportable_vision("qwen3_vl", tower)
+    grids = torch.tensor([[1, 8, 8]])
+    patches = random_patches(grids.tolist(), wrapper.patch_weight.shape[1])
+    spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
+    ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
+    ranges["tower.blocks.2.attn.qkv.weight"] = Range.of(-0.1, 0.1)
+    fixed = static_layers(wrapper, [(patches, grids)], ranges)
+    assert set(names_of(wrapper)) - fixed == {"tower.blocks.2.attn.qkv.weight"}

@@ -57,9 +57,10 @@ def _targets(ctx: click.Context, param: click.Parameter, text: str | None) -> tu
 )
 @click.option(
     "--vision-precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "int8", "int8-static"]),
     default=None,
-    help="Vision encoder; by default the decoder's, int8 for int4, and fp16 for int8 and int4 on cuda.",
+    help="Vision encoder; by default the decoder's, int8 for int4, and fp16 for int8 and int4 on cuda. "
+    "int8-static takes the activations' scales from the weight set.",
 )
 @click.option(
     "--head-precision",
@@ -86,7 +87,9 @@ def _targets(ctx: click.Context, param: click.Parameter, text: str | None) -> tu
     default="ort",
     help="Operators of onnx: onnxruntime's own, or those of the ONNX standard only, for other runtimes.",
 )
-@click.option("--trt-profile", type=click.Choice(["10.3", "10.13", "10.16"]), help="Oldest TensorRT to read trt graphs.")
+@click.option(
+    "--trt-profile", type=click.Choice(["10.3", "10.13", "10.16"]), help="Oldest TensorRT to read trt graphs."
+)
 @click.option(
     "--trt-target", "trt_targets", callback=_targets, help="RTX GPUs to build engines for here, such as sm86,sm120."
 )

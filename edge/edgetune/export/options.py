@@ -10,7 +10,9 @@ from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.weightset import HEAD, WeightSet
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-VISION_PRECISIONS = ("fp32", "fp16", "int8")
+VISION_PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
+"""int8 finds the scale of activations at each call, int8-static has it from calibration."""
+
 TARGETS = ("cpu", "cuda")
 BLOCK_SIZES = (32, 64, 128)
 DIALECTS = ("ort", "plain")

@@ -22,7 +22,7 @@ EXACT_TOLERANCE = 1e-4
 """Largest difference of logits and of vision features at fp32, relative to their root mean square where that is over 1
 (float32 errors grow with the numbers). Summation in another order was seen to cost up to 5e-5."""
 
-MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "int8-static": 0.99}
 """Smallest mean cosine of vision features by precision. Sound exports lie far above (fp16 ~0.999999, int8 ~0.9998);
 below, some layer overflows or has activations that the precision cannot hold."""
 

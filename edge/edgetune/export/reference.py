@@ -66,7 +66,7 @@ def generated_cases(checkpoint: Checkpoint) -> list[Case]:
 
 
 def record_cases(checkpoint: Checkpoint, weights: WeightSet) -> tuple[list[Case], str]:
-    """Some records of the data that a weight set was calibrated on, evenly spread, and where they come from.
+    """Some of the records that a weight set was calibrated on, evenly spread, and where they come from.
 
     Returns:
         The cases, and the data's path; no cases and the reason when the data is gone or was changed.
@@ -78,7 +78,9 @@ def record_cases(checkpoint: Checkpoint, weights: WeightSet) -> tuple[list[Case]
     try:
         if sha256_tree(path) != data["sha256"]:
             return [], f"{path} has changed since the calibration"
-        records = read_records(path)
+        used = frozenset((weights.fields.get("calibration") or {}).get("sources") or ())
+        every = read_records(path)
+        records = [record for record in every if record.source in used] or every
         chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(RECORDS, len(records))).astype(int)]
         family = checkpoint.family
         return [
