@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetune_calibrate.capture import Stream, VisionCache, output_head
+from edgetune_calibrate.fold import fold, seams
 from edgetune_calibrate.moments import Moments, relative_error
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_runtime.errors import InputError
@@ -20,6 +21,7 @@ from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
 
 Solver = Callable[[LinearGroup, SolveSettings], dict[str, BlockWeight]]
+Factors = Callable[[LinearGroup, SolveSettings], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def quantize_decoder(
     device: torch.device | str = "cpu",
     finished: Sequence[SolvedBlock] = (),
     solve: Solver = solve_group,
+    factors: Factors | None = None,
 ) -> Iterator[SolvedBlock]:
     """Yield block after block solved; the model's own weights become the dequantized ones as it goes.
 
@@ -92,12 +95,13 @@ def quantize_decoder(
         device: where to compute; the model is moved there.
         finished: the first blocks' solutions from an earlier run, which are taken as they are.
         solve: finds the codes of linears that share an input.
+        factors: finds by what to divide that input first, a factor a channel (see `edgetune_calibrate.fold`).
 
     Raises:
         InputError: a group size does not divide a layer's inputs, linears that share an input have different
             formats, or there are no batches.
     """
-    walk = _Walk(model, modules, batches, settings, token_weights, torch.device(device), solve)
+    walk = _Walk(model, modules, batches, settings, token_weights, torch.device(device), solve, factors)
     return walk.blocks(finished)
 
 
@@ -117,11 +121,12 @@ class _Walk:
         token_weights: Sequence[Tensor] | None,
         device: torch.device,
         solve: Solver,
+        factors: Factors | None,
     ) -> None:
         if not batches:
             raise InputError("no batches to calibrate on")
         self._model, self._modules, self._batches, self._settings = model.eval().to(device), modules, batches, settings
-        self._device, self._solver = device, solve
+        self._device, self._solver, self._factors = device, solve, factors
         self._store = torch.device("cpu") if settings.offload else device
         listed: Any = model.get_submodule(modules.blocks)
         self._blocks: list[nn.Module] = list(listed)
@@ -182,12 +187,29 @@ class _Walk:
     def _solve_block(self, index: int, stream: Stream, original: Stream | None) -> SolvedBlock:
         """Solve the groups of a block in order; their dequantized weights are in the block afterwards."""
         solved = SolvedBlock(index, {}, {}, {"error": {}, "tokens": {}})
+        if self._factors is not None:
+            self._fold(index, self._factors, stream, original, solved)
         for groups in [[group] for group in self._groups] if self._settings.true_sequential else [self._groups]:
             moments = self._moments([group[0] for group in groups], stream, original)
             for group in groups:
                 linears = {self._name(index, name): self._blocks[index].get_submodule(name) for name in group}
                 self._solve(linears, moments[group[0]], self._settings.of(next(iter(linears))), solved)
         return solved
+
+    def _fold(self, index: int, factors: Factors, stream: Stream, original: Stream | None, solved: SolvedBlock) -> None:
+        """Move factors into what makes the linears' inputs, and note the norms and biases that this changes."""
+        block = self._blocks[index]
+        moments = self._moments([group[0] for group in self._groups], stream, None)
+        changed: set[str] = set()
+        for seam in list(seams(self._modules, block)):
+            names = {self._name(index, name): block.get_submodule(name) for name in seam.readers}
+            group = _group(names, moments[seam.readers[0]])
+            found = factors(group, self._settings.of(group.names[0]))
+            changed.update(fold(block, seam, found))
+            if original is not None:
+                fold(original.block, seam, found)
+        for name in sorted(changed):
+            solved.overrides[self._name(index, name)] = block.get_parameter(name).detach().float().cpu().numpy()
 
     def _solve_head(self, stream: Stream, original: Stream | None) -> SolvedBlock:
         """Solve the head, which gets a weight of its own when it is tied to the embedding."""
@@ -213,12 +235,10 @@ class _Walk:
         self, linears: Mapping[str, nn.Module], moments: Moments, settings: SolveSettings, solved: SolvedBlock
     ) -> None:
         """Solve linears of one input, note the result, and give them the dequantized weights."""
-        hessian, cross = moments.means()
-        weights = {name: linear.get_parameter("weight").detach().float() for name, linear in linears.items()}
-        answer = self._solver(LinearGroup(weights, hessian, moments.tokens, cross), settings)
-        for name, weight in answer.items():
+        group = _group(linears, moments)
+        for name, weight in self._solver(group, settings).items():
             values = torch.from_numpy(weight.dequantize()).to(self._device)
-            solved.report["error"][name] = relative_error(weights[name], values, hessian)
+            solved.report["error"][name] = relative_error(group.weights[name], values, group.hessian)
             solved.report["tokens"][name] = moments.tokens
             linears[name].get_parameter("weight").data.copy_(values)
             solved.weights[name] = weight
@@ -245,6 +265,12 @@ def _visible(batch: Mapping[str, Any]) -> Tensor:
     """Return float32 [B, S]: 1 for the tokens of a batch, 0 for its padding."""
     mask = batch.get("attention_mask")
     return torch.ones(batch["input_ids"].shape) if mask is None else mask.float()
+
+
+def _group(linears: Mapping[str, nn.Module], moments: Moments) -> LinearGroup:
+    hessian, cross = moments.means()
+    weights = {name: linear.get_parameter("weight").detach().float() for name, linear in linears.items()}
+    return LinearGroup(weights, hessian, moments.tokens, cross)
 
 
 def _untie(head: nn.Module) -> None:

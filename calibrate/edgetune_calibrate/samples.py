@@ -131,7 +131,8 @@ class _Axis:
         lack = 1 - self.taken / self.goal
         if self.coverable:
             lack[self.taken == 0] = _MISSING
-        return lack[self.codes]
+        found: npt.NDArray[np.float64] = lack[self.codes]
+        return found
 
 
 def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Record], evaluation: Path) -> None:

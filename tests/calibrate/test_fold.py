@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from calibrate.walks import LLAMA, layer_inputs, llama
+from calibrate.walks import LLAMA, layer_inputs, llama, put, second_moments, walk
 from edgetune_calibrate.fold import Seam, fold, seams
+from edgetune_calibrate.quantize import DecoderSettings
+from edgetune_calibrate.solve import LinearGroup, SolveSettings
 from edgetune_runtime.families import get_family
 
 PAIRS = {"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"}
@@ -76,3 +78,49 @@ def test_answers_stay_and_readers_see_inputs_divided_by_the_factors() -> None:
         same = {key for key, value in folded.state_dict().items() if torch.equal(value, model.state_dict()[key])}
         moved = {f"model.layers.1.{name}.weight" for name in (seam.source, *seam.readers)}
         assert set(model.state_dict()) - same == moved | {f"model.layers.1.{name}" for name in changed}
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_a_walk_with_factors_solves_folded_layers_and_keeps_what_it_changed(asymmetric: bool) -> None:
+    model = biased()
+    batches = [{"input_ids": torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))}]
+    fine = SolveSettings(method="rtn", bits=8, group_size=32)
+
+    def factors(group: LinearGroup, settings: SolveSettings) -> Tensor:
+        assert settings == fine
+        return group.hessian.diagonal().pow(0.25)
+
+    quantized = copy.deepcopy(model)
+    settings = DecoderSettings(fine, asymmetric=asymmetric)
+    blocks, groups = walk(quantized, MODULES, batches, settings, factors=factors)
+    names = {"input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.v_proj.bias"}
+    for index, block in enumerate(blocks):
+        assert set(block.overrides) == {f"model.layers.{index}.{name}" for name in names}
+
+    # A copy that is given the set by hand is the walked model, and at 8 bits nearly the first one.
+    copied = copy.deepcopy(model)
+    for block in blocks:
+        put(copied, block.weights)
+        for name, values in block.overrides.items():
+            copied.get_parameter(name).data.copy_(torch.from_numpy(values))
+    with torch.no_grad():
+        logits, walked, first = (each(**batches[0]).logits for each in (copied, quantized, model))
+    assert torch.equal(logits, walked)
+    assert (logits - first).norm() < 0.05 * first.norm()
+
+    # Every layer saw inputs divided by its factors, and the unquantized model's too.
+    group = next(group for group in groups if group.names[0] == "model.layers.0.self_attn.o_proj")
+    [plain] = layer_inputs(model, group.names[0], batches)
+    scale = second_moments([plain]).diagonal().pow(0.25)
+    expected = second_moments([plain / scale])
+    assert (group.hessian - expected).norm() < 0.05 * expected.norm()
+    if asymmetric:
+        assert group.cross is not None
+        assert group.cross.norm() < 0.05 * expected.norm()
+
+    rest, _ = walk(copy.deepcopy(model), MODULES, batches, settings, factors=factors, finished=blocks[:1])
+    for name, weight in rest[0].weights.items():
+        assert (weight.codes == blocks[1].weights[name].codes).all()
+        assert (weight.scales == blocks[1].weights[name].scales).all()
+    for name, values in rest[0].overrides.items():
+        assert (values == blocks[1].overrides[name]).all()
