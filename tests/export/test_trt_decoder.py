@@ -82,9 +82,9 @@ def reference(model: Any, features: list[Float]) -> Float:
     return logits
 
 
-def formats(bits: int | None, *, symmetric: bool = False) -> dict[str, BlockFormat | None]:
+def rounded(model: Any, bits: int | None, *, symmetric: bool = False) -> DecoderWeights:
     fmt = None if bits is None else BlockFormat(bits, 64, symmetric)
-    return {"layers_format": fmt, "head_format": fmt}
+    return DecoderWeights(model, layers_format=fmt, head_format=fmt)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
@@ -94,7 +94,7 @@ def test_rounded_weights_equal_transformers(
     family: str, profile: str, bits: int | None, symmetric: bool, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model = copy.deepcopy(load_model(request.getfixturevalue(family)))
-    weights = DecoderWeights(model, **formats(bits, symmetric=symmetric))
+    weights = rounded(model, bits, symmetric=symmetric)
     exact, half = write(weights, profile, tmp_path), write(weights, profile, tmp_path, ir.DataType.FLOAT16)
     logits, features = read(exact, model, tmp_path)
     shipped, _ = read(half, model, tmp_path)
@@ -127,7 +127,7 @@ def test_a_weight_set_equals_transformers(
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_grammar(profile: str, qwen3_vl: Path, tmp_path: Path) -> None:
-    weights = DecoderWeights(load_model(qwen3_vl), **formats(4))
+    weights = rounded(load_model(qwen3_vl), 4)
     model = onnx.load(write(weights, profile, tmp_path, ir.DataType.FLOAT16))
     kinds = {node.op_type for node in model.graph.node}
     assert {node.domain for node in model.graph.node} == {""}

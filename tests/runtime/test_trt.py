@@ -47,9 +47,9 @@ def on_host(bundle: Bundle, device: HostDevice, *, chunk: int | None = None) -> 
     facts, graphs = bundle.manifest["result"]["bundle"]["trt"], graphs_of(bundle)
     profiles = [dict(profile) for profile in graphs["decoder"].profiles]
     if chunk is not None:
-        for name, (low, likely, high) in profiles[1].items():
-            axis = likely.index(next(size for size, least in zip(high, low, strict=True) if size != least))
-            profiles[1][name] = [low, low, [*high[:axis], chunk, *high[axis + 1 :]]]
+        for name, (low, _, high) in profiles[1].items():
+            limited = [chunk if most != least else most for least, most in zip(low, high, strict=True)]
+            profiles[1][name] = [low, low, limited]
     in_place = facts["in_place"]
     return TrtBackend(
         decoder=host_engine(graphs["decoder"].model, profiles, device, in_place=in_place),
