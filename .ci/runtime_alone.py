@@ -72,6 +72,15 @@ def main(bundle: str, folder: Path, absent: list[str]) -> None:
     box = json.loads(told.stdout)["results"][0]["detections"][0]["box"]
     assert tuple(box) == detections[0].box, (box, detections)
     print(f"edgetune-run finds it as well: {box}")
+
+    box = [int(value) for value in truth]
+    record = {"image": picture.name, "text": f"the {OBJECT}", "bbox": box}
+    (folder / "records.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record | {"bbox": []}) + "\n")
+    measured = folder / "measured.json"
+    data = ("--data", folder / "records.jsonl", "--output", measured, "--force")
+    subprocess.run([program, "bench", bundle, *data], check=True)
+    (row,) = json.loads(measured.read_text())["rows"]
+    assert row["ground"]["acc50"] == 1.0, row
     assert not NEVER_IMPORTED & set(sys.modules), NEVER_IMPORTED & set(sys.modules)
 
 

@@ -9,7 +9,8 @@ from edgetune_runtime.timing import STAGES
 
 Line = dict[str, object]
 _BASELINE = "baseline"
-_BUSY = 0.1  # share of the CPU taken by others from which timings are called noisy
+BUSY = 0.1
+"""Share of the CPU taken by other processes from which timings are called noisy."""
 
 
 def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
@@ -32,7 +33,7 @@ def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             found.append(f"{row['name']}: failed (exit code {row['exit_code']}): {row['reason']}")
             if row.get("baseline"):
                 found.append(f"{row['name']}: is the baseline, so there are no differences")
-        elif others > _BUSY:
+        elif others > BUSY:
             found.append(f"{row['name']}: timings are noisy, other processes used {others:.0%} of the CPU meanwhile")
     return found
 

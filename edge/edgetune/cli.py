@@ -20,6 +20,7 @@ VERBS = {
     "run": "Ask a bundle about an image: boxes for a phrase, or an answer.",
     "eval": "Score bundles and checkpoints on held-out records.",
     "bench": "Compare bundles: accuracy, speed by stage, memory and size.",
+    "gate": "Pass or fail measured rows: accuracy lost, time, size, memory.",
     "doctor": "Say what is installed, which engines work, how to get the rest.",
     "demo": "The whole chain on the tiny example model, with pictures.",
 }
@@ -59,7 +60,7 @@ class LazyGroup(Program, click.Group):
     subcommand_metavar="VERB [OPTIONS]",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 a gate or self-check failed, 2 usage or bad input, "
-    "3 the environment misses something, 130 interrupted.",
+    "3 the environment misses something, 4 a gate has too few records to tell, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="edgetune")
 def cli() -> None:

@@ -7,6 +7,7 @@
     ├── BundleError               exit 2   a stage folder or bundle that is not loadable or was altered
     ├── ParityError               exit 1   a self-check failed (export parity, merge proof)
     ├── GateFailed                exit 1   a measured number missed its bar
+    ├── GateInconclusive          exit 4   too few samples to tell whether a number met its bar
     └── MissingDependency         exit 3   the environment lacks something; the hint installs it
 
 The exit code is what a command line program returns for the error. A message is one line that says
@@ -64,6 +65,12 @@ class GateFailed(EdgetuneError):
     """A measured number missed the bar that was set for it."""
 
     exit_code = 1
+
+
+class GateInconclusive(EdgetuneError):
+    """A measured number may meet its bar or miss it: there are too few samples to tell."""
+
+    exit_code = 4
 
 
 class MissingDependency(EdgetuneError):

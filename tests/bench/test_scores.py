@@ -4,47 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
+from answers import ground, part, report, row, vqa
 from edgetune_bench.table import accuracy_table, cost_table, markdown, remarks
-from edgetune_runtime.bench.scores import compare, scored, summarise
+from edgetune_runtime.bench.scores import box_drift, compare, scored, summarise
 from edgetune_runtime.timing import STAGES
-
-TARGET = [0.0, 0.0, 10.0, 10.0]
-
-
-def ground(
-    image: str, boxes: list[list[float]], *, truth: list[list[float]] | None = None, number: int = 0
-) -> dict[str, Any]:
-    status = "found" if boxes else "unparsed"
-    return row(image, number) | {
-        "kind": "ground",
-        "truth": [TARGET] if truth is None else truth,
-        "boxes": boxes,
-        "status": status,
-        "complete": True,
-    }
-
-
-def vqa(image: str, raw: str, expected: list[str], number: int = 0) -> dict[str, Any]:
-    return row(image, number) | {"kind": "vqa", "raw": raw, "expected": expected}
-
-
-def row(image: str, number: int, *, seconds: float = 1.0, tokens: int = 11) -> dict[str, Any]:
-    timings = dict.fromkeys(STAGES, seconds) | {"tokens": tokens}
-    return {"source": f"d.jsonl:{number}", "image": image, "raw": "", "timings": timings}
-
-
-def part(share: float) -> list[list[float]]:
-    """A box whose IoU with the target is `share`."""
-    return [[0.0, 0.0, 10.0 * share, 10.0]]
-
-
-def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"schema": 1, "size_bytes": 5, "load_s": 0.5, "rows": rows}
 
 
 def test_every_kind_of_answer_is_counted_once_and_over_the_right_records() -> None:
@@ -170,3 +137,53 @@ def test_tables_keep_failed_rows_and_drop_columns_that_nobody_fills() -> None:
     ]
     lines = markdown([{"a|b": 0.123456, "c": None}]).splitlines()
     assert lines == ["| a\\|b | c |", "| --- | --- |", "| 0.1235 | - |"]
+
+
+def moved(image: str, shares: list[float], number: int = 0) -> dict[str, object]:
+    """An answer with a box of its own place for each share, its width that share of ten pixels."""
+    return ground(
+        image, [[100.0 * i, 0.0, 100.0 * i + 10 * share, 10.0] for i, share in enumerate(shares)], number=number
+    )
+
+
+def test_box_drift_is_the_best_assignment_over_the_larger_count() -> None:
+    """Boxes at places of their own overlap only their like, so the best assignment can be written down."""
+    before, after = moved("a", [1.0, 1.0, 1.0]), moved("a", [0.5, 1.0])
+    assert box_drift(after, before) == pytest.approx((0.5 + 1.0) / 3)
+    assert box_drift(before, after) == pytest.approx((0.5 + 1.0) / 3)
+    nothing = ground("a", [])
+    assert box_drift(nothing, before) == box_drift(before, nothing) == 0.0
+    assert box_drift(nothing, nothing) is None
+    assert box_drift(vqa("a", "x", ["x"]), vqa("a", "x", ["x"])) is None
+
+
+def test_drift_is_about_the_baseline_and_not_about_the_truth() -> None:
+    """A row may be better than its baseline and still have moved; refusals on both sides have no boxes to compare."""
+    refused = ground("d", [], number=4) | {"status": "refused"}
+    before = scored([ground("a", part(0.5), number=1), ground("b", part(1.0), number=2), refused])
+    after = scored([ground("a", part(1.0), number=1), ground("b", part(0.95), number=2), refused])
+    drift = compare(after, before)["drift"]
+    assert drift["records"] == 2
+    assert drift["iou"] == pytest.approx((0.5 + 0.95) / 2)
+    assert drift["moved"] == 0.5
+    assert drift["worst"] == {"iou": pytest.approx(0.5), "source": "d.jsonl:1"}
+    assert compare(scored([refused]), scored([refused]))["drift"] is None
+
+
+def test_the_interval_of_drift_is_that_of_all_resamples_of_the_images() -> None:
+    generator = np.random.default_rng(5)
+    images, shares = ["a", "a", "b", "c", "d", "d", "e"], generator.uniform(0.6, 1.0, 7)
+    before = scored([ground(image, part(1.0), number=i) for i, image in enumerate(images)])
+    after = scored([ground(image, part(shares[i]), number=i) for i, image in enumerate(images)])
+    drift = compare(after, before)["drift"]
+    members = {image: [i for i, other in enumerate(images) if other == image] for image in images}
+    for key, values in (("iou", shares), ("moved", shares < 0.9)):
+        means = [
+            np.mean([values[i] for image in drawn for i in members[image]])
+            for drawn in itertools.product(members, repeat=5)
+        ]
+        low, high = np.quantile(means, [0.025, 0.975])
+        found = drift[f"{key}_interval"]
+        assert found["value"] == drift[key] == pytest.approx(np.mean(values))
+        assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.06 * (high - low))
+        assert (found["records"], found["images"]) == (7, 5)

@@ -16,6 +16,7 @@ EXIT_CODES = {
     "ParityError": 1,
     "GateFailed": 1,
     "MissingDependency": 3,
+    "GateInconclusive": 4,
 }
 
 

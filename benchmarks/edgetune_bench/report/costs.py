@@ -23,9 +23,7 @@ def size_and_memory(results: Mapping[str, Any]) -> str:
             columns.append(Column("", [mega(size) for size in sizes]))
     if not columns:
         return ""
-    lead = (
-        "Files: all of the folder. Memory: largest resident set of the row's process. MB are 10<sup>6</sup> bytes."
-    )
+    lead = "Files: all of the folder. Memory: largest resident set of the row's process. MB are 10<sup>6</sup> bytes."
     return wrap("Size and memory", lead, table("Size and memory of every row", [head(row) for row in rows], columns))
 
 

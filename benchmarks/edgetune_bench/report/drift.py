@@ -78,7 +78,8 @@ def _sample(identity: str, image: Image.Image, reference: Row, told: Sequence[tu
     canvas = (identity, width, height, scale)
     cells = [_cell(canvas, "baseline", _said(reference), reference["truth"], reference["boxes"], None, reference)]
     for row, answer, overlap in told:
-        score = _said(answer) if overlap is None or not answer["boxes"] else f"IoU {overlap:.2f}"
+        both = overlap is not None and answer["boxes"] and reference["boxes"]
+        score = f"IoU {overlap:.2f}" if both else _said(answer)
         cells.append(_cell(canvas, head(row), score, [], reference["boxes"], answer["boxes"], reference))
     return f'<article><h3>{text(reference["text"])}</h3>\n<div class="cells">{shared}{"".join(cells)}</div></article>\n'
 

@@ -9,6 +9,7 @@ from typing import Any
 
 DASH = '<span class="none">–</span>'
 Row = Mapping[str, Any]
+_LONG_NAME = 26  # letters from which a row's name is broken into lines
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ def head(row: Row) -> str:
     """A row's name with its machine and whether it is the baseline, as HTML."""
     marks = [str(row["machine"])] if row.get("machine") else []
     marks += ["baseline"] if row.get("baseline") else []
-    return text(row["name"]) + "".join(f' <span class="mark">{text(mark)}</span>' for mark in marks)
+    name = text(row["name"])
+    if len(row["name"]) > _LONG_NAME:
+        name = f'<span class="long">{name}</span>'
+    return name + "".join(f' <span class="mark">{text(mark)}</span>' for mark in marks)
 
 
 def ran(results: Row) -> list[Row]:

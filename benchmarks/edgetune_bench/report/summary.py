@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgetune_bench.report.html import (
@@ -19,7 +19,7 @@ from edgetune_bench.report.html import (
     text,
 )
 from edgetune_bench.report.html import section as wrap
-from edgetune_bench.table import remarks
+from edgetune_bench.table import BUSY
 
 
 def header(results: Mapping[str, Any]) -> str:
@@ -56,8 +56,7 @@ def section(results: Mapping[str, Any]) -> str:
     ]
     shown = [column for column in columns if column is not None]
     heads = [head(row) + (' <span class="mark bad">failed</span>' if row["status"] == "failed" else "") for row in rows]
-    noisy = [line for row in ran(results) for line in remarks([row])]
-    notes = "".join(f'<p class="note">{text(line)}</p>\n' for line in noisy)
+    notes = _noise(ran(results))
     lead = "Small print: 95 % intervals, images drawn again. Times are of one answer, from picture to text."
     return wrap("Summary", lead, table("Accuracy, speed and size of every row", heads, shown) + notes)
 
@@ -73,6 +72,17 @@ def failed(results: Mapping[str, Any]) -> str:
     ]
     lead = "A row that cannot run stays in the table, with the last thing that it said."
     return wrap("Failed rows", lead, table("Rows that failed, and why", [head(row) for row in rows], columns))
+
+
+def _noise(rows: Sequence[Row]) -> str:
+    """One line about the rows whose timings other processes disturbed."""
+    noisy = [row for row in rows if (row.get("others_cpu_share") or 0.0) > BUSY]
+    if not noisy:
+        return ""
+    names = ", ".join(f"{text(row['name'])} ({row['others_cpu_share']:.0%})" for row in noisy)
+    return (
+        f'<p class="note">Timings are noisy: other processes used the CPU meanwhile, its share is given: {names}.</p>\n'
+    )
 
 
 def _findings(results: Mapping[str, Any]) -> str:

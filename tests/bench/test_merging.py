@@ -1,0 +1,153 @@
+"""Joining results: one comparison with one baseline, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from answers import Row, ground, part, results
+from edgetune.cli import cli
+from edgetune_bench.folder import read_answers, read_results, write
+from edgetune_runtime.manifest import verify_files
+
+SHARES = {"merged": [1.0, 0.9, 1.0, 0.8], "int4": [1.0, 0.9, 0.5, 0.2], "fp32": [1.0, 0.9, 1.0, 0.8]}
+
+
+def run(name: str, folder: str) -> list[Row]:
+    """A model's answers; pictures lie in a folder of their own on every machine."""
+    return [ground(f"{folder}/{i}.png", part(share), number=i) for i, share in enumerate(SHARES[name])]
+
+
+def desk(path: Path, rows: list[str], *, baseline: str | None) -> Path:
+    """The folder that `edgetune bench` writes."""
+    found, answers = results({name: run(name, "/desk") for name in rows}, baseline=baseline)
+    path.mkdir()
+    write(path, found, answers, report=False)
+    return path
+
+
+def device(path: Path, rows: list[str], *, baseline: str | None = None, **changes: Any) -> Path:
+    """The file that `edgetune-run bench` writes, with changes by the dotted names of its fields."""
+    found, answers = results({name: run(name, "/robot") for name in rows}, baseline=baseline)
+    for row in found["rows"]:
+        row["answers"] = answers[row["name"]]
+    for place, value in changes.items():
+        *parents, last = place.split("__")
+        inner = found
+        for key in parents:
+            inner = inner[key]
+        inner[last] = value
+    path.write_text(json.dumps(found))
+    return path
+
+
+def merge(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["bench", "merge", *map(str, arguments)])
+
+
+def test_a_device_without_a_baseline_is_compared_with_the_desks(tmp_path: Path) -> None:
+    first = desk(tmp_path / "desk", ["merged", "int4"], baseline="merged")
+    second = device(tmp_path / "jetson.json", ["int4", "fp32"])
+    output = tmp_path / "out"
+    done = merge(first, second, "--output", output, "--json")
+    assert done.exit_code == 0, done.output
+    found = read_results(output)
+    assert json.loads(done.stdout) == found
+    assert [(row["name"], row["machine"], row["baseline"]) for row in found["rows"]] == [
+        ("merged", "desk", True),
+        ("int4@desk", "desk", False),
+        ("int4@jetson", "jetson", False),
+        ("fp32", "jetson", False),
+    ]
+    _, here, there, exact = found["rows"]
+    assert "answers" not in there
+    # Pictures lie elsewhere on the other machine, and are still the same pictures.
+    assert here["delta"] == there["delta"]
+    assert exact["delta"]["drift"]["iou"] == 1.0
+    assert there["delta"]["acc50"]["value"] == -0.25
+    assert found["baseline"] == "merged"
+    assert set(found["machines"]) == {"desk", "jetson"}
+    assert found["inputs"]["row int4@jetson"]["sha256"] == "int4" * 8
+    verify_files(output)
+    assert "jetson" in (output / "report.html").read_text()
+    assert "| machine |" in (output / "table.md").read_text()
+    assert read_answers(output, found)["fp32"][0]["image"] == "/robot/0.png"
+
+
+def test_the_same_baseline_on_both_machines_becomes_a_row_of_its_own(tmp_path: Path) -> None:
+    first = desk(tmp_path / "desk", ["merged", "int4"], baseline="merged")
+    second = device(tmp_path / "b.json", ["merged", "fp32"], baseline="merged")
+    assert merge(first, f"robot={second}", "--output", tmp_path / "out").exit_code == 0
+    found = read_results(tmp_path / "out")
+    assert [row["name"] for row in found["rows"]] == ["merged@desk", "int4", "merged@robot", "fp32"]
+    assert found["rows"][2]["delta"]["drift"]["worst"]["iou"] == 1.0
+
+
+def test_an_unchanged_join_is_kept_and_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    first = device(tmp_path / "a.json", ["merged", "int4"], baseline="merged")
+    arguments = (first, "--output", tmp_path / "out")
+    assert merge(*arguments, "--dry-run").exit_code == 0
+    assert not (tmp_path / "out").exists()
+    assert merge(*arguments).exit_code == 0
+    created = read_results(tmp_path / "out")["created"]
+    assert merge(*arguments).exit_code == 0
+    assert read_results(tmp_path / "out")["created"] == created
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"inputs__data__sha256": "ee" * 32},
+            "(sha256 of the data file) differs: cdcdcdcdcdcd, eeeeeeeeeeee",
+        ),
+        ({"data__images_sha256": "ee" * 32}, "the pictures (their sha256) differs"),
+        ({"data__records": 3}, "the number of records differs: 4, 3"),
+        ({"options__max_new_tokens": 64}, "the longest answer, in tokens differs: 128, 64"),
+        ({"schema": 7}, "schema 7"),
+        ({"machines": {}}, "is joined from several machines already"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    first = desk(tmp_path / "desk", ["merged", "int4"], baseline="merged")
+    done = merge(first, device(tmp_path / "b.json", ["int4"], **changes), "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_baseline_is_refused(tmp_path: Path) -> None:
+    first = desk(tmp_path / "desk", ["merged", "int4"], baseline="merged")
+    done = merge(first, device(tmp_path / "b.json", ["fp32", "int4"], baseline="fp32"), "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "compares with 'merged'" in done.stderr and "with 'fp32', which is another model" in done.stderr
+
+
+@pytest.mark.parametrize("where", ["a.json", "a/results.json"])
+def test_two_machines_of_one_name_are_refused(tmp_path: Path, where: str) -> None:
+    for parent in ("x", "y"):
+        (tmp_path / parent / where).parent.mkdir(parents=True)
+        device(tmp_path / parent / where, ["int4"])
+    done = merge(tmp_path / "x" / where, tmp_path / "y" / where, "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "two machines would be called 'a'\nhint: name them: MACHINE=RESULTS" in done.stderr
+
+
+def test_a_folder_without_its_predictions_is_refused(tmp_path: Path) -> None:
+    first = desk(tmp_path / "desk", ["merged", "int4"], baseline="merged")
+    (first / "predictions" / "int4.jsonl").unlink()
+    done = merge(first, "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "int4.jsonl: missing, so the answers of int4 are unknown\nhint: copy the whole folder" in done.stderr
+
+
+def test_the_verb_and_its_subcommand_have_help_of_their_own() -> None:
+    both = CliRunner().invoke(cli, ["bench", "--help"]), CliRunner().invoke(cli, ["bench", "merge", "--help"])
+    assert [done.exit_code for done in both] == [0, 0]
+    assert "[NAME=]TARGET..." in both[0].stdout
+    assert "[MACHINE=]RESULTS..." in both[1].stdout
+    assert "--dry-run" in both[1].stdout

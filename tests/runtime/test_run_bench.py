@@ -1,0 +1,171 @@
+"""`edgetune-run bench` as a process, where nothing but the runtime can be imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from edgetune.cli import cli
+from edgetune_runtime.manifest import sha256_file, sha256_tree
+
+SMALL = ("--max-new-tokens", "8", "--threads", "1", "--warmup", "0")
+ABSENT = ("torch", "transformers", "psutil", "click", "tqdm", "onnx", "edgetune", "edgetune_bench", "huggingface_hub")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four records on two pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(1)
+    for name in ("a", "b"):
+        coarse = Image.fromarray(generator.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+        coarse.resize((128, 96), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    records = [
+        {"image": "a.png", "text": "the clock", "bbox": [10, 20, 90, 80]},
+        {"image": "b.png", "text": "the owl", "bbox": [5, 5, 60, 60]},
+        {"image": "b.png", "text": "the cactus", "bbox": []},
+        {"image": "a.png", "question": "What colour is it?", "answer": "red"},
+    ]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder / "eval.jsonl"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which every Python process, workers too, finds none of `ABSENT`."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "sitecustomize.py").write_text(f"import sys\nfor name in {ABSENT}: sys.modules[name] = None\n")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def bench(*arguments: object, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgetune_runtime.cli", "bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def written(
+    qwen3_vl_bundle: Path,
+    int4_bundle: Path,
+    data: Path,
+    alone: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    output = tmp_path_factory.mktemp("out") / "device.json"
+    rows = (f"fp32={qwen3_vl_bundle}", f"int4={int4_bundle}", "--baseline", qwen3_vl_bundle)
+    return output, bench(*rows, "--data", data, "--output", output, *SMALL, environment=alone)
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_it_writes_what_edgetune_bench_writes(
+    written: tuple[Path, subprocess.CompletedProcess[str]],
+    qwen3_vl_bundle: Path,
+    int4_bundle: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    output, done = written
+    assert done.returncode == 0, done.stderr
+    rows = [f"fp32={qwen3_vl_bundle}", f"int4={int4_bundle}", "--baseline", str(qwen3_vl_bundle)]
+    arguments = ["bench", *rows, "--data", str(data), "--output", str(tmp_path / "desk"), *SMALL]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    here, there = read(tmp_path / "desk" / "results.json"), read(output)
+    assert here.keys() == there.keys()
+    for key in ("schema", "data", "inputs", "baseline", "statistics", "options"):
+        assert here[key] == there[key], key
+    assert there["inputs"]["data"]["sha256"] == sha256_file(data)
+    assert there["inputs"]["row int4"]["sha256"] == sha256_tree(int4_bundle)
+    for ours, theirs in zip(here["rows"], there["rows"], strict=True):
+        answers = theirs.pop("answers")
+        assert ours.keys() == theirs.keys()
+        assert ours["size_bytes"] == theirs["size_bytes"]
+        assert (ours["ground"], ours["vqa"], ours.get("delta")) == (
+            theirs["ground"],
+            theirs["vqa"],
+            theirs.get("delta"),
+        )
+        predictions = (tmp_path / "desk" / "predictions" / f"{ours['name']}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["raw"] for line in predictions] == [answer["raw"] for answer in answers]
+
+
+def test_the_gate_and_merge_read_it(written: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    output, _ = written
+    gate = ["gate", str(output), "--max-p95-ms", "1e6", "--max-memory-mb", "1", "--json"]
+    done = CliRunner().invoke(cli, gate)
+    assert done.exit_code == 1, done.output
+    outcomes = {check["name"]: check["outcome"] for check in json.loads(done.stdout)["checks"]}
+    assert outcomes == {"runs": "pass", "p95": "pass", "memory": "fail"}
+    merged = CliRunner().invoke(cli, ["bench", "merge", str(output), "--output", str(tmp_path / "m")])
+    assert merged.exit_code == 0, merged.output
+    assert [row["machine"] for row in read(tmp_path / "m" / "results.json")["rows"]] == ["device", "device"]
+
+
+def test_it_tells_a_person_what_it_measured(written: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    lines = written[1].stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["fp32", "int4"]
+    assert "Acc@0.5" in lines[0] and "MB of memory" in lines[0]
+    assert [path.name for path in written[0].parent.iterdir()] == ["device.json"]
+
+
+def test_a_row_that_cannot_run_says_why_and_the_others_go_on(
+    qwen3_vl_bundle: Path, data: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(qwen3_vl_bundle, tmp_path / "odd")
+    manifest = json.loads((tmp_path / "odd" / "manifest.json").read_text())
+    manifest["result"]["bundle"]["format"] = "sorcery"
+    (tmp_path / "odd" / "manifest.json").write_text(json.dumps(manifest))
+    output = tmp_path / "r.json"
+    done = bench(tmp_path / "odd", qwen3_vl_bundle, "--data", data, "--output", output, *SMALL, environment=alone)
+    assert done.returncode == 1
+    assert "error: 1 of 2 rows failed: odd" in done.stderr
+    odd, good = read(output)["rows"]
+    assert (odd["status"], good["status"]) == ("failed", "ok")
+    assert "sorcery" in odd["reason"]
+    assert "sorcery" in done.stdout
+
+
+def test_an_engine_that_is_not_there_is_the_rows_reason(
+    qwen3_vl_bundle: Path, data: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "r.json"
+    arguments = (qwen3_vl_bundle, "--data", data, "--output", output, "--engine", "warp", *SMALL)
+    done = bench(*arguments, environment=alone)
+    assert done.returncode == 1
+    assert "warp" in read(output)["rows"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{bundle}", "--output", "{out}/x/r.json"], "no such folder"),
+        (["{bundle}", "--output", "{out}"], "is a folder"),
+        (["{out}", "--output", "{out}/r.json"], "not a bundle"),
+        (["{bundle}", "{bundle}", "--output", "{out}/r.json"], "named twice"),
+        (["{bundle}", "--output", "{out}/r.json", "--rounds", "9"], "--rounds 9: there are only 4 records"),
+        (["{bundle}", "--output", "{out}/r.json", "--limit", "0"], "must be a whole number from 1 on"),
+        (["{bundle}", "--output", "{data}"], "eval.jsonl: exists"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(
+    arguments: list[str], message: str, qwen3_vl_bundle: Path, data: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    places = {"bundle": qwen3_vl_bundle, "data": data, "out": tmp_path}
+    done = bench(*(text.format(**places) for text in arguments), "--data", data, environment=alone)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
