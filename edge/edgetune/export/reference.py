@@ -6,6 +6,7 @@ likely token is the reference's at every step, free greedy generation gives the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def run_reference(checkpoint: Checkpoint, case: Case) -> Sample:
     model, pixels = checkpoint.model, case.pixels
     values, grid = torch.from_numpy(pixels.pixel_values), torch.from_numpy(pixels.grid_thw)
     vision = model.model.get_image_features(values, grid, return_dict=True)
-    # DeepStack features come one tuple a layer, split by image; Qwen2.5-VL has none.
+    # DeepStack has one entry a layer; Qwen2.5-VL has none.
     features = (vision.pooler_output, *(getattr(vision, "deepstack_features", None) or ()))
     prompt = torch.from_numpy(case.token_ids)[None]
     result = model.generate(
@@ -136,4 +137,9 @@ def run_reference(checkpoint: Checkpoint, case: Case) -> Sample:
     )
     logits = np.concatenate([row.float().numpy() for row in result.logits])
     tokens = result.sequences[0, len(case.token_ids) :].tolist()
-    return Sample(case, tuple(torch.cat(part).numpy() for part in features), logits, tokens)
+    return Sample(case, tuple(_joined(part).numpy() for part in features), logits, tokens)
+
+
+def _joined(part: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features [tokens, H] of all images; some versions of transformers split them by image, some do not."""
+    return part if isinstance(part, torch.Tensor) else torch.cat(list(part))
