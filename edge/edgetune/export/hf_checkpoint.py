@@ -1,7 +1,8 @@
 """A Hugging Face checkpoint with quantized weights, written from the merged one shard by shard.
 
 The merged checkpoint is the template: a tensor that the weight set does not replace keeps its dtype and its shard.
-Names are the family's published ones.
+Names are those of the modules in transformers, also where published checkpoints of the family have older ones:
+GPTQModel knows no others, and takes a layer that it does not find for zeros without a word; servers know both.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def write_checkpoint(
     Raises:
         InputError: a layer or parameter of the set is not in the checkpoint, or the layout cannot hold it.
     """
-    replaced = _Replacements(weights, modules, pack)
+    replaced = _Replacements(weights, pack)
     places: dict[str, str] = {}
     total = 0
     sources = weight_files(source)
@@ -77,10 +78,11 @@ def write_checkpoint(
         with safe_open(path, framework="pt") as opened:
             tensors = {}
             for name in opened.keys():  # noqa: SIM118 - not iterable
-                if name not in replaced:
-                    tensors[modules.hub_name(name)] = opened.get_tensor(name)
+                memory_name = modules.memory_name(name)
+                if memory_name not in replaced:
+                    tensors[memory_name] = opened.get_tensor(name)
                 else:
-                    tensors |= replaced.take(name)
+                    tensors |= replaced.take(memory_name)
         if path == sources[-1]:
             tensors |= replaced.take_tied_head()
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / path.name, {"format": "pt"})
@@ -110,28 +112,22 @@ def _config(config: Mapping[str, Any], quantization: Mapping[str, Any], *, untie
 
 
 class _Replacements:
-    """What the set puts in the place of which tensors of the file; each may be taken once."""
+    """What the set puts in the place of which parameters; each may be taken once."""
 
-    def __init__(self, weights: WeightSet, modules: Modules, pack: Pack) -> None:
-        self._weights, self._modules, self._pack = weights, modules, pack
-        self._layers = {spelling: name for name in weights.names for spelling in self._spellings(f"{name}.weight")}
-        self._values = {spelling: name for name in weights.overrides for spelling in self._spellings(name)}
+    def __init__(self, weights: WeightSet, pack: Pack) -> None:
+        self._weights, self._pack = weights, pack
         self._left = {*weights.names, *weights.overrides}
 
-    def _spellings(self, name: str) -> tuple[str, str]:
-        return name, self._modules.hub_name(name)
+    def __contains__(self, parameter: str) -> bool:
+        return parameter.removesuffix(".weight") in self._weights or parameter in self._weights.overrides
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._layers or name in self._values
-
-    def take(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors that replace one of the file."""
-        if name in self._layers:
-            return self._packed(self._layers[name])
-        parameter = self._values[name]
+    def take(self, parameter: str) -> dict[str, torch.Tensor]:
+        """The tensors that replace one."""
+        if parameter.removesuffix(".weight") in self._weights:
+            return self._packed(parameter.removesuffix(".weight"))
         self._left.remove(parameter)
         # In float32 whatever the rest is: each reader rounds it once, to the dtype that it computes in.
-        return {self._modules.hub_name(parameter): torch.from_numpy(self._weights.override(parameter))}
+        return {parameter: torch.from_numpy(self._weights.override(parameter))}
 
     def take_tied_head(self) -> dict[str, torch.Tensor]:
         """The head's tensors when it is quantized and the file has none to replace, the embedding serving as both."""
@@ -140,8 +136,7 @@ class _Replacements:
     def _packed(self, layer: str) -> dict[str, torch.Tensor]:
         self._left.remove(layer)
         tensors = self._pack(self._weights.weight(layer), layer)
-        prefix = self._modules.hub_name(layer)
-        return {f"{prefix}.{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
+        return {f"{layer}.{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
 
     def require_all_taken(self, source: Path) -> None:
         if self._left:

@@ -89,7 +89,7 @@ def _export(
     job.progress("embeddings")
     save_model(build_embed(job.decoder.embedding(), options.table), work / FILES["embed"])
     job.progress("decoder")
-    products = _write_decoder(job, modules)
+    products = _write_decoder(job)
     filled = read_weights([work / name for name in names], layout, products, half=options.half)
     measured = check_graphs(job, filled)
     roles = {"weights" if len(names) == 1 else f"weights.{i}": name for i, name in enumerate(names)}
@@ -110,7 +110,7 @@ class _PackedDialect(OrtDialect):
         return super().linear(states, linear)
 
 
-def _write_decoder(job: ExportJob, modules: Modules) -> dict[str, dict[str, Any]]:
+def _write_decoder(job: ExportJob) -> dict[str, dict[str, Any]]:
     """Write the decoder without the quantized weights; returns what each left-out product is made of."""
     dialects: list[_PackedDialect] = []
 
@@ -125,7 +125,7 @@ def _write_decoder(job: ExportJob, modules: Modules) -> dict[str, dict[str, Any]
         fmt = linear.parts[0].format
         assert fmt is not None
         products[linear.name] = {
-            "layers": [modules.hub_name(part.name) for part in linear.parts],
+            "layers": [part.name for part in linear.parts],
             "bits": fmt.bits,
             "group_size": fmt.block,
             "symmetric": fmt.symmetric,

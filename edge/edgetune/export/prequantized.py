@@ -212,23 +212,21 @@ def _find_layers(folder: Path, modules: Modules, layout: Layout) -> dict[str, St
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             files |= dict.fromkeys(file.keys(), path)
-    blocks = "|".join(re.escape(name) for name in (modules.blocks, modules.hub_name(modules.blocks)))
-    roles = "|".join(re.escape(role) for role in modules.linears)
+    expected = rf"{re.escape(modules.blocks)}\.\d+\.({'|'.join(map(re.escape, modules.linears))})|{HEAD}"
     kinds = (layout.codes, layout.scales, layout.zeros, *(() if layout is LAYOUTS["awq"] else (_ORDER,)))
     layers = {}
     for tensor in files:
         prefix, _, kind = tensor.rpartition(".")
         if kind != layout.codes:
             continue
-        found = re.fullmatch(rf"(?:{blocks})\.(\d+\.(?:{roles}))", prefix)
-        if found is None and prefix != HEAD:
+        name = modules.memory_name(prefix)
+        if not re.fullmatch(expected, name):
             raise InputError(
                 f"{folder}: {prefix} is quantized, but only linear layers of the decoder's blocks and the head can be"
             )
         missing = [f"{prefix}.{kind}" for kind in kinds if f"{prefix}.{kind}" not in files]
         if missing:
             raise InputError(f"{folder}: no tensor {missing[0]}", hint="download or write the checkpoint again")
-        name = HEAD if found is None else f"{modules.blocks}.{found[1]}"
         layers[name] = StoredLayer(prefix, layout, {kind: files[f"{prefix}.{kind}"] for kind in kinds})
     if not layers:
         raise InputError(f"{folder}: config.json declares a quantization, but no layer has a {layout.codes}")

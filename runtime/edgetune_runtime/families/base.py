@@ -73,6 +73,14 @@ class Modules:
                 return theirs + name[len(ours) :]
         return name
 
+    def memory_name(self, name: str) -> str:
+        """Return what transformers calls the tensor `name` of a checkpoint, published or saved by transformers."""
+        if not any(name.startswith(ours) for ours, _ in self.hub_prefixes):
+            for ours, theirs in self.hub_prefixes:
+                if name.startswith(theirs):
+                    return ours + name[len(theirs) :]
+        return name
+
 
 @dataclass(frozen=True)
 class Family:
