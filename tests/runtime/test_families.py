@@ -90,7 +90,11 @@ def test_hub_names_of_qwen2_5_vl() -> None:
     assert modules.hub_name("model.language_model.embed_tokens.weight") == "model.embed_tokens.weight"
     assert modules.hub_name("model.language_model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
     assert modules.hub_name("lm_head.weight") == "lm_head.weight"
-    for name in ("model.visual.merger.mlp.0.weight", "model.language_model.layers.0.mlp.up_proj.weight", "lm_head.weight"):
+    for name in (
+        "model.visual.merger.mlp.0.weight",
+        "model.language_model.layers.0.mlp.up_proj.weight",
+        "lm_head.weight",
+    ):
         assert modules.memory_name(modules.hub_name(name)) == modules.memory_name(name) == name
 
 
