@@ -18,7 +18,10 @@ from edgetune_runtime.quant.blocks import BlockWeight
 def solve_group(group: LinearGroup, settings: SolveSettings) -> dict[str, BlockWeight]:
     """Round every weight of a group, on the device that its tensors are on.
 
-    The linears are solved as one matrix, since they share their input: its rows never interact.
+    "rtn" rounds to nearest on the span of each group; "awq" rounds to nearest on searched ranges, with its factors
+    already in the weights (see `awq.search_factors`); "gptq" searches ranges, rounds with feedback and refines. The
+    last two aim at the unquantized outputs where these are known. The linears are solved as one matrix, since they
+    share their input: its rows never interact.
 
     Raises:
         InputError: the group size does not divide K, or the Hessian cannot be used.
@@ -34,12 +37,17 @@ def solve_group(group: LinearGroup, settings: SolveSettings) -> dict[str, BlockW
         grid = spanning(weight, settings.format)
         codes = grid.codes(weight)
     else:
-        metric = Metric.of(group.hessian, settings.damping, act_order=settings.act_order)
+        try:
+            metric = Metric.of(group.hessian, settings.damping, act_order=settings.act_order)
+        except InputError as error:
+            raise InputError(f"{names}: {error}") from error
         if group.cross is not None:
             weight = aimed(weight, group.cross, metric)
-        grid = search_ranges(weight, settings.format, metric.hessian.diagonal())
-        codes = gptq(weight, grid, metric)
-        grid, codes = refine(weight, grid, codes, metric.hessian, settings.sweeps)
+        grid = search_ranges(weight, settings.format, metric.hessian, feedback=settings.method == "gptq")
+        if settings.method == "gptq":
+            grid, codes = refine(weight, grid, gptq(weight, grid, metric), metric.hessian, settings.sweeps)
+        else:
+            codes = grid.codes(weight)
     rows = [len(weight) for weight in group.weights.values()]
     parts = zip(group.names, grid.split(rows), codes.split(rows), strict=True)
     return {name: part.block_weight(rows) for name, part, rows in parts}
