@@ -87,7 +87,7 @@ class Stream:
         self._device = next(model.parameters()).device
         self._outputs: list[Tensor] = []  # of the block that was left last
         self._calls: list[Call] = []
-        self.block: nn.Module = model  # the one that was entered last, or its copy
+        self._block: nn.Module = model
 
     def enter(self, index: int) -> None:
         """Take the calls of block `index` from the model's forward; the block before it was left last.
@@ -102,7 +102,7 @@ class Stream:
             stand_ins |= dict.fromkeys(before[-1:], self._kept(number))
             with _forwards(stand_ins):
                 self._calls.append(self._run(number, target).to(self._store))
-        self.block = copy.deepcopy(target) if self._frozen and index < len(self.blocks) else target
+        self._block = copy.deepcopy(target) if self._frozen and index < len(self.blocks) else target
 
     def inputs(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the input [B, S, K] of layers of the entered block for a batch; the block runs until all are known.
@@ -121,7 +121,7 @@ class Stream:
 
             return keep
 
-        handles = [self.block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+        handles = [self._block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         try:
             self._call(self._calls[number])
         except _Stop:
@@ -138,8 +138,8 @@ class Stream:
 
     def skip(self, index: int) -> None:
         """Run blocks 0 .. `index` - 1 with the weights that they have, and leave the last of them."""
-        self.block = self.blocks[index - 1]
-        self._calls = [self._run(number, self.block).to(self._store) for number in range(len(self._batches))]
+        self._block = self.blocks[index - 1]
+        self._calls = [self._run(number, self._block).to(self._store) for number in range(len(self._batches))]
         self.leave()
 
     def _kept(self, number: int) -> Callable[..., Tensor]:
@@ -148,7 +148,7 @@ class Stream:
     @torch.no_grad()
     def _call(self, call: Call) -> Tensor:
         call = call.to(self._device)
-        output: Tensor = self.block(*call.args, **call.kwargs)
+        output: Tensor = self._block(*call.args, **call.kwargs)
         return output
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 
 from edgetune_calibrate.capture import Stream, VisionCache, output_head
 from edgetune_calibrate.fold import fold, seams
+from edgetune_calibrate.linears import check_columns, group_of, input_groups, untie, visible
 from edgetune_calibrate.moments import Moments, relative_error
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
+from edgetune_calibrate.solve.awq import search_factors
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
 
 Solver = Callable[[LinearGroup, SolveSettings], dict[str, BlockWeight]]
 Factors = Callable[[LinearGroup, SolveSettings], Tensor]
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def quantize_decoder(
     device: torch.device | str = "cpu",
     finished: Sequence[SolvedBlock] = (),
     solve: Solver = solve_group,
-    factors: Factors | None = None,
+    factors: Factors = search_factors,
 ) -> Iterator[SolvedBlock]:
     """Yield block after block solved; the model's own weights become the dequantized ones as it goes.
 
@@ -95,7 +99,7 @@ def quantize_decoder(
         device: where to compute; the model is moved there.
         finished: the first blocks' solutions from an earlier run, which are taken as they are.
         solve: finds the codes of linears that share an input.
-        factors: finds by what to divide that input first, a factor a channel (see `edgetune_calibrate.fold`).
+        factors: finds by what the method "awq" divides that input first, a factor a channel.
 
     Raises:
         InputError: a group size does not divide a layer's inputs, linears that share an input have different
@@ -103,12 +107,6 @@ def quantize_decoder(
     """
     walk = _Walk(model, modules, batches, settings, token_weights, torch.device(device), solve, factors)
     return walk.blocks(finished)
-
-
-def input_groups(modules: Modules) -> list[tuple[str, ...]]:
-    """Return the linears of a block in the order they run, those that read the same norm's output together."""
-    shared = {name: tuple(names) for names in modules.norm_linears.values() for name in names}
-    return list(dict.fromkeys(shared.get(name, (name,)) for name in modules.linears))
 
 
 class _Walk:
@@ -121,7 +119,7 @@ class _Walk:
         token_weights: Sequence[Tensor] | None,
         device: torch.device,
         solve: Solver,
-        factors: Factors | None,
+        factors: Factors,
     ) -> None:
         if not batches:
             raise InputError("no batches to calibrate on")
@@ -131,7 +129,7 @@ class _Walk:
         listed: Any = model.get_submodule(modules.blocks)
         self._blocks: list[nn.Module] = list(listed)
         self._groups = input_groups(modules)
-        weights = token_weights or [_visible(batch) for batch in batches]
+        weights = token_weights or [visible(batch) for batch in batches]
         self._weights = [weight.to(device, torch.float32) for weight in weights]
         self._check()
 
@@ -142,9 +140,9 @@ class _Walk:
                 names = [self._name(index, name) for name in group]
                 if len({self._settings.of(name).format for name in names}) > 1:
                     raise InputError(f"{' and '.join(names)} share an input, so they need the same format")
-                _check_columns(names[0], block.get_submodule(group[0]), self._settings.of(names[0]))
+                check_columns(names[0], block.get_submodule(group[0]), self._settings.of(names[0]))
         if self._settings.head:
-            _check_columns(*self._head(), self._settings.head)
+            check_columns(*self._head(), self._settings.head)
 
     def blocks(self, finished: Sequence[SolvedBlock]) -> Iterator[SolvedBlock]:
         """Yield what is left to solve after the finished blocks."""
@@ -187,29 +185,33 @@ class _Walk:
     def _solve_block(self, index: int, stream: Stream, original: Stream | None) -> SolvedBlock:
         """Solve the groups of a block in order; their dequantized weights are in the block afterwards."""
         solved = SolvedBlock(index, {}, {}, {"error": {}, "tokens": {}})
-        if self._factors is not None:
-            self._fold(index, self._factors, stream, original, solved)
+        divisors = self._fold(index, stream, solved) if self._settings.solve.method == "awq" else {}
         for groups in [[group] for group in self._groups] if self._settings.true_sequential else [self._groups]:
-            moments = self._moments([group[0] for group in groups], stream, original)
+            moments = self._moments([group[0] for group in groups], stream, original, divisors)
             for group in groups:
                 linears = {self._name(index, name): self._blocks[index].get_submodule(name) for name in group}
                 self._solve(linears, moments[group[0]], self._settings.of(next(iter(linears))), solved)
         return solved
 
-    def _fold(self, index: int, factors: Factors, stream: Stream, original: Stream | None, solved: SolvedBlock) -> None:
-        """Move factors into what makes the linears' inputs, and note the norms and biases that this changes."""
+    def _fold(self, index: int, stream: Stream, solved: SolvedBlock) -> dict[str, Tensor]:
+        """Move factors into what makes the linears' inputs, and note the norms and biases that this changes.
+
+        Returns:
+            By what the inputs of linears are divided now.
+        """
         block = self._blocks[index]
         moments = self._moments([group[0] for group in self._groups], stream, None)
+        divisors: dict[str, Tensor] = {}
         changed: set[str] = set()
         for seam in list(seams(self._modules, block)):
-            names = {self._name(index, name): block.get_submodule(name) for name in seam.readers}
-            group = _group(names, moments[seam.readers[0]])
-            found = factors(group, self._settings.of(group.names[0]))
-            changed.update(fold(block, seam, found))
-            if original is not None:
-                fold(original.block, seam, found)
+            group = group_of(
+                {self._name(index, name): block.get_submodule(name) for name in seam.readers}, moments[seam.readers[0]]
+            )
+            divisors[seam.readers[0]] = self._factors(group, self._settings.of(group.names[0]))
+            changed.update(fold(block, seam, divisors[seam.readers[0]]))
         for name in sorted(changed):
             solved.overrides[self._name(index, name)] = block.get_parameter(name).detach().float().cpu().numpy()
+        return divisors
 
     def _solve_head(self, stream: Stream, original: Stream | None) -> SolvedBlock:
         """Solve the head, which gets a weight of its own when it is tied to the embedding."""
@@ -217,25 +219,32 @@ class _Walk:
         name, head = self._head()
         assert self._settings.head is not None
         moments = self._moments([""], stream, original)
-        _untie(head)
+        untie(head)
         self._solve({name: head}, moments[""], self._settings.head, solved)
         return solved
 
-    def _moments(self, names: Sequence[str], stream: Stream, original: Stream | None) -> dict[str, Moments]:
-        """Run the entered block on all batches and add up the moments of what its linears `names` read."""
+    def _moments(
+        self, names: Sequence[str], stream: Stream, original: Stream | None, divisors: Mapping[str, Tensor] = _NONE
+    ) -> dict[str, Moments]:
+        """Run the entered block on all batches and add up the moments of what its linears `names` read.
+
+        The original stream's inputs are divided by `divisors`, as those of a folded block are already.
+        """
         moments = {name: Moments() for name in names}
         for number, weights in enumerate(self._weights):
             inputs = stream.inputs(number, names)
             originals = original.inputs(number, names) if original is not None else {}
             for name in names:
-                moments[name].add(inputs[name], weights, originals.get(name))
+                plain = originals.get(name)
+                scaled = plain if plain is None or name not in divisors else plain.float() / divisors[name]
+                moments[name].add(inputs[name], weights, scaled)
         return moments
 
     def _solve(
         self, linears: Mapping[str, nn.Module], moments: Moments, settings: SolveSettings, solved: SolvedBlock
     ) -> None:
         """Solve linears of one input, note the result, and give them the dequantized weights."""
-        group = _group(linears, moments)
+        group = group_of(linears, moments)
         for name, weight in self._solver(group, settings).items():
             values = torch.from_numpy(weight.dequantize()).to(self._device)
             solved.report["error"][name] = relative_error(group.weights[name], values, group.hessian)
@@ -248,7 +257,7 @@ class _Walk:
         for name, weight in solved.weights.items():
             linear = self._model.get_submodule(name)
             if linear is self._head()[1]:
-                _untie(linear)
+                untie(linear)
             linear.get_parameter("weight").data.copy_(torch.from_numpy(weight.dequantize()))
         for name, values in solved.overrides.items():
             self._model.get_parameter(name).data.copy_(torch.from_numpy(values))
@@ -259,30 +268,3 @@ class _Walk:
     def _head(self) -> tuple[str, nn.Module]:
         head = output_head(self._model)
         return next(name for name, module in self._model.named_modules() if module is head), head
-
-
-def _visible(batch: Mapping[str, Any]) -> Tensor:
-    """Return float32 [B, S]: 1 for the tokens of a batch, 0 for its padding."""
-    mask = batch.get("attention_mask")
-    return torch.ones(batch["input_ids"].shape) if mask is None else mask.float()
-
-
-def _group(linears: Mapping[str, nn.Module], moments: Moments) -> LinearGroup:
-    hessian, cross = moments.means()
-    weights = {name: linear.get_parameter("weight").detach().float() for name, linear in linears.items()}
-    return LinearGroup(weights, hessian, moments.tokens, cross)
-
-
-def _untie(head: nn.Module) -> None:
-    """Give a head a weight of its own: the embedding that it may be tied to stays as it is."""
-    head.weight = nn.Parameter(head.get_parameter("weight").detach().clone(), requires_grad=False)
-
-
-def _check_columns(name: str, linear: nn.Module, settings: SolveSettings) -> None:
-    columns = linear.get_parameter("weight").shape[1]
-    if columns % settings.group_size:
-        fits = [size for size in (128, 64, 32, 16) if size < settings.group_size and columns % size == 0]
-        raise InputError(
-            f"{name}: {columns} input columns are not a multiple of the group size {settings.group_size}",
-            hint=f"use --group-size {fits[0]}" if fits else None,
-        )

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from builders import build_qwen3_vl
-from calibrate.walks import load, second_moments
+from calibrate.walks import load, put, second_moments
 from edgetune.cli import cli
 from edgetune_calibrate.batches import batch
 from edgetune_calibrate.checkpoint import Checkpoint
@@ -101,6 +101,29 @@ def test_reported_errors_are_shares_of_the_layers_output_energy(qwen3_vl: Path, 
     moments = second_moments(inputs)
     expected = float(((error @ moments) * error).sum() / ((weight @ moments) * weight).sum())
     assert result["weightset"]["calibration"]["error"][name] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_awq_keeps_the_norms_that_it_changed(
+    family: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(family)
+    done = invoke(*command(folder, data, tmp_path / "set", "--method", "awq", "--bits", "8"))
+    assert done.exit_code == 0, done.output
+    found = WeightSet.load(tmp_path / "set")
+    model, quantized = load(folder), load(folder)
+    layers = range(len(list(model.get_submodule("model.language_model.layers").children())))
+    norms = ("input_layernorm", "post_attention_layernorm")
+    assert set(found.overrides) == {f"model.language_model.layers.{i}.{norm}.weight" for i in layers for norm in norms}
+    put(quantized, {name: found.weight(name) for name in found.names})
+    for name in found.overrides:
+        quantized.get_parameter(name).data.copy_(torch.from_numpy(found.override(name)))
+    assert any(not torch.equal(quantized.get_parameter(name), model.get_parameter(name)) for name in found.overrides)
+    source = Checkpoint.open(folder)
+    inputs = batch(calibration_set(source, data, samples=1, seed=0).samples[0], source, torch.float32)
+    with torch.no_grad():
+        expected, logits = model(**inputs).logits, quantized(**inputs).logits
+    assert (logits - expected).norm() < 0.1 * expected.norm()
 
 
 def test_what_a_user_gets_wrong_is_one_line(qwen3_vl: Path, data: Path, held_out: Path, tmp_path: Path) -> None:

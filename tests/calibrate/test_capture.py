@@ -21,7 +21,8 @@ from calibrate.walks import (
     second_moments,
     walk,
 )
-from edgetune_calibrate.quantize import DecoderSettings, input_groups
+from edgetune_calibrate.linears import input_groups
+from edgetune_calibrate.quantize import DecoderSettings
 from edgetune_calibrate.solve import SolveSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family

@@ -84,7 +84,7 @@ def test_answers_stay_and_readers_see_inputs_divided_by_the_factors() -> None:
 def test_a_walk_with_factors_solves_folded_layers_and_keeps_what_it_changed(asymmetric: bool) -> None:
     model = biased()
     batches = [{"input_ids": torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))}]
-    fine = SolveSettings(method="rtn", bits=8, group_size=32)
+    fine = SolveSettings(method="awq", bits=8, group_size=32)
 
     def factors(group: LinearGroup, settings: SolveSettings) -> Tensor:
         assert settings == fine
