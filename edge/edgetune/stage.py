@@ -26,7 +26,16 @@ from tqdm import tqdm
 from edgetune import __version__
 from edgetune._lock import locked
 from edgetune_runtime.errors import BundleError, InputError
-from edgetune_runtime.manifest import MANIFEST, SCHEMA, Progress, read_manifest, sha256_file, sha256_tree, verify_files
+from edgetune_runtime.manifest import (
+    DEVICE_FILES,
+    MANIFEST,
+    SCHEMA,
+    Progress,
+    read_manifest,
+    sha256_file,
+    sha256_tree,
+    verify_files,
+)
 
 _FINGERPRINT = ".fingerprint"
 _REPORTED = ("torch", "transformers", "peft", "accelerate", "numpy", "onnx", "onnxruntime", "tokenizers", "PIL")
@@ -127,7 +136,9 @@ def _check_places(stage: str, output: Path, inputs: Mapping[str, Path]) -> None:
     manifest = read_manifest(output)
     if manifest.get("stage") != stage:
         raise InputError(f"{output}: holds the result of {manifest.get('stage')!r}, not of {stage!r}", hint=elsewhere)
-    foreign = sorted(set(_files(output)) - set(manifest["files"]))
+    # What a device built from a bundle is worth no more than the bundle.
+    added = {name for name in _files(output) if stage == "export" and name.startswith(f"{DEVICE_FILES}/")}
+    foreign = sorted(set(_files(output)) - set(manifest["files"]) - added)
     if foreign:
         raise InputError(f"{output / foreign[0]}: edgetune did not write this file", hint=f"move it, or {elsewhere}")
 

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     """Build, and print what each engine took.
 
     Raises:
-        BundleError: not a TensorRT bundle, or TensorRT refuses a graph.
+        BundleError: not a TensorRT bundle, TensorRT refuses a graph, or export built these engines already.
         InputError: no such target.
         MissingDependency: TensorRT is not installed, or there is no GPU.
     """
@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
         graphs_of(bundle),
         library,
         capability,
+        listed=bundle.manifest["files"],
         force=options.force,
         progress=lambda part: None if options.json else print(f"  building {part} ...", flush=True),
     )

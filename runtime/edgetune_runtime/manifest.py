@@ -17,6 +17,8 @@ from edgetune_runtime.errors import BundleError, InputError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+DEVICE_FILES = "engines"
+"""Folder of a bundle that the device it runs on may add files to, beside those that the manifest lists."""
 _CHUNK = 1 << 20
 
 

@@ -8,7 +8,6 @@ import shutil
 import stat
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -68,25 +67,28 @@ def test_the_tiny_model_builds_for_both(tiny: Path) -> None:
             assert b"edgetune" not in path.read_bytes()[:1024] and path.read_bytes()[:4] != b"{\n  "
 
 
-def build_parts(bundle: Bundle, folder: Path, **changes: Any) -> dict[str, Path]:
-    paths = {}
-    for name, graph in graphs_of(bundle).items():
-        paths[name] = folder / f"{name}.engine"
-        job = {"flavour": RTX, "model": str(graph.model), "profiles": graph.profiles, "engine": str(paths[name])}
-        build_apart(BuildJob(**{**job, "target": "8.6", **changes}))
-    return paths
-
-
 @pytest.mark.parametrize(("family", "precision"), [("qwen3_vl", "int4"), ("qwen2_5_vl", "int8")])
-def test_the_vocabulary_of_old_versions_builds(
-    family: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+def test_a_device_adds_engines_to_the_graphs_of_old_versions(
+    family: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint: Path = request.getfixturevalue(family)
-    place = ["--checkpoint", str(checkpoint), "--format", "trt", "--output", str(tmp_path / "bundle")]
-    options = ["--trt-profile", "10.3", "--precision", precision, "--max-length", "256"]
-    cli.main(["export", *place, *options], standalone_mode=False)
-    paths = build_parts(Bundle.load(tmp_path / "bundle"), tmp_path)
-    assert all(path.stat().st_size > 1_000_000 for path in paths.values())
+    folder = tmp_path / "bundle"
+    place = ["--checkpoint", str(checkpoint), "--format", "trt", "--output", str(folder), "--trt-profile", "10.3"]
+    export = ["export", *place, "--precision", precision, "--max-length", "256"]
+    cli.main(export, standalone_mode=False)
+    code, out, _ = run("build-engine", str(folder), "--target", "sm86", capsys=capsys)
+    assert code == 0 and "building vision" in out and "building decoder" in out and "written" in out
+    engines = read_engines(folder)[0]
+    assert (engines.flavour, engines.capability) == (RTX, "8.6")
+    assert all(part["size"] > 1_000_000 for part in engines.parts.values())
+    bundle = Bundle.load(folder)  # the manifest still tells the truth about what export wrote
+    (engines.folder / "vision.engine").unlink()
+    with pytest.raises(BundleError, match=r"listed in engines.json but missing"):
+        engines.path("vision", graphs_of(bundle)["vision"].source)
+    # Engines do not stand in the way of the next export.
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    cli.main(export, standalone_mode=False)
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_an_int8_vision_encoder_builds(qwen3_vl: Path, tmp_path: Path) -> None:
@@ -123,22 +125,20 @@ def test_what_is_there_is_kept(copied: Path, capsys: pytest.CaptureFixture[str])
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.engine")} == before
 
 
-def test_a_changed_engine_is_refused_and_built_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_engine_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engines = next(found for found in read_engines(copied) if found.capability == "8.6")
     path = engines.folder / "vision.engine"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    bundle = Bundle.load(copied, verify=False)
-    source = graphs_of(bundle)["vision"].source
+    source = graphs_of(Bundle.load(copied, verify=False))["vision"].source
     with pytest.raises(BundleError, match="the engine was changed"):
         engines.path("vision", source)
     with pytest.raises(BundleError, match="built from another export"):
         engines.path("vision", "0" * 64)
-    path.unlink()
-    with pytest.raises(BundleError, match=r"listed in engines.json but missing"):
-        engines.path("vision", source)
-    code, out, _ = run("build-engine", str(copied), "--target", "8.6", "--no-verify", capsys=capsys)
-    assert code == 0 and "written" in out and "building vision" in out
-    assert read_engines(copied)[0].path("vision", source).is_file()
+    code, _, err = run("build-engine", str(copied), "--target", "8.6", "--no-verify", capsys=capsys)
+    assert code == 2 and "these engines are part of the export" in err and "hint: export again" in err
+    (engines.folder / "engines.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"engines.json: not a list of engines"):
+        read_engines(copied)
 
 
 def test_engines_of_another_device_or_version_are_refused(tiny: Path) -> None:
@@ -177,7 +177,9 @@ def test_other_bundles_have_no_engines(qwen3_vl_bundle: Path, capsys: pytest.Cap
 
 def test_a_graph_that_tensorrt_cannot_read_is_told(int4_bundle: Path, tmp_path: Path) -> None:
     graph = int4_bundle / "onnx" / "decoder_model_merged.onnx"
-    with pytest.raises(EdgetuneError, match=r"decoder_model_merged.onnx: TensorRT-RTX .* cannot read it: .*must be FP16"):
+    with pytest.raises(
+        EdgetuneError, match=r"decoder_model_merged.onnx: TensorRT-RTX .* cannot read it: .*must be FP16"
+    ):
         build_apart(BuildJob(RTX, str(graph), [], str(tmp_path / "engine"), "8.6"))
     assert list(tmp_path.iterdir()) == []
 

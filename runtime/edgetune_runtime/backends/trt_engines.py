@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from edgetune_runtime.backends.trt_build import BuildJob, Profile, build_apart
 from edgetune_runtime.backends.trt_library import TITLES, Library
 from edgetune_runtime.errors import BundleError
-from edgetune_runtime.manifest import sha256_file
+from edgetune_runtime.manifest import DEVICE_FILES, sha256_file
 
 if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle
 
-FOLDER = "engines"
 SIDECAR = "engines.json"
 TIMING_CACHE = "timing.cache"
 SCHEMA = 1
@@ -105,7 +104,7 @@ def read_engines(bundle: Path) -> list[Engines]:
         BundleError: a sidecar file cannot be read.
     """
     found = []
-    for path in sorted((bundle / FOLDER).glob(f"*/{SIDECAR}")):
+    for path in sorted((bundle / DEVICE_FILES).glob(f"[!.]*/{SIDECAR}")):  # not what a killed build left
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             if told["schema"] != SCHEMA:
@@ -144,6 +143,7 @@ def build_engines(
     library: Library,
     capability: str,
     *,
+    listed: Collection[str] = (),
     force: bool = False,
     progress: Callable[[str], object] = lambda part: None,
 ) -> tuple[Engines, bool]:
@@ -154,6 +154,7 @@ def build_engines(
         graphs: what to build, by name.
         library: builds them.
         capability: compute capability to build for.
+        listed: names of the files in the bundle's manifest, which must stay as they are.
         force: build even when nothing changed.
         progress: called with the name of each graph as its build starts.
 
@@ -161,16 +162,20 @@ def build_engines(
         The engines, and whether they were built now.
 
     Raises:
+        BundleError: the engines would replace some that export wrote.
         EdgetuneError: a build failed; nothing half-built is left.
     """
-    folder = bundle / FOLDER / f"{library.flavour}-{library.version}-sm{capability.replace('.', '')}"
+    folder = bundle / DEVICE_FILES / f"{library.flavour}-{library.version}-sm{capability.replace('.', '')}"
     for engines in read_engines(bundle):
         if engines.folder == folder and not force and _current(engines, graphs):
             return engines, False
+    if any(name.startswith(f"{DEVICE_FILES}/{folder.name}/") for name in listed):
+        raise BundleError(f"{folder}: these engines are part of the export", hint="export again to build them again")
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    cache = bundle / FOLDER / f"{library.flavour}.{TIMING_CACHE}" if library.flavour == "tensorrt" else None
+    if (folder / TIMING_CACHE).is_file():
+        shutil.copyfile(folder / TIMING_CACHE, work / TIMING_CACHE)
     parts: dict[str, dict[str, Any]] = {}
     try:
         for name, graph in graphs.items():
@@ -183,7 +188,7 @@ def build_engines(
                     profiles=graph.profiles,
                     engine=str(path),
                     target=capability,
-                    timing_cache=None if cache is None else str(cache),
+                    timing_cache=str(work / TIMING_CACHE),
                 )
             )
             size = path.stat().st_size
