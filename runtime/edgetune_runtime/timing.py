@@ -6,12 +6,13 @@ measured. All times are seconds, all sizes are bytes.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from edgetune_runtime.gpu import Gpu
 
 STAGES = ("preprocess", "vision", "prefill", "decode", "total")
 """The stages of one answer, in the order in which they run; `total` is wall time from image to text."""
@@ -102,12 +103,6 @@ class CpuShare:
         return total - (ticks[3] + ticks[4]) / tick, total, time.process_time()
 
 
-class _NvmlMemory(ctypes.Structure):
-    """nvmlMemory_t of the NVIDIA Management Library: bytes."""
-
-    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
-
-
 class GpuMemory:
     """Growth of a GPU's used memory since construction: device-wide, as the driver (NVML) sees it.
 
@@ -115,30 +110,13 @@ class GpuMemory:
     Sample after each answer: engines' arenas grow to their peak and stay there.
     """
 
-    def __init__(self, device: int = 0) -> None:
-        self._device = device
-        self._nvml: ctypes.CDLL | None
-        try:
-            self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        except OSError:
-            self._nvml = None
-        if self._nvml is not None and self._nvml.nvmlInit_v2() != 0:
-            self._nvml = None
-        self._base = self._used()
+    def __init__(self) -> None:
+        self._gpu = Gpu()
+        self._base = self._gpu.used()
         self.peak: int | None = None if self._base is None else 0
 
     def sample(self) -> None:
         """Look once; `peak` keeps the largest growth in bytes (None without a driver)."""
-        used = self._used()
+        used = self._gpu.used()
         if used is not None and self._base is not None and self.peak is not None:
             self.peak = max(self.peak, used - self._base)
-
-    def _used(self) -> int | None:
-        if self._nvml is None:
-            return None
-        handle, memory = ctypes.c_void_p(), _NvmlMemory()
-        if self._nvml.nvmlDeviceGetHandleByIndex_v2(self._device, ctypes.byref(handle)) != 0:
-            return None
-        if self._nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
-            return None
-        return int(memory.used)

@@ -98,6 +98,22 @@ def test_results_say_what_was_measured_and_where(
     verify_files(bench[0])
 
 
+def test_a_report_lies_beside_the_results(bench: tuple[Path, Result]) -> None:
+    output, done = bench
+    page = (output / "report.html").read_text()
+    for row in results(output)["rows"]:
+        assert row["name"] in page
+    assert results(output)["rows"][0]["reason"] in page
+    assert page.count("<use ") % 2 == 0  # the baseline and the one other row that ran, for each picture
+    assert f"report: {output / 'report.html'}" in done.stderr
+
+
+def test_report_is_another_name_for_output(bundle: Path, data: Path, tmp_path: Path) -> None:
+    done = edgetune("bench", bundle, "--data", data, "--limit", 2, "--report", tmp_path / "out", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert {"results.json", "report.html", "table.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_pictures_show_the_rows_that_ran(bench: tuple[Path, Result]) -> None:
     with Image.open(bench[0] / "pictures.png") as sheet:
         # Three columns (truth, onnx, torch) of the widest picture, 160 pixels, with margins of 8.
@@ -267,6 +283,8 @@ def test_a_picture_that_breaks_off_is_found_before_anything_runs(bundle: Path, d
         ),
         (["bench", "{bundle}", "{bundle}", "--data", "{data}", "--output", "{out}"], "named twice"),
         (["bench", "--data", "{data}", "--output", "{out}"], "Missing argument"),
+        (["bench", "{bundle}", "--data", "{data}"], "Give one of --output and --report"),
+        (["bench", "{bundle}", "--data", "{data}", "--output", "{out}", "--report", "{out}2"], "Give one of"),
         (["bench", "{out}/x", "--data", "{data}", "--output", "{out}"], "no such folder"),
         (["eval", "{bundle}", "--data", "{out}.jsonl"], "no such data file"),
         (["eval", "{bundle}", "--data", "{data}", "--adapter", "{bundle}"], "no adapter_config.json"),

@@ -89,3 +89,46 @@ def test_a_name_given_by_the_user_stays(tmp_path: Path) -> None:
 def test_an_equals_sign_in_a_folder_name_is_no_row_name(tmp_path: Path) -> None:
     path = folder(tmp_path / "lr=1e-4", config=True)
     assert parse(str(path), identify).path == path
+
+
+def bundle(path: Path, **fields: object) -> Path:
+    path.mkdir(parents=True)
+    manifest = {
+        "schema": 1,
+        "stage": "export",
+        "files": {},
+        "settings": {"block_size": 32},
+        "result": {"bundle": fields},
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_bundles_of_one_folder_name_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
+    gptq: dict[str, object] = {"calibration": {"method": "gptq", "bits": 4, "group_size": 128}}
+    other: dict[str, object] = {"calibration": {"method": "gptq", "group_size": 32, "symmetric": True}}
+    paths = [
+        bundle(tmp_path / "a" / "onnx", format="onnx", precision="int4", **gptq),
+        bundle(tmp_path / "b" / "onnx", format="onnx", precision="int4", calibration=None),
+        bundle(tmp_path / "c" / "onnx", format="onnx", precision="fp16"),
+        bundle(tmp_path / "c" / "gptq", format="gptq", precision="int4", **gptq),
+        bundle(tmp_path / "d" / "gptq", format="gptq", precision="int4", **other),
+    ]
+    names = [target.name for target in name_apart([identify(path) for path in paths])]
+    assert names == ["onnx-int4-gptq-g128", "onnx-int4-rtn-g32", "onnx-fp16", "gptq-int4-g128", "gptq-int4-g32-sym"]
+
+
+def test_bundles_that_say_the_same_of_themselves_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = [bundle(tmp_path / name / "onnx", format="onnx", precision="fp16") for name in ("a", "b")]
+    assert [t.name for t in name_apart([identify(path) for path in paths])] == ["a/onnx", "b/onnx"]
+
+
+def test_a_name_that_tells_apart_is_kept_short(tmp_path: Path) -> None:
+    paths = [bundle(tmp_path / name, format="onnx", precision=name) for name in ("fp16", "int4")]
+    assert [t.name for t in name_apart([identify(path) for path in paths])] == ["fp16", "int4"]
+
+
+def test_an_engine_is_passed_to_bundles_only(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "x", format="onnx", precision="fp16")
+    assert identify(path, engine="warp").command()[-2:] == ["--engine", "warp"]
+    assert "--engine" not in identify(folder(tmp_path / "hub", config=True), engine="warp").command()

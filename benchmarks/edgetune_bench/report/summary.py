@@ -55,7 +55,7 @@ def section(results: Mapping[str, Any]) -> str:
         _column(rows, "GPU", "MB", lambda row: mega(row.get("peak_gpu_bytes"))),
     ]
     shown = [column for column in columns if column is not None]
-    heads = [head(row) + (' <span class="mark bad">failed</span>' if row["status"] == "failed" else "") for row in rows]
+    heads = [_head(row) for row in rows]
     notes = _noise(ran(results))
     lead = "Small print: 95 % intervals, images drawn again. Times are of one answer, from picture to text."
     return wrap("Summary", lead, table("Accuracy, speed and size of every row", heads, shown) + notes)
@@ -72,6 +72,13 @@ def failed(results: Mapping[str, Any]) -> str:
     ]
     lead = "A row that cannot run stays in the table, with the last thing that it said."
     return wrap("Failed rows", lead, table("Rows that failed, and why", [head(row) for row in rows], columns))
+
+
+def _head(row: Row) -> str:
+    """The row's name, whether it failed, and under it what the bundle says it is where the name does not."""
+    failed = ' <span class="mark bad">failed</span>' if row["status"] == "failed" else ""
+    what = row.get("title") or row.get("precision")
+    return head(row) + failed + (f'<span class="unit">{text(what)}</span>' if what and what != row["name"] else "")
 
 
 def _noise(rows: Sequence[Row]) -> str:
@@ -102,7 +109,7 @@ def _findings(results: Mapping[str, Any]) -> str:
         best = max((row for row in rows if row.get(kind)), key=lambda row: float(row[kind][key]))
         facts.insert(0, ("most accurate", best, f"{percent(best[kind][key])} % {title}"))
     reference = next((row for row in rows if row["baseline"]), None)
-    if reference is not None and fastest is not reference:
+    if reference is not None and fastest is not reference and reference.get("machine") == fastest.get("machine"):
         times = _median(reference) / _median(fastest)
         facts[-2] = ("fastest", fastest, f"{milliseconds(_median(fastest))} ms, {times:.1f}× the baseline")
     items = "".join(

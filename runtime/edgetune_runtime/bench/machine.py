@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edgetune_runtime.gpu import Gpu
+
 _PACKAGES = (
     "edgetune",
     "edgetune-runtime",
@@ -38,9 +40,10 @@ def versions() -> dict[str, str]:
 
 
 def describe() -> dict[str, Any]:
-    """CPU model, cores, memory (bytes), frequency governor and operating system of this machine."""
+    """CPU and GPU model, cores, memory (bytes), frequency governor and operating system of this machine."""
     return {
         "cpu": _cpu_model(),
+        "gpu": Gpu().name(),
         "arch": platform.machine(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),

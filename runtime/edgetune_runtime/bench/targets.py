@@ -149,11 +149,14 @@ def _title(path: Path) -> str | None:
     """Format, precision, method and group size of a bundle, as far as its manifest tells."""
     manifest = _read(path)
     bundle = (manifest.get("result") or {}).get("bundle") or {}
-    settings = manifest.get("settings") or {}
-    weights = bundle.get("weights") or {}
+    calibration = bundle.get("calibration") or {}
     parts = [bundle.get("format"), bundle.get("precision")]
-    if bundle.get("precision") == "int4":
-        group = weights.get("group_size") or settings.get("block_size")
-        parts += [weights.get("method", "rtn"), f"g{group}" if group else None]
+    if calibration or bundle.get("precision") == "int4":
+        rounded = manifest.get("settings") or {}
+        group = calibration.get("group_size") or rounded.get("block_size")
+        # Several formats name themselves after their method, which is then said once.
+        method = calibration.get("method", "rtn")
+        parts += [None if method == bundle.get("format") else method, f"g{group}" if group else None]
+        parts.append("sym" if (calibration or rounded).get("symmetric") else None)
     known = [str(part) for part in parts if part]
     return "-".join(known) if len(known) >= 2 else None
