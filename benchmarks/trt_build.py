@@ -110,6 +110,7 @@ def measure(work: dict[str, Any], target: str) -> dict[str, Any]:
         "ONNX MB": round(onnx / 1e6, 1),
         "engine MB": round(size / 1e6, 1),
         "seconds": round(built.seconds, 1),
+        "CPU s": round(built.cpu_seconds, 1),
         "peak MB": round(built.peak_rss_mb),
     }
 

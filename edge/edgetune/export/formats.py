@@ -65,4 +65,9 @@ FORMATS = {
         _PACKED,
         needs_weights=True,
     ),
+    "trt": Format(
+        "TensorRT on Jetson and RTX GPUs",
+        "edgetune.export.trt_bundle:export_trt",
+        ("vision", "embeddings", "decoder", "parity", "engines"),
+    ),
 }

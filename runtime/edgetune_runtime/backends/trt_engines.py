@@ -47,7 +47,7 @@ class Engines:
         flavour: "tensorrt" or "tensorrt_rtx".
         version: of that library.
         capability: compute capability, such as "8.7".
-        parts: graph name -> file, sha256, size, source (hash of the graph's files), seconds, peak_rss_mb.
+        parts: graph name -> file, sha256, size, source (hash of the graph's files), and what `Built` holds.
     """
 
     folder: Path
