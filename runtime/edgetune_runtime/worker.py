@@ -139,7 +139,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 def _row(record: Record, reply: Reply) -> dict[str, Any]:
     row: dict[str, Any] = {
         "source": record.source,
-        "image": str(record.image),
+        "image": str(record.image.absolute()),  # results may be read from another folder
         "kind": record.kind,
         "text": record.text,
         "raw": reply.raw,

@@ -87,9 +87,7 @@ def _noise(rows: Sequence[Row]) -> str:
     if not noisy:
         return ""
     names = ", ".join(f"{text(row['name'])} ({row['others_cpu_share']:.0%})" for row in noisy)
-    return (
-        f'<p class="note">Timings are noisy: other processes used the CPU meanwhile, its share is given: {names}.</p>\n'
-    )
+    return f'<p class="note">Noisy timings; other processes took this share of the CPU meanwhile: {names}.</p>\n'
 
 
 def _findings(results: Mapping[str, Any]) -> str:
