@@ -6,16 +6,20 @@ activations, found by calibration, and one an output for the weights. Both are s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from edgetune.export.graph import cast_float
 from edgetune.export.job import ExportJob
 from edgetune.export.vision import export_vision, exportable_vision
+from edgetune.export.vision_int8 import static_layers
+from edgetune.export.vision_products import Range
 from edgetune_runtime.errors import InputError
 
 LIMIT = 127
@@ -27,33 +31,41 @@ HALF = ir.DataType.FLOAT16
 def build_trt_vision(job: ExportJob) -> ir.Model:
     """Trace the checkpoint's vision tower in float16, and round its layers where int8 was asked for.
 
+    Layers that int8 would spoil (few very large activations) stay in float16, and so do the mergers.
+
     Raises:
         InputError: int8 without a weight set that knows the ranges of the tower's activations.
     """
-    ranges = _ranges(job) if job.options.vision == "int8" else {}
+    limits = _limits(job) if job.options.vision == "int8-static" else {}
     wrapper = exportable_vision(job.checkpoint.config["model_type"], job.checkpoint.model.model.visual, one_frame=True)
-    model = export_vision(wrapper.half())
-    quantize_static(model, ranges)
+    if limits:
+        pixels = [sample.case.pixels for sample in job.pictures]
+        images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
+        accurate = static_layers(wrapper, images, {name: Range.of(-most, most) for name, most in limits.items()})
+        limits = {name: most for name, most in limits.items() if name in accurate}
+    # A copy: the tower is the reference's too, and half() changes modules in place.
+    model = export_vision(copy.deepcopy(wrapper).half())
+    quantize_static(model, limits)
     return model
 
 
-def _ranges(job: ExportJob) -> dict[str, float]:
-    """Largest magnitude of the input of each layer, by the name of its weight in the graph."""
+def _limits(job: ExportJob) -> dict[str, float]:
+    """The magnitude that the largest code stands for in each layer's input, by the name of its weight in the graph."""
     told = None if job.weights is None else job.weights.fields.get("vision_ranges")
     if not told:
         raise InputError(
             "int8 vision for TensorRT needs the ranges of its activations",
-            hint="calibrate with the vision encoder and give the weight set, or choose --vision-precision fp16",
+            hint="give a weight set of edgetune calibrate, or choose --vision-precision fp16",
         )
-    return {f"tower.{name.rpartition('visual.')[2]}.weight": float(limit) for name, limit in told.items()}
+    return {f"tower.{name.rpartition('visual.')[2]}.weight": float(span["amax"]) for name, span in told.items()}
 
 
-def quantize_static(model: ir.Model, ranges: Mapping[str, float]) -> None:
+def quantize_static(model: ir.Model, limits: Mapping[str, float]) -> None:
     """Make the products of a traced float16 tower int8, in place.
 
     Args:
         model: from `export_vision`.
-        ranges: largest magnitude of a layer's input, by the name of its weight; layers without one stay as they are.
+        limits: largest magnitude of a layer's input, by the name of its weight; layers without one stay as they are.
 
     Raises:
         InputError: a name is not that of a layer.
@@ -61,7 +73,7 @@ def quantize_static(model: ir.Model, ranges: Mapping[str, float]) -> None:
     layers = {
         node.inputs[1].name: node for node in model.graph if node.op_type == "Gemm" and node.inputs[1] is not None
     }
-    for name, limit in ranges.items():
+    for name, limit in limits.items():
         if name not in layers:
             raise InputError(f"the vision encoder has no layer {name!r}, which the calibration has ranges of")
         node = layers[name]
