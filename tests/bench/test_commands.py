@@ -108,12 +108,6 @@ def test_a_report_lies_beside_the_results(bench: tuple[Path, Result]) -> None:
     assert f"report: {output / 'report.html'}" in done.stderr
 
 
-def test_report_is_another_name_for_output(bundle: Path, data: Path, tmp_path: Path) -> None:
-    done = edgetune("bench", bundle, "--data", data, "--limit", 2, "--report", tmp_path / "out", *SMALL)
-    assert done.exit_code == 0, done.output
-    assert {"results.json", "report.html", "table.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
-
-
 def test_pictures_show_the_rows_that_ran(bench: tuple[Path, Result]) -> None:
     with Image.open(bench[0] / "pictures.png") as sheet:
         # Three columns (truth, onnx, torch) of the widest picture, 160 pixels, with margins of 8.
@@ -199,7 +193,8 @@ def _worker(parent: int, mark: str) -> psutil.Process:
 def test_a_failed_baseline_leaves_the_others_without_differences(
     bundle: Path, damaged: Path, data: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--baseline", damaged, "--data", data, "--limit", 2, "--output", tmp_path / "out", *SMALL)
+    # --report is another name for --output.
+    arguments = ("--baseline", damaged, "--data", data, "--limit", 2, "--report", tmp_path / "out", *SMALL)
     done = edgetune("bench", bundle, *arguments)
     assert done.exit_code == 1
     assert [(row["name"], "delta" in row) for row in results(tmp_path / "out")["rows"]] == [
