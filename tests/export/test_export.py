@@ -53,7 +53,7 @@ def test_rounded_precisions(qwen2_5_vl: Path, tmp_path: Path, precision: str, bi
     inputs = {value.name: value for value in graph.input}
     cache = inputs["past_key_values.0.key"].type.tensor_type
     assert cache.elem_type == (onnx.TensorProto.FLOAT16 if bits == 16 else onnx.TensorProto.FLOAT)
-    assert [dim.dim_value or dim.dim_param for dim in cache.shape.dim] == ["batch", 2, "past_length", 32]
+    assert [dim.dim_value or dim.dim_param for dim in cache.shape.dim] == ["batch_size", 2, "past_length", 32]
 
 
 def unpacked(bundle: Path, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:

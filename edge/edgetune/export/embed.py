@@ -19,7 +19,7 @@ def build_embed(table: Float, precision: str) -> ir.Model:
         precision: how the table is stored: "fp32", "fp16", or "int8" with one scale a token.
     """
     graph = GraphBuilder("embed_tokens")
-    ids = graph.input("input_ids", ir.DataType.INT64, ("batch", "length"))
+    ids = graph.input("input_ids", ir.DataType.INT64, ("batch_size", "length"))
     if precision == "int8":
         scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / np.float32(127)
         codes = np.rint(table / scale).astype(np.int8)
@@ -31,5 +31,5 @@ def build_embed(table: Float, precision: str) -> ir.Model:
         embeds = graph.op("Gather", graph.constant("embed_tokens.weight", cast_float(table, dtype)), ids)
         if dtype != ir.DataType.FLOAT:
             embeds = graph.op("Cast", embeds, to=ir.DataType.FLOAT)
-    graph.output(embeds, "inputs_embeds", ir.DataType.FLOAT, ("batch", "length", table.shape[1]))
+    graph.output(embeds, "inputs_embeds", ir.DataType.FLOAT, ("batch_size", "length", table.shape[1]))
     return graph.model(OPSET)

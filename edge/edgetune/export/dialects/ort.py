@@ -26,7 +26,7 @@ class OrtDialect:
     """
 
     opset = 20
-    batch: Dim = "batch"
+    batch: Dim = "batch_size"  # the only free dimension that transformers.js does not take for 0
     input_dtype = ir.DataType.FLOAT
 
     def __init__(

@@ -38,7 +38,7 @@ class PlainDialect:
     """
 
     opset = 21
-    batch: Dim = "batch"
+    batch: Dim = "batch_size"
 
     def __init__(self, graph: GraphBuilder, spec: DecoderSpec, dtype: ir.DataType) -> None:
         self.graph = graph
@@ -106,8 +106,8 @@ class PlainDialect:
     def start(self) -> None:
         """Declare attention_mask int64 [B, T] as well; compute rotary tables and which keys each token sees."""
         op, spec, constant = self.graph.op, self._spec, self.graph.constant
-        mask = self.graph.input("attention_mask", ir.DataType.INT64, ("batch", "total_length"))
-        position_ids = self.graph.input("position_ids", ir.DataType.INT64, (3, "batch", "length"))
+        mask = self.graph.input("attention_mask", ir.DataType.INT64, ("batch_size", "total_length"))
+        position_ids = self.graph.input("position_ids", ir.DataType.INT64, (3, "batch_size", "length"))
         axis_last = op("Transpose", op("Cast", position_ids, to=ir.DataType.FLOAT), perm=[1, 2, 0])  # [B, S, 3]
         angles = op("MatMul", axis_last, constant("rope.matrix", spec.rope))
         angles = op("Unsqueeze", op("Concat", angles, angles, axis=-1), constant("axis.2", np.array([2])))
@@ -131,7 +131,7 @@ class PlainDialect:
 
     def cache_shape(self, length: str) -> tuple[Dim, ...]:
         """[B, kv_heads, length, d]."""
-        return ("batch", self._spec.kv_heads, length, self._spec.head_dim)
+        return ("batch_size", self._spec.kv_heads, length, self._spec.head_dim)
 
     def attention(
         self,
