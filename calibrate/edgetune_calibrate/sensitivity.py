@@ -1,0 +1,181 @@
+"""How much each part of a decoder matters, measured in boxes: its drift when that part alone is quantized.
+
+A unit is what shares a format: the linears of a block that read one input, or the head. Its error at some bits is the
+mean square, over the boxes of the calibration records, of the drift of the expected boxes (see `coordinates`). Shifts
+that units cause are nearly independent of each other, so mean squares add up: the drift of a mix of formats is about
+the root of the sum of its units' errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgetune_calibrate.allocate import Choice, Unit
+from edgetune_calibrate.capture import Stream, VisionCache, output_head
+from edgetune_calibrate.coordinates import BoxPlaces, drift, expected_boxes
+from edgetune_calibrate.linears import group_of, input_groups, untie, visible
+from edgetune_calibrate.moments import Moments
+from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
+from edgetune_runtime.quant.blocks import BlockFormat
+
+
+def stored_bytes(shape: tuple[int, int], fmt: BlockFormat) -> int:
+    """Return what a weight [N, K] takes: codes, a float16 scale a group, and a zero point a group unless symmetric."""
+    rows, columns = shape
+    groups = columns // fmt.block
+    return rows * (columns * fmt.bits + groups * (16 + (0 if fmt.symmetric else fmt.bits))) // 8
+
+
+class BoxMeter:
+    """Measures the drift of a model's expected boxes from those it had when the meter was made.
+
+    Args:
+        model: on its device.
+        batches: keyword arguments of its forward, one conversation each.
+        places: of each batch where the boxes in its answer are.
+        answers: of each batch how many tokens its answer has; they are the last.
+        digits: token ids of the ten digits.
+        vision: stands in for the vision tower.
+
+    Raises:
+        InputError: no answer has a box.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Any]],
+        places: Sequence[BoxPlaces],
+        answers: Sequence[int],
+        digits: Tensor,
+        vision: VisionCache | None,
+    ) -> None:
+        self._model, self._batches, self._places, self._answers = model, batches, places, answers
+        self._digits, self._vision = digits, vision
+        self._asked = [number for number, place in enumerate(places) if place.digits]
+        if not self._asked:
+            raise InputError(
+                "no calibration record has a box, and sensitivity is measured in boxes",
+                hint="give --data with grounding records, or choose --bits instead of a budget",
+            )
+        self._sides = torch.cat([places[number].sides for number in self._asked])
+        self._reference = self._boxes()
+
+    def mean_square(self) -> float:
+        """Return the mean over all boxes of the squared drift."""
+        return float(drift(self._boxes(), self._reference, self._sides).square().mean())
+
+    @torch.no_grad()
+    def _boxes(self) -> Tensor:
+        device = next(self._model.parameters()).device
+        found = []
+        for number in self._asked:
+            if self._vision is not None:
+                self._vision.batch = number
+            inputs = {name: value.to(device) for name, value in self._batches[number].items()}
+            count = self._answers[number]
+            logits = self._model(**inputs, use_cache=False, logits_to_keep=count + 1).logits[0, :-1]
+            found.append(expected_boxes(logits, self._places[number], self._digits))
+        return torch.cat(found)
+
+
+def measure(
+    model: nn.Module,
+    modules: Modules,
+    batches: Sequence[Mapping[str, Any]],
+    places: Sequence[BoxPlaces],
+    answers: Sequence[int],
+    digits: Tensor,
+    settings: SolveSettings,
+    bits: Sequence[int],
+    *,
+    head: bool = False,
+    token_weights: Sequence[Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Unit]:
+    """Yield each unit's sizes and errors, in the order they run; the model's weights end as they were.
+
+    Args:
+        model: a transformers causal language model.
+        modules: where its blocks and linears are.
+        batches: keyword arguments of its forward, one conversation each.
+        places: see `BoxMeter`.
+        answers: see `BoxMeter`.
+        digits: see `BoxMeter`.
+        settings: how units are solved, but for the bits.
+        bits: the bits to try.
+        head: measure the language model head too.
+        token_weights: for each batch float32 [1, S], how much each token counts for the solver.
+        device: where to compute; the model is moved there.
+
+    Raises:
+        InputError: no answer has a box, or a group size does not divide a layer's inputs.
+    """
+    model = model.eval().to(device)
+    where = torch.device(device)
+    blocks: list[nn.Module] = list(model.get_submodule(modules.blocks).children())
+    weights = [one.to(where, torch.float32) for one in token_weights or [visible(batch) for batch in batches]]
+    with _cached(model, modules, where) as vision:
+        meter = BoxMeter(model, batches, places, answers, digits, vision)
+        stream = Stream(model, blocks, batches, vision, where)
+        groups = input_groups(modules)
+        for index, block in enumerate(blocks):
+            stream.enter(index)
+            moments = _moments(stream, [group[0] for group in groups], weights)
+            for group in groups:
+                linears = {f"{modules.blocks}.{index}.{name}": block.get_submodule(name) for name in group}
+                yield _tried(linears, group_of(linears, moments[group[0]]), settings, bits, meter)
+            stream.leave()
+        if head:
+            stream.enter(len(blocks))
+            output = output_head(model)
+            name = next(name for name, module in model.named_modules() if module is output)
+            moments = _moments(stream, [""], weights)
+            untie(output)
+            yield _tried({name: output}, group_of({name: output}, moments[""]), settings, bits, meter)
+
+
+@contextmanager
+def _cached(model: nn.Module, modules: Modules, store: torch.device) -> Iterator[VisionCache | None]:
+    if not modules.vision_root:
+        yield None
+        return
+    vision = VisionCache(model.get_submodule(modules.vision_root), store)
+    try:
+        yield vision
+    finally:
+        vision.close()
+
+
+def _moments(stream: Stream, names: Sequence[str], weights: Sequence[Tensor]) -> dict[str, Moments]:
+    moments = {name: Moments() for name in names}
+    for number, weight in enumerate(weights):
+        for name, x in stream.inputs(number, names).items():
+            moments[name].add(x, weight)
+    return moments
+
+
+def _tried(
+    linears: Mapping[str, nn.Module], group: LinearGroup, settings: SolveSettings, bits: Sequence[int], meter: BoxMeter
+) -> Unit:
+    """Solve a group at each of the bits, measure the drift with it in place, and put its weights back."""
+    original = {name: linear.get_parameter("weight").detach().clone() for name, linear in linears.items()}
+    group = replace(group, weights=original)  # not the parameters, which change below
+    choices = []
+    for width in bits:
+        chosen = replace(settings, bits=width)
+        for name, weight in solve_group(group, chosen).items():
+            linears[name].get_parameter("weight").data.copy_(torch.from_numpy(weight.dequantize()))
+        size = sum(stored_bytes((len(values), values.shape[1]), chosen.format) for values in original.values())
+        choices.append(Choice(width, size, meter.mean_square()))
+    for name, values in original.items():
+        linears[name].get_parameter("weight").data.copy_(values)
+    return Unit(group.names, tuple(choices))
