@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family, get_family
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.image import ImageSpec
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.tokens import TextTokenizer
 
 
@@ -52,10 +52,7 @@ class Checkpoint:
             adapter = (folder / "adapter_config.json").is_file()
             hint = "merge the adapter first: edgetune merge" if adapter else "give a Hugging Face checkpoint folder"
             raise InputError(f"{folder}: no config.json", hint=hint)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid JSON: {error}") from error
+        config = read_json(path)
         family = get_family(str(config.get("model_type")))
         if family.modules is None:
             raise InputError(f"{folder}: {family.title} is supported for its boxes only, not for calibration")

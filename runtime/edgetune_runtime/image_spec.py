@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 # What transformers assumes when a config leaves these out; published configs often do.
@@ -143,12 +143,9 @@ def _read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid JSON: {error}") from error
+        config: Any = read_json(path)
         if name == "processor_config.json":
-            config = config.get("image_processor") if isinstance(config, dict) else None
+            config = config.get("image_processor")
             if config is None:
                 continue
         if not isinstance(config, dict):

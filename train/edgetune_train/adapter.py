@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST, read_manifest
-from edgetune_train.checkpoint import Checkpoint, read_json, tensor_shapes, weights_sha256
+from edgetune_train.checkpoint import Checkpoint, tensor_shapes, weights_sha256
 
 _PREFIX = "base_model.model."
 

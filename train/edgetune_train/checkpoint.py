@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family, get_family
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.image import ImageSpec
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import sha256_file
 from edgetune_runtime.tokens import TextTokenizer
 
@@ -97,23 +97,6 @@ def library_warnings_off() -> Iterator[None]:
         for category in (FutureWarning, UserWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(transformers|peft)\.")
         yield
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        InputError: the file is missing or holds something else.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object")
-    return value
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -18,9 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST
 from edgetune_train.adapter import Adapter
-from edgetune_train.checkpoint import Checkpoint, library_warnings_off, read_json, weight_files, weights_sha256
+from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weight_files, weights_sha256
 from edgetune_train.proof import compare, logits, proof_inputs
 
 _HEAD = "lm_head.weight"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.families.base import Chat, Family
 from edgetune_runtime.image import ImageSpec
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.quant.weightset import HEAD
 
 COPIED = (
@@ -91,13 +91,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             hint = "merge it into its base first: edgetune merge"
             raise InputError(f"{folder}: is a LoRA adapter, not a whole checkpoint", hint=hint)
         raise InputError(f"{folder}: no config.json", hint="give the folder of a Hugging Face checkpoint")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: must hold a JSON object")
-    return config
+    return read_json(path)
 
 
 def _load_model(folder: Path) -> Any:
@@ -175,6 +169,6 @@ def _token_ids(folder: Path, tokenizer: Any, family: Family) -> dict[str, Any]:
     stop = {known[token] for token in family.stop_tokens}
     path = folder / "generation_config.json"
     if path.is_file():
-        declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
+        declared = read_json(path).get("eos_token_id") or []
         stop |= set(declared) if isinstance(declared, list) else {declared}
     return {"eos": sorted(stop), **{role: known[token] for role, token in family.special_tokens.items()}}

@@ -7,7 +7,6 @@ or refused here: zero points stored less one (GPTQ v1) or as they are (v2), grou
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from safetensors import safe_open
 from edgetune.export.hf_checkpoint import weight_files
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import sha256_tree
 from edgetune_runtime.quant import gptq
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
@@ -47,7 +47,7 @@ def declared_quantization(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     declared: dict[str, Any] | None = config.get("quantization_config")
     path = folder / "quantize_config.json"
     if declared is None and path.is_file():
-        declared = {"quant_method": "gptq", **json.loads(path.read_text(encoding="utf-8"))}
+        declared = {"quant_method": "gptq", **read_json(path)}
     return declared
 
 

@@ -62,7 +62,7 @@ def generated_cases(checkpoint: Checkpoint) -> list[Case]:
     for seed, (name, (rows, columns)) in enumerate(_SHAPES.items()):
         factor = checkpoint.spec.factor
         picture = test_image(columns * factor, rows * factor, seed)
-        cases.append(_case(checkpoint, name, picture, text, _PICTURE_TOKENS))
+        cases.append(make_case(checkpoint, name, picture, text, _PICTURE_TOKENS))
     return cases
 
 
@@ -85,14 +85,15 @@ def record_cases(checkpoint: Checkpoint, weights: WeightSet) -> tuple[list[Case]
         chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(RECORDS, len(records))).astype(int)]
         family = checkpoint.family
         return [
-            _case(checkpoint, record.source, load_image(record.image), record.prompt(family), _RECORD_TOKENS)
+            make_case(checkpoint, record.source, load_image(record.image), record.prompt(family), _RECORD_TOKENS)
             for record in chosen
         ], str(path)
     except EdgetuneError as error:
         return [], f"the calibration records cannot be read any more: {error}"
 
 
-def _case(checkpoint: Checkpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
+def make_case(checkpoint: Checkpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
+    """A prompt of the user's whole words about a picture."""
     pixels = preprocess(image, checkpoint.spec)
     ids = TextTokenizer(checkpoint.folder / "tokenizer.json").prompt(
         checkpoint.family.chat, text, image_tokens=pixels.image_tokens, image_token=checkpoint.tokens["image"]
