@@ -118,8 +118,7 @@ class HostEngine:
         return _NUMPY[self.nodes[name].type]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        fixed = (self.get_tensor_shape(name),) * 3
-        return [tuple(shape) for shape in self.profiles[profile].get(name, fixed)]
+        return [tuple(shape) for shape in self.profiles[profile][name]]
 
     def create_execution_context(self) -> HostContext:
         return HostContext(self)
@@ -139,6 +138,7 @@ class HostContext:
         return profile < len(self.engine.profiles) and stream == self.engine.device.stream
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        assert -1 in self.engine.get_tensor_shape(name)
         low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
         assert all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)), (name, shape, low, high)
         self.shapes[name] = tuple(shape)
@@ -150,17 +150,18 @@ class HostContext:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        if name in self.engine.inputs:
-            return self.shapes[name]
         known = self.engine.get_tensor_shape(name)
         if -1 not in known:
             return known
+        if name in self.engine.inputs:
+            return self.shapes[name]
         merged = self.shapes["pixel_values"][0] // 4  # the vision encoder's tokens
         return (merged, *known[1:])
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == self.engine.device.stream
-        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        addresses = dict(self.addresses)
+        shapes = {name: self.get_tensor_shape(name) for name in self.engine.inputs}
         self.engine.device.queue(lambda: self._run(addresses, shapes))
         return True
 

@@ -83,11 +83,12 @@ class Context:
             raise EdgetuneError("TensorRT could not make an execution context", hint="free GPU memory")
         if not self._context.set_optimization_profile_async(profile, device.stream):
             raise EdgetuneError(f"the engine has no optimization profile {profile}")
-        self.largest: dict[str, Shape] = {
-            name: tuple(engine.engine.get_tensor_profile_shape(name, profile)[2]) for name in engine.inputs
-        }
-        for name, shape in self.largest.items():
-            self._context.set_input_shape(name, shape)
+        # A profile speaks of free dimensions only.
+        free = [name for name in engine.inputs if -1 in engine.shapes[name]]
+        ranges = {name: engine.engine.get_tensor_profile_shape(name, profile) for name in free}
+        self.largest = {name: tuple(ranges[name][2]) if name in free else engine.shapes[name] for name in engine.inputs}
+        for name in free:
+            self._set_shape(name, self.largest[name])
         self.addresses: dict[str, int] = {}
         for name in (*engine.inputs, *engine.outputs):
             self.bind(name, shared[name] if name in shared else device.allocate(self._bytes(name)))
@@ -109,12 +110,12 @@ class Context:
                 f"{name} of shape {list(array.shape)}: the engine takes at most {list(limit)}",
                 hint="use a smaller image or prompt, or export for larger ones",
             )
-        self._context.set_input_shape(name, array.shape)
+        self._set_shape(name, array.shape)
         self._device.upload(self.addresses[name], np.ascontiguousarray(array, self.engine.dtypes[name]))
 
     def zero(self, name: str, shape: Shape) -> None:
         """Fill an input with zeros."""
-        self._context.set_input_shape(name, shape)
+        self._set_shape(name, shape)
         self._device.zero(self.addresses[name], self.engine.bytes_of(name, shape))
 
     def execute(self) -> None:
@@ -127,6 +128,10 @@ class Context:
         array = np.empty(tuple(self._context.get_tensor_shape(name)), self.engine.dtypes[name])
         self._device.download(array, self.addresses[name])
         return array
+
+    def _set_shape(self, name: str, shape: Shape) -> None:
+        if -1 in self.engine.shapes[name] and not self._context.set_input_shape(name, shape):
+            raise EdgetuneError(f"the engine does not take {name} of shape {list(shape)}")
 
     def _bytes(self, name: str) -> int:
         return self.engine.bytes_of(name, tuple(self._context.get_tensor_shape(name)))
