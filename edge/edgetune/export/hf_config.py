@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edgetune import __version__
+from edgetune_runtime import __version__
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.weightset import HEAD
