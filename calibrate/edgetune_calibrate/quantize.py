@@ -55,7 +55,7 @@ class DecoderSettings:
         head: method and format of the head, or None to leave it as it is.
         formats: full names of linears with a format of their own; linears that share an input share a format.
         true_sequential: the linears of a block see what the quantized ones before them in the same block give.
-        asymmetric: also capture the unquantized model's inputs, for solvers that aim at its outputs (GPTAQ, arXiv
+        compensate: also capture the unquantized model's inputs, for solvers that aim at its outputs (GPTAQ, arXiv
             2504.02692); every block runs twice.
         offload: keep activations in host memory between uses.
     """
@@ -64,7 +64,7 @@ class DecoderSettings:
     head: SolveSettings | None = None
     formats: Mapping[str, BlockFormat] | None = None
     true_sequential: bool = True
-    asymmetric: bool = False
+    compensate: bool = True
     offload: bool = False
 
     def of(self, name: str) -> SolveSettings:
@@ -150,7 +150,7 @@ class _Walk:
         if self._modules.vision_root:
             vision = VisionCache(self._model.get_submodule(self._modules.vision_root), self._store)
         try:
-            original = self._stream(vision, frozen=True) if self._settings.asymmetric else None
+            original = self._stream(vision, frozen=True) if self._settings.compensate else None
             yield from self._solve_all(self._stream(vision), original, finished)
         finally:
             if vision is not None:

@@ -30,7 +30,7 @@ class CalibrateSettings:
         modality_weights: role of a token ("image", "prompt", "answer") -> how much all tokens of that role together
             count; empty counts every token the same.
         true_sequential: linears of a block see what the quantized ones before them in the block give.
-        asymmetric: aim at the unquantized model's outputs, not at those for quantized inputs.
+        compensate: aim at the unquantized model's outputs, not at those for quantized inputs ("rtn" aims at nothing).
         device: where to compute.
         precision: of the forward pass and the weights held; "auto" is float32 on the CPU, and on a GPU bfloat16 for a
             bfloat16 checkpoint. Statistics and solutions are float32.
@@ -43,7 +43,7 @@ class CalibrateSettings:
     seed: int = 0
     modality_weights: Mapping[str, float] = field(default_factory=dict)
     true_sequential: bool = True
-    asymmetric: bool = False
+    compensate: bool = True
     device: Device = "cpu"
     precision: Precision = "auto"
     offload: bool = False
@@ -69,7 +69,7 @@ class CalibrateSettings:
             solve=self.solve,
             head=None if self.head == 16 else replace(self.solve, bits=self.head),
             true_sequential=self.true_sequential,
-            asymmetric=self.asymmetric,
+            compensate=self.compensate and self.solve.method != "rtn",
             offload=self.offload,
         )
 

@@ -186,7 +186,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(deep: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     output = tmp_path_factory.mktemp("undisturbed") / "set"
-    subprocess.run([*EDGETUNE, *command(deep, data, output, "--head", "8", "--asymmetric")], check=True)
+    subprocess.run([*EDGETUNE, *command(deep, data, output, "--head", "8")], check=True)
     return weights_of(output)
 
 
@@ -195,7 +195,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
     deep: Path, data: Path, undisturbed: dict[str, bytes], tmp_path: Path, blocks: int
 ) -> None:
     output, work = tmp_path / "set", tmp_path / ".set.partial"
-    words = [*EDGETUNE, *command(deep, data, output, "--head", "8", "--asymmetric")]
+    words = [*EDGETUNE, *command(deep, data, output, "--head", "8")]
     process = subprocess.Popen(words)
     while not (work / "blocks" / f"{blocks:03d}.safetensors").is_file():
         assert process.poll() is None

@@ -103,7 +103,7 @@ def test_without_true_sequential_a_block_is_solved_on_its_own_unquantized_layers
 
 def test_the_unquantized_inputs_come_from_the_unquantized_model(model: nn.Module, modules: Modules) -> None:
     batches = picture_batches(model)
-    settings = DecoderSettings(RTN, head=HEAD8, asymmetric=True)
+    settings = DecoderSettings(RTN, head=HEAD8, compensate=True)
     blocks, groups = walk(copy.deepcopy(model), modules, batches, settings)
     for group, inputs in references(model, groups, blocks, batches):
         seen = torch.cat([one.flatten(0, 1) for one in inputs]).double()
@@ -141,7 +141,7 @@ def test_tokens_count_as_much_as_their_weights(model: nn.Module, modules: Module
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_a_continued_walk_gives_the_same_bytes(model: nn.Module, modules: Modules, done: int) -> None:
     batches = picture_batches(model)
-    settings = DecoderSettings(RTN, head=HEAD8, asymmetric=True)
+    settings = DecoderSettings(RTN, head=HEAD8, compensate=True)
     whole, groups = walk(copy.deepcopy(model), modules, batches, settings)
     rest, continued = walk(copy.deepcopy(model), modules, batches, settings, finished=whole[:done])
     assert [block.index for block in rest] == list(range(done, len(whole)))

@@ -25,7 +25,7 @@ def test_a_gpu_sees_what_a_plain_forward_on_it_sees(family: str, offload: bool, 
     model = load(folder).cuda()
     batches = picture_batches(model)
     settings = DecoderSettings(
-        RTN, head=SolveSettings(method="rtn", bits=8, group_size=32), asymmetric=True, offload=offload
+        RTN, head=SolveSettings(method="rtn", bits=8, group_size=32), compensate=True, offload=offload
     )
     blocks, groups = walk(copy.deepcopy(model), modules, batches, settings, device="cuda")
     on_gpu = [{name: tensor.cuda() for name, tensor in batch.items()} for batch in batches]

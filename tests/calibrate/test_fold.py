@@ -80,8 +80,8 @@ def test_answers_stay_and_readers_see_inputs_divided_by_the_factors() -> None:
         assert set(model.state_dict()) - same == moved | {f"model.layers.1.{name}" for name in changed}
 
 
-@pytest.mark.parametrize("asymmetric", [False, True])
-def test_a_walk_with_factors_solves_folded_layers_and_keeps_what_it_changed(asymmetric: bool) -> None:
+@pytest.mark.parametrize("compensate", [False, True])
+def test_a_walk_with_factors_solves_folded_layers_and_keeps_what_it_changed(compensate: bool) -> None:
     model = biased()
     batches = [{"input_ids": torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))}]
     fine = SolveSettings(method="awq", bits=8, group_size=32)
@@ -91,7 +91,7 @@ def test_a_walk_with_factors_solves_folded_layers_and_keeps_what_it_changed(asym
         return group.hessian.diagonal().pow(0.25)
 
     quantized = copy.deepcopy(model)
-    settings = DecoderSettings(fine, asymmetric=asymmetric)
+    settings = DecoderSettings(fine, compensate=compensate)
     blocks, groups = walk(quantized, MODULES, batches, settings, factors=factors)
     names = {"input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.v_proj.bias"}
     for index, block in enumerate(blocks):
@@ -114,7 +114,7 @@ def test_a_walk_with_factors_solves_folded_layers_and_keeps_what_it_changed(asym
     scale = second_moments([plain]).diagonal().pow(0.25)
     expected = second_moments([plain / scale])
     assert (group.hessian - expected).norm() < 0.05 * expected.norm()
-    if asymmetric:
+    if compensate:
         assert group.cross is not None
         assert group.cross.norm() < 0.05 * expected.norm()
 

@@ -47,7 +47,11 @@ if TYPE_CHECKING:
     metavar="ROLE=SHARE",
     help="How much all image, prompt or answer tokens together count; give all three.",
 )
-@click.option("--asymmetric", is_flag=True, help="Aim at the unquantized model's outputs; twice the forward passes.")
+@click.option(
+    "--compensate/--no-compensate",
+    default=True,
+    help="Aim at the unquantized model's outputs, so that later layers make up for earlier ones; twice the forwards.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to compute.")
 @click.option(
     "--precision",
