@@ -57,7 +57,7 @@ class Metric:
             order = torch.arange(len(damped), device=damped.device) if order is None else order
             back = order.flip(0)
             # The factor M of H is the lower Cholesky factor of H turned round in both axes, turned back.
-            lower, failed = torch.linalg.cholesky_ex(damped[back][:, back])
+            lower, failed = torch.linalg.cholesky_ex(damped[back[:, None], back])
             if not bool(failed):
                 return cls(damped, order, lower.flip(0, 1))
             if damping >= MOST_DAMPING:
