@@ -61,7 +61,7 @@ class Check:
     Attributes:
         row: its name.
         name: what was checked.
-        outcome: "inconclusive" is for a drop that may be within its limit or not.
+        outcome: "inconclusive" is for too few records: their interval alone is wider than the limit.
         figure: what was measured, with unit and interval, for a person.
         remark: by how much it is over, or why it cannot be told.
         value: what was measured, in the unit of `limit`.
@@ -179,9 +179,11 @@ def _drop(results: Mapping[str, Any], row: Row, metric: str, limit: float) -> Ch
         doubt = ", with more records it may be less" if low <= limit else ""
         return Check(row["name"], name, "fail", figure, f"{drop - limit:.2f} points over{doubt}", drop, upper, limit)
     needed = _records_needed(interval, limit - drop, spread, level)
-    remark = f"its upper end is {upper - limit:.2f} points over"
+    remark = f"the upper end of its interval is {upper - limit:.2f} points over"
     remark += f"; about {needed:,} records would tell, there are {interval['records']:,}" if needed else ""
-    return Check(row["name"], name, "inconclusive", figure, remark, drop, upper, limit, needed)
+    # An interval wider than the limit would fail a row that lost nothing: that says more of the records than of it.
+    outcome: Outcome = "inconclusive" if upper - drop > limit else "fail"
+    return Check(row["name"], name, outcome, figure, remark, drop, upper, limit, needed)
 
 
 def _hundredths(points: float) -> str:
