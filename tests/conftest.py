@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Read when triton is first imported, by transformers if not by us. Where there is a GPU: TRITON_INTERPRET=0 pytest ...
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

@@ -15,6 +15,7 @@ FOLDERS = {
     "edgetune_train": ROOT / "train" / "edgetune_train",
     "edgetune_calibrate": ROOT / "calibrate" / "edgetune_calibrate",
     "edgetune_bench": ROOT / "benchmarks" / "edgetune_bench",
+    "edgetune_torch": ROOT / "server" / "edgetune_torch",
     "edgetune_runtime": ROOT / "runtime" / "edgetune_runtime",
 }
 MODULES = {
@@ -84,7 +85,9 @@ def test_the_runtime_parses_as_python_3_10(module: str) -> None:
     ast.parse(MODULES[module].read_text(encoding="utf-8"), feature_version=(3, 10))
 
 
-@pytest.mark.parametrize("module", modules_of("edgetune_train", "edgetune_calibrate", "edgetune_bench"))
+@pytest.mark.parametrize(
+    "module", modules_of("edgetune_train", "edgetune_calibrate", "edgetune_bench", "edgetune_torch")
+)
 def test_a_stage_imports_only_the_runtime_and_itself(module: str) -> None:
     assert all(within(name, "edgetune_runtime", module.partition(".")[0]) for name in ours(imported(MODULES[module])))
 

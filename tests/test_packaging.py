@@ -58,7 +58,8 @@ def sources(*folders: str) -> set[str]:
 
 
 def test_the_wheels_hold_the_sources_and_nothing_else(edgetune: zipfile.ZipFile, runtime: zipfile.ZipFile) -> None:
-    assert contents(edgetune) == sources("edge/edgetune", "train/edgetune_train", "benchmarks/edgetune_bench")
+    stages = ("train/edgetune_train", "calibrate/edgetune_calibrate", "benchmarks/edgetune_bench")
+    assert contents(edgetune) == sources("edge/edgetune", "server/edgetune_torch", *stages)
     assert contents(runtime) == sources("runtime/edgetune_runtime")
 
 
@@ -96,6 +97,7 @@ def test_licence_types_and_readme_travel_along(name: str, request: pytest.Fixtur
 
 def test_the_programs(edgetune: zipfile.ZipFile, runtime: zipfile.ZipFile) -> None:
     assert "edgetune = edgetune.cli:main" in read(edgetune, "entry_points.txt")
+    assert "torch = edgetune_torch.backend:load" in read(edgetune, "entry_points.txt")
     assert "edgetune-run = edgetune_runtime.cli:main" in read(runtime, "entry_points.txt")
 
 
