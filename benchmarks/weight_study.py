@@ -40,7 +40,7 @@ from edgetune_runtime.backends import Float, ImageFeatures, Int
 from edgetune_runtime.backends.onnx import OnnxBackend
 from edgetune_runtime.bench.scores import compare, scored, summarise
 from edgetune_runtime.bundle import Bundle
-from edgetune_runtime.manifest import sha256_tree
+from edgetune_runtime.manifest import sha256_file, sha256_tree
 from edgetune_runtime.quant.weightset import SCHEMA, WeightSet, write_block
 from edgetune_runtime.records import Record, read_records
 from edgetune_runtime.session import Session
@@ -121,7 +121,7 @@ def main() -> None:
         others = [name for name in variants if name != BASELINE]
         answers |= zip(others, pool.map(partial(_row, options=options, data=data), others), strict=True)
     rows = [_summary(name, answers) for name in variants]
-    result = {"data": _sha256(data / "test.jsonl"), "samples": options.samples, "seed": options.seed, "rows": rows}
+    result = {"data": sha256_file(data / "test.jsonl"), "samples": options.samples, "seed": options.seed, "rows": rows}
     (options.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     text = _table(rows)
     (options.output / "table.md").write_text(text)
@@ -291,10 +291,6 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _interval(delta: Mapping[str, float]) -> str:
     value, low, high = (100 * delta[key] for key in ("value", "low", "high"))
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":
