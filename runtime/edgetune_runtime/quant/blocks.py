@@ -74,7 +74,8 @@ def pack_nibbles(codes: Codes) -> Codes:
     """uint8 [..., ceil(n / 2)] of 4-bit codes [..., n]; of two in a byte the first is the low half."""
     if codes.shape[-1] % 2:
         codes = np.pad(codes, (*((0, 0),) * (codes.ndim - 1), (0, 1)))
-    return np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], np.uint8(4)))
+    packed: Codes = np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], np.uint8(4)))
+    return packed
 
 
 def unpack_nibbles(packed: Codes) -> Codes:

@@ -71,4 +71,5 @@ def zero_points(qzeros: Words, bits: int, *, v2: bool = False) -> Codes:
         return stored
     if int(stored.max(initial=0)) == (1 << bits) - 1:
         raise InputError("a GPTQ zero point is stored as all ones, which readers take for different numbers")
-    return stored + np.uint8(1)
+    zeros: Codes = stored + np.uint8(1)
+    return zeros
