@@ -85,9 +85,11 @@ def _arguments(ctx: click.Context) -> list[str]:
     for option in ctx.command.params:
         given = ctx.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
         if given and option.name in ctx.params and option.name not in own:
-            value = ctx.params[str(option.name)]
-            flag = max(option.opts, key=len)
-            arguments += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
+            value, flag = ctx.params[str(option.name)], max(option.opts, key=len)
+            if isinstance(value, bool):
+                arguments += [flag] if value else []
+            else:
+                arguments += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
     return arguments
 
 
