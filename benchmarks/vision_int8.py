@@ -67,7 +67,7 @@ def main() -> None:
             )
             for number, name in enumerate(ENCODERS)
         }
-        records = read_records(options.data)[: options.records]
+        records = [record for record in read_records(options.data) if record.boxes is not None][: options.records]
         print(json.dumps({"threads": options.threads, "products": graphs, **measure(job, backends, records)}, indent=2))
 
 

@@ -152,9 +152,13 @@ def static_standard(span: Range) -> Product:
         scale, zero = _ends(layer, span)
         rounded = ir.node("QuantizeLinear", [layer.states, scale, zero])
         restored = ir.node("DequantizeLinear", [rounded.outputs[0], scale, zero])
-        weight = ir.node(
-            "DequantizeLinear", [layer.constant("codes", codes), layer.constant("scales", steps)], {"axis": 0}
-        )
+        # Without zero points onnxruntime does not fuse the product and computes it in float32.
+        stored = [
+            layer.constant("codes", _columns_first(codes)),
+            layer.constant("scales", steps),
+            layer.constant("zeros", np.zeros(len(steps), np.int8)),
+        ]
+        weight = ir.node("DequantizeLinear", stored, {"axis": 1})
         nodes, inputs = [rounded, restored, weight], [restored.outputs[0], weight.outputs[0]]
         if layer.bias is not None:
             assert layer.bias.const_value is not None
@@ -163,7 +167,7 @@ def static_standard(span: Range) -> Product:
             whole = [layer.constant("bias_codes", counted), layer.constant("bias_scales", finest)]
             nodes.append(ir.node("DequantizeLinear", whole, {"axis": 0}))
             inputs.append(nodes[-1].outputs[0])
-        return [*nodes, ir.node("Gemm", inputs, {"transB": 1})]
+        return [*nodes, ir.node("Gemm", inputs)]
 
     return write
 
