@@ -21,7 +21,16 @@ def export(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_one_set_in_two_formats_and_a_second_run_keeps_both(qwen3_vl: Path, weight_set: Path, tmp_path: Path) -> None:
-    common = ["--checkpoint", qwen3_vl, "--weights", weight_set, "--output", tmp_path / "out", "--max-length", "300"]
+    common: list[str | Path] = [
+        "--checkpoint",
+        qwen3_vl,
+        "--weights",
+        weight_set,
+        "--output",
+        tmp_path / "out",
+        "--max-length",
+        "300",
+    ]
     first = export(*common, "--formats", "onnx,gptq")
     assert first.returncode == 0, first.stderr
     bundles = {name: Bundle.load(tmp_path / "out" / name) for name in ("onnx", "gptq")}
@@ -40,7 +49,7 @@ def test_a_failing_format_loses_only_itself(qwen3_vl: Path, weight_set: Path, tm
     """The place of one bundle holds a file of the user's."""
     (tmp_path / "out" / "gptq").mkdir(parents=True)
     (tmp_path / "out" / "gptq" / "mine.txt").write_text("kept")
-    common = ["--checkpoint", qwen3_vl, "--weights", weight_set, "--output", tmp_path / "out"]
+    common: list[str | Path] = ["--checkpoint", qwen3_vl, "--weights", weight_set, "--output", tmp_path / "out"]
     done = export(*common, "--formats", "gptq,onnx")
     assert done.returncode == 2
     assert f"error: {tmp_path / 'out' / 'gptq'}: holds files that edgetune did not write" in done.stderr
@@ -55,7 +64,14 @@ def test_data_calibrates_once_beside_the_bundles(qwen3_vl: Path, tmp_path: Path)
     Image.new("RGB", (96, 64), (200, 30, 60)).save(tmp_path / "a.png")
     record = {"image": "a.png", "text": "the red cup", "bbox": [4, 5, 60, 50]}
     (tmp_path / "calib.jsonl").write_text(json.dumps(record))
-    common = ["--checkpoint", qwen3_vl, "--data", tmp_path / "calib.jsonl", "--output", tmp_path / "out"]
+    common: list[str | Path] = [
+        "--checkpoint",
+        qwen3_vl,
+        "--data",
+        tmp_path / "calib.jsonl",
+        "--output",
+        tmp_path / "out",
+    ]
     planned = export(*common, "--formats", "onnx", "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.splitlines() == [

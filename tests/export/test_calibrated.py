@@ -1,4 +1,4 @@
-"""Bundles written from a weight set: its exact values, checked against the dequantized model; drift and origin told."""
+"""Bundles from a weight set: its exact values, checked against the dequantized model, drift told, origin named."""
 
 from __future__ import annotations
 
