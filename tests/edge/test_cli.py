@@ -67,7 +67,9 @@ def test_every_verb_has_help_and_the_common_options(name: str) -> None:
     assert result.exit_code == 0, result.stderr
     assert "--json" in result.stdout
     assert "--config" in result.stdout
-    assert ("--dry-run" in result.stdout) == (name in {"train", "merge", "export", "eval", "bench", "demo"})
+    assert ("--dry-run" in result.stdout) == (
+        name in {"train", "merge", "calibrate", "export", "eval", "bench", "demo"}
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["tran"], *([name, "--help"] for name in VERBS)])
