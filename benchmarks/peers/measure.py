@@ -90,7 +90,7 @@ def table(model: str, rows: list[dict[str, Any]]) -> str:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["format"], row["library"], row["method"], row["preset"]].append(row)
-    ours = {row["format"]: {} for row in rows}
+    ours: dict[str, dict[int, float]] = {row["format"]: {} for row in rows}
     for row in rows:
         if row["library"] == "ours" and row["method"] == "gptq" and "kl" in row:
             ours[row["format"]][row["seed"]] = row["kl"]

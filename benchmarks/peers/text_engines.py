@@ -116,7 +116,7 @@ def _deepstack_zeros(folder: Path, hidden: int) -> list[str]:
 
     decoder = onnx.load(folder / "onnx/decoder_model_merged.onnx", load_external_data=False)
     names = [value.name for value in decoder.graph.input if value.name.startswith("deepstack")]
-    shape = ["batch_size", "length", hidden]
+    shape: list[str | int | None] = ["batch_size", "length", hidden]
     zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
     graph = helper.make_graph(
         [helper.make_node("Mul", ["inputs_embeds", "zero"], [name]) for name in names],
@@ -135,7 +135,7 @@ def transformers_js(bundle: Path, node: Path) -> dict[str, Any]:
     """transformers.js under Node, from local files."""
     script = node / "text.mjs"
     shutil.copy(Path(__file__).with_name("text.mjs"), script)
-    command = ["node", script, bundle.parent, bundle.name, json.dumps(PROMPT), str(NEW)]
+    command = ["node", str(script), str(bundle.parent), bundle.name, json.dumps(PROMPT), str(NEW)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = next(line for line in done.stderr.splitlines() if "Error:" in line)

@@ -38,7 +38,7 @@ def quantize(job: dict[str, Any], samples: list[dict[str, Any]]) -> Any:
     if job["method"] == "gptq":
         recipe: list[Any] = [GPTQModifier(config_groups=schemes, ignore=IGNORED)]
     else:
-        torch.Tensor.pin_memory = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+        setattr(torch.Tensor, "pin_memory", lambda self, *_, **__: self)  # noqa: B010 - it is typed otherwise
         recipe = [AWQModifier(), QuantizationModifier(config_groups=schemes, ignore=IGNORED)]
     oneshot(
         model=model,

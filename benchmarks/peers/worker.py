@@ -111,7 +111,7 @@ def peak_mb() -> float:
     """Largest resident size of this process since `reset_peak`, in MB."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+        return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
