@@ -98,7 +98,8 @@ def changed(model: Any, checkpoint: str) -> dict[str, Any]:
 
 def group_size(job: dict[str, Any], name: str) -> int:
     """The group size of a layer."""
-    return next((size for end, size in job.get("wide", {}).items() if name.endswith(end)), job["group_size"])
+    wide: dict[str, int] = job.get("wide", {})
+    return next((size for end, size in wide.items() if name.endswith(end)), int(job["group_size"]))
 
 
 def reset_peak() -> None:
