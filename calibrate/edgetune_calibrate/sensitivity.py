@@ -1,9 +1,10 @@
 """How much each part of a decoder matters, measured in boxes: its drift when that part alone is quantized.
 
 A unit is what shares a format: the linears of a block that read one input, or the head. Its error at some bits is the
-mean square, over the boxes of the calibration records, of the drift of the expected boxes (see `coordinates`). Shifts
-that units cause are nearly independent of each other, so mean squares add up: the drift of a mix of formats is about
-the root of the sum of its units' errors.
+square of the mean drift of the expected boxes of the calibration records (see `coordinates`). Shifts that units cause
+are nearly independent of each other, so their squares add up: the drift of a mix of formats is estimated by the root of
+the sum of its units' errors. The mean is squared, not the squares averaged, or the few boxes that the model is in two
+minds about would decide alone.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ class BoxMeter:
         self._sides = torch.cat([places[number].sides for number in self._asked])
         self._reference = self._boxes()
 
-    def mean_square(self) -> float:
-        """Return the mean over all boxes of the squared drift."""
-        return float(drift(self._boxes(), self._reference, self._sides).square().mean())
+    def drift(self) -> float:
+        """Return the mean drift of all boxes."""
+        return float(drift(self._boxes(), self._reference, self._sides).mean())
 
     @torch.no_grad()
     def _boxes(self) -> Tensor:
@@ -175,7 +176,7 @@ def _tried(
         for name, weight in solve_group(group, chosen).items():
             linears[name].get_parameter("weight").data.copy_(torch.from_numpy(weight.dequantize()))
         size = sum(stored_bytes((len(values), values.shape[1]), chosen.format) for values in original.values())
-        choices.append(Choice(width, size, meter.mean_square()))
+        choices.append(Choice(width, size, meter.drift() ** 2))
     for name, values in original.items():
         linears[name].get_parameter("weight").data.copy_(values)
     return Unit(group.names, tuple(choices))

@@ -124,7 +124,7 @@ def test_a_units_error_is_that_of_the_model_with_only_it_quantized(
                 [solved] = solve_group(LinearGroup({name: weight}, torch.eye(weight.shape[1]), 1), solve).values()
                 quantized.get_submodule(name).weight = torch.nn.Parameter(torch.from_numpy(solved.dequantize()))
                 size += stored_bytes((len(weight), weight.shape[1]), BlockFormat(choice.bits, 64, False))
-            moved = drift(boxes(quantized), boxes(model), sides).square().mean().item()
+            moved = drift(boxes(quantized), boxes(model), sides).mean().item() ** 2
             assert choice.error == pytest.approx(moved, rel=1e-3)
             assert choice.size == size
         assert units[index].choices[0].error > 10 * units[index].choices[1].error
