@@ -11,6 +11,7 @@ process of its own, they take turns, batch 1, and medians are compared:
     ours, protocol   the runtime's decode loop: logits go to the host at every token
     genai            generate_next_token with the builder's default int4 kernels
     genai, fpA_intB  the same graph with onnxruntime's other int4 kernels (session option ep.cuda.fpa_intb_gemm)
+    genai, fp16      the unquantized model in float16
     transformers     a loop over the model with a dynamic cache
 
 Needs a GPU, onnxruntime-gpu, onnxruntime-genai-cuda, and a folder with any tokenizer, which the builder copies.
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 from cuda_models import build_checkpoint, build_peer, our_backend
 
-ENGINES = ("ours", "ours, protocol", "genai", "genai, fpA_intB", "transformers")
+ENGINES = ("ours", "ours, protocol", "genai", "genai, fpA_intB", "genai, fp16", "transformers")
 PROMPT_TOKENS = 64
 
 Run = Callable[[Any, int], tuple[list[int], float]]
@@ -55,6 +56,8 @@ def main() -> None:
         folder = Path(scratch)
         build_checkpoint(folder / "checkpoint", options.tokenizer, options.layers)
         build_peer(folder)
+        if "genai, fp16" in options.engines:
+            build_peer(folder, "fp16", "peer_fp16")
         print(json.dumps(compare(folder, options), indent=2))
 
 
@@ -128,6 +131,7 @@ def serve(engine: str, place: str) -> None:
         "ours, protocol": load_protocol,
         "genai": load_peer,
         "genai, fpA_intB": lambda folder: load_peer(folder, fpa_intb=True),
+        "genai, fp16": lambda folder: load_peer(folder, "peer_fp16"),
         "transformers": load_transformers,
     }
     run: Run = load[engine](folder)
@@ -173,11 +177,11 @@ def load_protocol(folder: Path) -> Run:
     return run
 
 
-def load_peer(folder: Path, *, fpa_intb: bool = False) -> Run:
+def load_peer(folder: Path, name: str = "peer", *, fpa_intb: bool = False) -> Run:
     """onnxruntime-genai's loop."""
     import onnxruntime_genai as genai
 
-    source, place = folder / "peer", folder / ("peer_fpa" if fpa_intb else "peer_raw")
+    source, place = folder / name, folder / f"{name}_{'fpa' if fpa_intb else 'raw'}"
     if not place.exists():
         place.mkdir()
         for path in source.iterdir():

@@ -56,11 +56,13 @@ def build_checkpoint(folder: Path, tokenizer: Path, layers: int, device: str = "
         shutil.copyfile(tokenizer / name, folder / name)
 
 
-def build_peer(folder: Path) -> None:
-    """Build the peer's int4 model with its model builder."""
-    settings = [f"block_size={GROUP}", "is_symmetric=true", "enable_cuda_graph=true", "shared_embeddings=false"]
-    places = ["-i", str(folder / "checkpoint"), "-o", str(folder / "peer"), "-c", str(folder / "cache")]
-    command = ["-m", "onnxruntime_genai.models.builder", *places, "-p", "int4", "-e", "cuda"]
+def build_peer(folder: Path, precision: str = "int4", name: str = "peer") -> None:
+    """Build the peer's model ("int4" or "fp16") with its model builder."""
+    settings = ["enable_cuda_graph=true", "shared_embeddings=false"]
+    if precision == "int4":
+        settings += [f"block_size={GROUP}", "is_symmetric=true"]
+    places = ["-i", str(folder / "checkpoint"), "-o", str(folder / name), "-c", str(folder / "cache")]
+    command = ["-m", "onnxruntime_genai.models.builder", *places, "-p", precision, "-e", "cuda"]
     built = subprocess.run([sys.executable, *command, "--extra_options", *settings], capture_output=True, text=True)
     if built.returncode:
         raise SystemExit(f"the peer's builder failed:\n{built.stdout[-1000:]}\n{built.stderr[-2000:]}")

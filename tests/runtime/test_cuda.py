@@ -80,3 +80,10 @@ def test_too_much_memory_is_told(gpu: Cuda) -> None:
         gpu.allocate(1 << 50)
     assert caught.value.hint is not None and "--max-length" in caught.value.hint
     gpu.close()
+
+
+def test_a_failure_is_not_left_for_others_to_find(gpu: Cuda) -> None:
+    with pytest.raises(EdgetuneError, match="out of memory"):
+        gpu.allocate(1 << 50)
+    assert gpu._library.cudaGetLastError() == 0  # torch, in the same process, would raise it from its next call
+    gpu.close()

@@ -148,6 +148,7 @@ class Cuda:
     def _call(self, name: str, *arguments: Any, what: str = "") -> None:
         status = getattr(self._library, name)(*arguments)
         if status:
+            self._library.cudaGetLastError()  # forgotten, or another user of CUDA in this process would be told it
             fix = "free GPU memory, or export with a smaller --max-length" if status == _OUT_OF_MEMORY else None
             raise EdgetuneError(f"CUDA: {name}{f' of {what}' if what else ''}: {self._describe(status)}", hint=fix)
 
