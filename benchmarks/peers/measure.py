@@ -94,7 +94,7 @@ def table(model: str, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if row["library"] == "ours" and row["method"] == "gptq" and "kl" in row:
             ours[row["format"]][row["seed"]] = row["kl"]
-    lines = [f"\n{model}\n", "| format | library | method | KL | KL / our GPTQ's | same token | s | MB |"]
+    lines = [f"\n{model}\n", "| format | library | method | KL | KL / our GPTQ's | same token | CPU s | MB |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     order = {name: place for place, name in enumerate(["ours", "gptqmodel", "llmcompressor", "autoround"])}
     for key in sorted(groups, key=lambda key: (-int(key[0][1:].split()[0]), key[0], order[key[1]], key[2:])):
@@ -107,7 +107,7 @@ def table(model: str, rows: list[dict[str, Any]]) -> str:
         kl = [row["kl"] for row in good]
         ratio = [math.log(row["kl"] / ours[fmt][row["seed"]]) for row in good if row["seed"] in ours[fmt]]
         agreement = statistics.fmean(row["agreement"] for row in good)
-        seconds, memory = (statistics.median(row[part] for row in good) for part in ("seconds", "peak_mb"))
+        seconds, memory = (statistics.median(row[part] for row in good) for part in ("cpu_seconds", "peak_mb"))
         lines.append(
             f"| {fmt} | {library} | {name} | {interval(kl)} | {ratio_interval(ratio)} | {agreement:.1%} "
             f"| {seconds:.1f} | {memory:.0f} |"

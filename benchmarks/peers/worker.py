@@ -5,9 +5,10 @@
 JOBS.json is a list of jobs. Each names a `checkpoint`, a `calibration` file of samples (keyword arguments of the
 model's forward), what to do (`method`, `bits`, `group_size`, `symmetric`, `preset`, and `wide`, the group size of
 layers whose names end so), and an `output` stem. A job leaves OUTPUT.safetensors, the float32 parameters that differ
-from the checkpoint's by the names that transformers gives them, and OUTPUT.json: seconds from reading the checkpoint
-to the last weight, peak memory of the process (its libraries included), versions, or the error. Imports nothing of
-ours, so that it runs beside any library.
+from the checkpoint's by the names that transformers gives them, and OUTPUT.json: processor seconds of all threads from
+reading the checkpoint to the last weight (other programs do not lengthen them; compare them on one thread, for waiting
+threads may spin), peak memory of the process (its libraries included), versions, or the error. Imports nothing of ours,
+so that it runs beside any library.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def main() -> None:
         torch.manual_seed(0)
         report: dict[str, Any] = {"threads": torch.get_num_threads()}
         reset_peak()
-        began = time.perf_counter()
+        began = time.process_time()
         try:
-            tensors, report["seconds"] = run(adapter, job, samples, began)
+            tensors, report["cpu_seconds"] = run(adapter, job, samples, began)
             report["peak_mb"] = round(peak_mb())
             from safetensors.torch import save_file
 
@@ -60,15 +61,15 @@ def main() -> None:
             report["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         report["versions"] = {name: version(name) for name in (*adapter.PACKAGES, "torch", "transformers")}
         output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(output.name, report.get("seconds"), report.get("error", ""), flush=True)
+        print(output.name, report.get("cpu_seconds"), report.get("error", ""), flush=True)
 
 
 def run(adapter: Any, job: dict[str, Any], samples: list[dict[str, Any]], began: float) -> tuple[dict[str, Any], float]:
-    """The changed parameters, and the seconds until the library had quantized the last of them."""
+    """The changed parameters, and the processor seconds until the library had quantized the last of them."""
     import torch
 
     quantized = adapter.quantize(job, samples)
-    seconds = round(time.perf_counter() - began, 2)
+    seconds = round(time.process_time() - began, 2)
     if callable(quantized):  # reading the result back is not the library's time
         quantized = quantized()
     for name, tensor in quantized.items():

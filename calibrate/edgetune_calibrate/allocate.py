@@ -1,4 +1,4 @@
-"""Choose the bits of each layer: the least error within a size, or the least size within an error, exactly.
+"""Choose the format of each layer: the least error within a size, or the least size within an error, exactly.
 
 Each unit takes one of its choices; sizes and errors add up over units. That is the multiple-choice knapsack problem.
 It is solved by dynamic programming over the pairs (size, error) that no other pair of the same units beats in both,
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat
 
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -26,12 +27,12 @@ class Choice:
     """One way to store a unit.
 
     Attributes:
-        bits: of its weights.
+        format: of its weights.
         size: bytes.
         error: what it adds to the model's error, at least 0.
     """
 
-    bits: int
+    format: BlockFormat
     size: int
     error: float
 
@@ -42,7 +43,7 @@ class Unit:
 
     Attributes:
         names: full module names.
-        choices: the bits that were tried, with bytes and error.
+        choices: the formats that were tried, with bytes and error.
     """
 
     names: tuple[str, ...]
@@ -51,31 +52,31 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bits for every linear, and what to expect of them.
+    """A format for every linear, and what to expect of them.
 
     Attributes:
-        bits: full module name -> bits.
+        formats: full module name -> format.
         size: bytes of all of them.
         drift: root of the sum of the units' errors, see `edgetune_calibrate.sensitivity`.
     """
 
-    bits: dict[str, int]
+    formats: dict[str, BlockFormat]
     size: int
     drift: float
 
 
 def plan(units: Sequence[Unit], *, budget: int | None = None, max_drift: float | None = None) -> Plan:
-    """Return the bits of least drift within a budget in bytes, or of least size within a drift; exactly one is given.
+    """Return formats of least drift within a budget in bytes, or of least size within a drift; exactly one is given.
 
     Raises:
-        InputError: no choice of bits is within it.
+        InputError: no choice of formats is within it.
     """
     choices = [unit.choices for unit in units]
     if (budget is None) == (max_drift is None):
         raise InputError("a budget and a limit of the drop exclude each other", hint="give one of them")
     picked = within_size(choices, budget) if budget is not None else within_error(choices, (max_drift or 0.0) ** 2)
     return Plan(
-        bits={name: choice.bits for unit, choice in zip(units, picked, strict=True) for name in unit.names},
+        formats={name: choice.format for unit, choice in zip(units, picked, strict=True) for name in unit.names},
         size=sum(choice.size for choice in picked),
         drift=math.sqrt(sum(choice.error for choice in picked)),
     )
@@ -91,7 +92,7 @@ def within_size(units: Sequence[Sequence[Choice]], limit: int) -> list[Choice]:
     if smallest > limit:
         raise InputError(
             f"the layers take {smallest / 1e6:.2f} MB at the fewest bits, more than the budget of {limit / 1e6:.2f} MB",
-            hint="raise --budget-mb or allow fewer bits",
+            hint="raise --budget-mb, or allow fewer --bits or a larger --group-size",
         )
     picked = _least(
         [np.array([choice.error for choice in unit]) for unit in units],
@@ -110,8 +111,9 @@ def within_error(units: Sequence[Sequence[Choice]], limit: float) -> list[Choice
     lowest = sum(min(choice.error for choice in unit) for unit in units)
     if lowest > limit:
         raise InputError(
-            f"the layers lose {lowest:.3g} at the most bits, more than the limit of {limit:.3g}",
-            hint="raise --max-drop or allow more bits",
+            f"the layers move boxes by {100 * math.sqrt(lowest):.3g} % at the most bits, more than the limit of "
+            f"{100 * math.sqrt(limit):.3g} %",
+            hint="raise --max-drop, or allow more --bits or a smaller --group-size",
         )
     picked = _least(
         [np.array([choice.size for choice in unit], float) for unit in units],

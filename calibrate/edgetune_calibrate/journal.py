@@ -7,18 +7,65 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.quantize import SolvedBlock
 from edgetune_runtime.manifest import sha256_file
+from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.weightset import HEAD, WeightSet, write_block
 
-_NAME = ".journal.jsonl"
+
+class _Lines:
+    """A file of JSON lines, each on disk before the next step begins; the first is the key that the others hold for.
+
+    Lines from the first one that is torn or not intact count for nothing; so does a file of another key.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self.entries: list[dict[str, Any]] = []
+        if path.is_file():
+            self.entries = self._read(path.read_bytes().split(b"\n")[:-1], key)
+        self._write("w", "".join(json.dumps(line) + "\n" for line in ({"key": key}, *self.entries)))
+
+    def close(self) -> None:
+        """Remove the file: what it is about is done."""
+        self._path.unlink()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self.entries.append(entry)
+        self._write("a", json.dumps(entry) + "\n")
+
+    def _read(self, lines: list[bytes], key: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        for number, line in enumerate(lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if number == 0:
+                if entry != {"key": key}:
+                    break
+                continue
+            if not self._intact(entry):
+                break
+            entries.append(entry)
+        return entries
+
+    def _intact(self, entry: dict[str, Any]) -> bool:
+        return True
+
+    def _write(self, mode: str, text: str) -> None:
+        with self._path.open(mode, encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
-class Journal:
+class Journal(_Lines):
     """The finished blocks of one calibration in its work folder.
 
-    A line names a block's file and its sha256, and is written after the file is on disk. Lines from the first one that
-    is torn, or whose file is not what it says, count for nothing; so does a journal of another key.
+    A line names a block's file and its sha256, and is written after the file is on disk; it counts as long as the file
+    is what it says.
 
     Args:
         folder: the work folder; block files are written there.
@@ -26,12 +73,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        self._folder, self._path = folder, folder / _NAME
-        self.entries: list[dict[str, Any]] = []
-        if self._path.is_file():
-            self.entries = list(self._intact(self._path.read_bytes().split(b"\n")[:-1], key))
-        lines = [{"key": key}, *self.entries]
-        self._write("w", "".join(json.dumps(line) + "\n" for line in lines))
+        self._folder = folder
+        super().__init__(folder / ".journal.jsonl", key)
 
     def finished(self) -> list[SolvedBlock]:
         """Read the finished blocks back."""
@@ -51,33 +94,37 @@ class Journal:
         path = self._folder / file
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-        entry = {"file": file, "sha256": sha256_file(path), **entries, "report": block.report}
-        self.entries.append(entry)
-        self._write("a", json.dumps(entry) + "\n")
+        self._append({"file": file, "sha256": sha256_file(path), **entries, "report": block.report})
 
-    def close(self) -> None:
-        """Remove the journal: the folder holds a whole weight set."""
-        self._path.unlink()
+    def _intact(self, entry: dict[str, Any]) -> bool:
+        path = self._folder / entry["file"]
+        return path.is_file() and sha256_file(path) == str(entry["sha256"])
 
-    def _intact(self, lines: list[bytes], key: str) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = []
-        for number, line in enumerate(lines):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if number == 0:
-                if entry != {"key": key}:
-                    break
-                continue
-            path = self._folder / entry["file"]
-            if not path.is_file() or sha256_file(path) != entry["sha256"]:
-                break
-            entries.append(entry)
-        return entries
 
-    def _write(self, mode: str, text: str) -> None:
-        with self._path.open(mode, encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+class UnitLog(_Lines):
+    """The units of a decoder whose sensitivity is known.
+
+    Args:
+        folder: the work folder.
+        key: what the measurements depend on.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        super().__init__(folder / ".sensitivity.jsonl", key)
+
+    def finished(self) -> list[Unit]:
+        """Read the units back."""
+        return [
+            Unit(
+                tuple(entry["names"]),
+                tuple(Choice(BlockFormat(*fmt), size, error) for fmt, size, error in entry["choices"]),
+            )
+            for entry in self.entries
+        ]
+
+    def add(self, unit: Unit) -> None:
+        """Note a unit."""
+        choices = [
+            [[one.format.bits, one.format.block, one.format.symmetric], one.size, one.error] for one in unit.choices
+        ]
+        self._append({"names": list(unit.names), "choices": choices})

@@ -15,7 +15,9 @@ import torch
 
 from edgetune_calibrate.batches import batch, roles, token_weights
 from edgetune_calibrate.checkpoint import Checkpoint
+from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
 from edgetune_calibrate.journal import Journal
+from edgetune_calibrate.linears import input_groups
 from edgetune_calibrate.quantize import quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
@@ -59,7 +61,7 @@ def calibrate(
     sha256 = sha256_tree(checkpoint)
     journal = Journal(work, _key(settings, chosen, sha256))
     began, resumed = time.perf_counter(), len(journal.entries)
-    ranges = _solve(source, chosen, settings, journal, progress)
+    ranges, formats = _solve(source, chosen, settings, journal, work, _key(settings, chosen, sha256), progress)
     seconds = time.perf_counter() - began
     journal.close()
     reports = [entry["report"] for entry in journal.entries]
@@ -71,7 +73,7 @@ def calibrate(
             "linears": {name: entry for line in journal.entries for name, entry in line["linears"].items()},
             "overrides": {name: file for line in journal.entries for name, file in line["overrides"].items()},
             "vision_ranges": ranges,
-            "calibration": {**chosen.to_dict(), **_errors(reports)},
+            "calibration": {**chosen.to_dict(), **_errors(reports), "choice": formats},
             "checkpoint": {"path": str(checkpoint), "sha256": sha256},
         },
         "resumed_blocks": resumed,
@@ -85,16 +87,32 @@ def _solve(
     chosen: CalibrationSet,
     settings: CalibrateSettings,
     journal: Journal,
+    work: Path,
+    key: str,
     progress: Progress | None,
-) -> Ranges:
-    """Write the blocks that the journal lacks; the ranges of the vision encoder's activations."""
+) -> tuple[Ranges, dict[str, Any] | None]:
+    """Write the blocks that the journal lacks.
+
+    Returns:
+        The ranges of the vision encoder's activations, and how formats were chosen, if they were.
+    """
     dtype = settings.dtype(source.dtype)
-    model = source.load_model(dtype)
-    total = len(model.get_submodule(source.modules.blocks)) + (settings.decoder.head is not None)
+    model = source.load_model(dtype).to(settings.device)
+    head = head_settings(model, settings)
+    formats = told_formats(model, source.modules, settings)
+    blocks = len(model.get_submodule(source.modules.blocks)) + (head is not None)
+    total, before = blocks * (1 + settings.chooses), 0
     finished = journal.finished()
-    if progress:
-        progress(len(finished), total)
+    tell = progress or (lambda done, total: None)
+    tell(len(finished), total)
     batches = [batch(sample, source, dtype) for sample in chosen.samples]
+    weights = token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights)
+    planner, choice = None, None
+    if settings.chooses:
+        planner, before = BoxPlanner(model, source, chosen.samples, batches, settings), blocks
+        kinds = len(input_groups(source.modules))
+        choice = planner.choose(weights, work, key, lambda units: tell(-(-units // kinds), total))
+        formats = choice.formats
     ranges = vision_ranges(
         model,
         source.modules.vision_root,
@@ -105,16 +123,15 @@ def _solve(
         model,
         source.modules,
         batches,
-        settings.decoder,
-        token_weights=token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights),
+        settings.decoder(formats, head),
+        token_weights=weights,
         device=settings.device,
         finished=finished,
     )
     for block in solved:
         journal.add(block)
-        if progress:
-            progress(block.index + 1, total)
-    return ranges
+        tell(before + block.index + 1, total)
+    return ranges, choice.to_dict(settings, planner.drift()) if choice and planner else None
 
 
 def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:

@@ -1,6 +1,6 @@
 """How much each part of a decoder matters, measured in boxes: its drift when that part alone is quantized.
 
-A unit is what shares a format: the linears of a block that read one input, or the head. Its error at some bits is the
+A unit is what shares a format: the linears of a block that read one input, or the head. Its error in a format is the
 square of the mean drift of the expected boxes of the calibration records (see `coordinates`). Shifts that units cause
 are nearly independent of each other, so their squares add up: the drift of a mix of formats is estimated by the root of
 the sum of its units' errors. The mean is squared, not the squares averaged, or the few boxes that the model is in two
@@ -9,7 +9,7 @@ minds about would decide alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,9 @@ from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat
+
+Candidates = Callable[[int], Sequence[SolveSettings]]
+"""From a layer's number of inputs to the ways it may be solved."""
 
 
 def stored_bytes(shape: tuple[int, int], fmt: BlockFormat) -> int:
@@ -95,12 +98,12 @@ def measure(
     places: Sequence[BoxPlaces],
     answers: Sequence[int],
     digits: Tensor,
-    settings: SolveSettings,
-    bits: Sequence[int],
+    candidates: Candidates,
     *,
-    head: bool = False,
+    head: SolveSettings | None = None,
     token_weights: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
+    finished: Sequence[Unit] = (),
 ) -> Iterator[Unit]:
     """Yield each unit's sizes and errors, in the order they run; the model's weights end as they were.
 
@@ -111,14 +114,14 @@ def measure(
         places: see `BoxMeter`.
         answers: see `BoxMeter`.
         digits: see `BoxMeter`.
-        settings: how units are solved, but for the bits.
-        bits: the bits to try.
-        head: measure the language model head too.
+        candidates: how a linear of so many inputs may be solved.
+        head: how the language model head is solved, measured last; None leaves it out.
         token_weights: for each batch float32 [1, S], how much each token counts for the solver.
         device: where to compute; the model is moved there.
+        finished: the first units, measured by an earlier run; those of the last block begun are measured again.
 
     Raises:
-        InputError: no answer has a box, or a group size does not divide a layer's inputs.
+        InputError: no answer has a box.
     """
     model = model.eval().to(device)
     where = torch.device(device)
@@ -128,20 +131,25 @@ def measure(
         meter = BoxMeter(model, batches, places, answers, digits, vision)
         stream = Stream(model, blocks, batches, vision, where)
         groups = input_groups(modules)
-        for index, block in enumerate(blocks):
+        start = min(len(finished) // len(groups), len(blocks))
+        yield from finished[: start * len(groups)]
+        if start:
+            stream.skip(start)
+        for index, block in list(enumerate(blocks))[start:]:
             stream.enter(index)
             moments = _moments(stream, [group[0] for group in groups], weights)
             for group in groups:
                 linears = {f"{modules.blocks}.{index}.{name}": block.get_submodule(name) for name in group}
-                yield _tried(linears, group_of(linears, moments[group[0]]), settings, bits, meter)
+                settings = candidates(block.get_submodule(group[0]).get_parameter("weight").shape[1])
+                yield _tried(linears, group_of(linears, moments[group[0]]), settings, meter)
             stream.leave()
-        if head:
+        if head is not None:
             stream.enter(len(blocks))
             output = output_head(model)
             name = next(name for name, module in model.named_modules() if module is output)
             moments = _moments(stream, [""], weights)
             untie(output)
-            yield _tried({name: output}, group_of({name: output}, moments[""]), settings, bits, meter)
+            yield _tried({name: output}, group_of({name: output}, moments[""]), [head], meter)
 
 
 @contextmanager
@@ -165,18 +173,17 @@ def _moments(stream: Stream, names: Sequence[str], weights: Sequence[Tensor]) ->
 
 
 def _tried(
-    linears: Mapping[str, nn.Module], group: LinearGroup, settings: SolveSettings, bits: Sequence[int], meter: BoxMeter
+    linears: Mapping[str, nn.Module], group: LinearGroup, settings: Sequence[SolveSettings], meter: BoxMeter
 ) -> Unit:
-    """Solve a group at each of the bits, measure the drift with it in place, and put its weights back."""
+    """Solve a group each way, measure the drift with it in place, and put its weights back."""
     original = {name: linear.get_parameter("weight").detach().clone() for name, linear in linears.items()}
     group = replace(group, weights=original)  # not the parameters, which change below
     choices = []
-    for width in bits:
-        chosen = replace(settings, bits=width)
+    for chosen in settings:
         for name, weight in solve_group(group, chosen).items():
             linears[name].get_parameter("weight").data.copy_(torch.from_numpy(weight.dequantize()))
         size = sum(stored_bytes((len(values), values.shape[1]), chosen.format) for values in original.values())
-        choices.append(Choice(width, size, meter.drift() ** 2))
+        choices.append(Choice(chosen.format, size, meter.drift() ** 2))
     for name, values in original.items():
         linears[name].get_parameter("weight").data.copy_(values)
     return Unit(group.names, tuple(choices))

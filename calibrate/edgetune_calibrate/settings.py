@@ -13,6 +13,7 @@ from edgetune_calibrate.batches import ROLES
 from edgetune_calibrate.quantize import DecoderSettings
 from edgetune_calibrate.solve import SolveSettings
 from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.quant.blocks import BlockFormat
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -24,6 +25,11 @@ class CalibrateSettings:
 
     Attributes:
         solve: method and format of the decoder blocks' linears.
+        bits: what a linear's bits may be; empty for those of `solve`. Several need a budget or a limit to choose by.
+        group_sizes: what its group size may be; empty for that of `solve`. Without a budget or a limit each linear
+            gets the largest that divides its inputs.
+        budget_mb: choose formats of least drift in boxes whose weights take at most so many megabytes (10^6 bytes).
+        max_drop: choose formats of least size that are expected to cost at most so many points (percent) of box IoU.
         head: bits of the language model head; 16 leaves it as it is.
         samples: how many records to calibrate on; None takes 128, or all where there are fewer.
         seed: of their choice.
@@ -38,6 +44,10 @@ class CalibrateSettings:
     """
 
     solve: SolveSettings = field(default_factory=SolveSettings)
+    bits: tuple[int, ...] = ()
+    group_sizes: tuple[int, ...] = ()
+    budget_mb: float | None = None
+    max_drop: float | None = None
     head: int = 16
     samples: int | None = None
     seed: int = 0
@@ -52,6 +62,7 @@ class CalibrateSettings:
         """Refuse values that make no sense."""
         if self.head not in (16, 8, 4):
             raise InputError(f"the head's bits are {self.head}, must be 16, 8 or 4")
+        self._check_choice()
         if self.samples is not None and self.samples < 1:
             raise InputError(f"{self.samples} samples: at least one is needed")
         weights = self.modality_weights
@@ -62,12 +73,57 @@ class CalibrateSettings:
         if weights and sum(weights.values()) == 0:
             raise InputError("modality weights are all 0: no token would count")
 
+    def _check_choice(self) -> None:
+        if self.budget_mb is not None and self.max_drop is not None:
+            raise InputError("a budget and a limit of the drop exclude each other", hint="give one of them")
+        for value, what in ((self.budget_mb, "the budget"), (self.max_drop, "the limit of the drop")):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{what} is {value}, must be above 0")
+        if not self.chooses and len(self.bits) > 1:
+            raise InputError(
+                f"{' and '.join(map(str, self.bits))} bits: nothing says which layer gets which",
+                hint="give --budget-mb or --max-drop, or one number of bits",
+            )
+        if self.chooses and max(len(self.bits), 1) * max(len(self.group_sizes), 1) == 1:
+            raise InputError(
+                "there is one format to choose from", hint="give several --bits (4,8) or --group-size (32,128)"
+            )
+        for bits in self.bits:
+            for size in self.group_sizes:
+                replace(self.solve, bits=bits, group_size=size)  # which refuses what no solver knows
+
     @property
-    def decoder(self) -> DecoderSettings:
-        """How the decoder is solved."""
+    def chooses(self) -> bool:
+        """Whether formats are chosen by what they cost in boxes."""
+        return self.budget_mb is not None or self.max_drop is not None
+
+    def candidates(self, columns: int) -> list[SolveSettings]:
+        """Return the ways to solve a linear of so many inputs, those of fewest bytes first."""
+        return [
+            replace(self.solve, bits=bits, group_size=size)
+            for bits in sorted(self.bits or (self.solve.bits,))
+            for size in sorted(self.group_sizes or (self.solve.group_size,), reverse=True)
+            if columns % size == 0
+        ]
+
+    def head_solve(self, columns: int) -> SolveSettings | None:
+        """Return how to solve a head of so many inputs; None leaves it as it is."""
+        if self.head == 16:
+            return None
+        sizes = [one.group_size for one in self.candidates(columns)]
+        return replace(self.solve, bits=self.head, group_size=max(sizes, default=self.solve.group_size))
+
+    def decoder(self, formats: Mapping[str, BlockFormat], head: SolveSettings | None) -> DecoderSettings:
+        """Return how the decoder is solved.
+
+        Args:
+            formats: full names of linears -> format.
+            head: how the head is solved, see `head_solve`.
+        """
         return DecoderSettings(
             solve=self.solve,
-            head=None if self.head == 16 else replace(self.solve, bits=self.head),
+            head=head,
+            formats=formats,
             true_sequential=self.true_sequential,
             compensate=self.compensate and self.solve.method != "rtn",
             offload=self.offload,

@@ -9,6 +9,9 @@ import pytest
 
 from edgetune_calibrate.allocate import Choice, Unit, plan, within_error, within_size
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat
+
+THREE, FOUR = (BlockFormat(bits, 128, False) for bits in (3, 4))
 
 
 def problem(seed: int) -> list[list[Choice]]:
@@ -19,7 +22,11 @@ def problem(seed: int) -> list[list[Choice]]:
         widths = drawn.sample([3, 4, 8, 16], drawn.randint(1, 4))
         units.append(
             [
-                Choice(bits, drawn.choice([3, 5, 7]) * bits, drawn.choice([0.0, drawn.random() / bits]))
+                Choice(
+                    BlockFormat(bits, 32, True),
+                    drawn.choice([3, 5, 7]) * bits,
+                    drawn.choice([0.0, drawn.random() / bits]),
+                )
                 for bits in widths
             ]
         )
@@ -51,24 +58,24 @@ def test_choices_are_the_best_of_all_combinations(seed: int) -> None:
     assert sum(one.size for one in picked) == min(size for size, error in every if error <= most)
 
 
-def test_a_plan_names_the_bits_of_every_linear() -> None:
+def test_a_plan_names_the_format_of_every_linear() -> None:
     units = [
-        Unit(("q", "k"), (Choice(3, 30, 0.09), Choice(4, 40, 0.01))),
-        Unit(("o",), (Choice(3, 30, 0.0009), Choice(4, 40, 0.0001))),
+        Unit(("q", "k"), (Choice(THREE, 30, 0.09), Choice(FOUR, 40, 0.01))),
+        Unit(("o",), (Choice(THREE, 30, 0.0009), Choice(FOUR, 40, 0.0001))),
     ]
     within = plan(units, budget=70)
-    assert within.bits == {"q": 4, "k": 4, "o": 3}
+    assert within.formats == {"q": FOUR, "k": FOUR, "o": THREE}
     assert within.size == 70
     assert within.drift == pytest.approx((0.01 + 0.0009) ** 0.5)
-    assert plan(units, max_drift=0.11).bits == within.bits
-    assert plan(units, max_drift=0.1009).bits == {"q": 4, "k": 4, "o": 4}
+    assert plan(units, max_drift=0.11).formats == within.formats
+    assert plan(units, max_drift=0.1009).formats == {"q": FOUR, "k": FOUR, "o": FOUR}
 
 
 def test_limits_out_of_reach_are_refused() -> None:
-    units = [Unit(("o",), (Choice(3, 2_000_000, 0.04), Choice(4, 3_000_000, 0.01)))]
+    units = [Unit(("o",), (Choice(THREE, 2_000_000, 0.04), Choice(FOUR, 3_000_000, 0.01)))]
     with pytest.raises(InputError, match=r"2\.00 MB at the fewest bits, more than the budget of 1\.00 MB"):
         plan(units, budget=1_000_000)
-    with pytest.raises(InputError, match=r"0\.01 at the most bits"):
+    with pytest.raises(InputError, match=r"move boxes by 10 % at the most bits, more than the limit of 5 %"):
         plan(units, max_drift=0.05)
     with pytest.raises(InputError, match="exclude each other"):
         plan(units)
@@ -83,7 +90,7 @@ def test_a_model_of_real_size_is_solved() -> None:
     for size in (6_300_000, 4_200_000, 25_000_000, 12_000_000) * 36 + (311_000_000,):
         error = drawn.lognormvariate(0, 1)
         sizes = ((3, size * 3 // 8, error * 5), (4, size // 2, error), (8, size, error / 250))
-        units.append([Choice(*one) for one in sizes])
+        units.append([Choice(BlockFormat(bits, 128, False), bytes_, lost) for bits, bytes_, lost in sizes])
     limit = sum(unit[1].size for unit in units) * 9 // 10
     picked = within_size(units, limit)
     spent = sum(one.size for one in picked)

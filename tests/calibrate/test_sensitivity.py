@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from builders import TINY_MODEL
+from edgetune_calibrate.allocate import Unit
 from edgetune_calibrate.batches import batch
 from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.coordinates import box_places, digit_tokens, drift, expected_boxes
@@ -99,8 +101,17 @@ def test_a_units_error_is_that_of_the_model_with_only_it_quantized(
     batches = [batch(sample, checkpoint, torch.float32) for sample in samples]
     places = [box_places(sample, checkpoint.tokenizer) for sample in samples]
     digits, answers = digit_tokens(checkpoint.tokenizer), [len(sample.answer_ids) for sample in samples]
-    settings = SolveSettings("rtn", group_size=64)
-    units = list(measure(model, checkpoint.modules, batches, places, answers, digits, settings, (3, 8), head=True))
+    ways = [SolveSettings("rtn", 3, 64), SolveSettings("rtn", 8, 32)]
+
+    def measured(head: SolveSettings | None, finished: Sequence[Unit] = ()) -> list[Unit]:
+        def candidates(columns: int) -> list[SolveSettings]:
+            assert columns in (384, 768)
+            return ways
+
+        rest: dict[str, Any] = {"head": head, "finished": finished}
+        return list(measure(model, checkpoint.modules, batches, places, answers, digits, candidates, **rest))
+
+    units = measured(ways[0])
     assert len(units) == 6 * 4 + 1
     assert units[-1].names == ("lm_head",)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -116,18 +127,28 @@ def test_a_units_error_is_that_of_the_model_with_only_it_quantized(
     sides = torch.cat([place.sides for place in places])
     for index in (0, 11, 24):
         for choice in units[index].choices:
+            bits, group_size = choice.format.bits, choice.format.block
             quantized = copy.deepcopy(model)
             size = 0
             for name in units[index].names:
                 weight = before[f"{name}.weight"]
-                solve = SolveSettings("rtn", choice.bits, 64)
+                solve = SolveSettings("rtn", bits, group_size)
                 [solved] = solve_group(LinearGroup({name: weight}, torch.eye(weight.shape[1]), 1), solve).values()
                 quantized.get_submodule(name).weight = torch.nn.Parameter(torch.from_numpy(solved.dequantize()))
-                size += stored_bytes((len(weight), weight.shape[1]), BlockFormat(choice.bits, 64, False))
+                size += stored_bytes((len(weight), weight.shape[1]), BlockFormat(bits, group_size, False))
             moved = drift(boxes(quantized), boxes(model), sides).mean().item() ** 2
             assert choice.error == pytest.approx(moved, rel=1e-3)
             assert choice.size == size
-        assert units[index].choices[0].error > 10 * units[index].choices[1].error
+    assert [one.format for one in units[-1].choices] == [ways[0].format]
+    for unit in units[:-1]:
+        assert [one.format for one in unit.choices] == [way.format for way in ways]
+        assert unit.choices[0].error > 10 * unit.choices[1].error
+
+    again = measured(None, units[:6])  # a run that was interrupted in its second block
+    assert again[:4] == units[:4]
+    for one, other in zip(again, units[:-1], strict=True):
+        assert one.names == other.names
+        assert [choice.error for choice in one.choices] == pytest.approx([choice.error for choice in other.choices])
 
 
 def test_records_without_boxes_are_refused(checkpoint: Checkpoint, samples: list[Sample]) -> None:

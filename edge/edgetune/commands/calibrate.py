@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,17 @@ from edgetune_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from edgetune_calibrate.settings import CalibrateSettings
+
+
+def _numbers(allowed: tuple[int, ...], context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    """Return one or several of some numbers, separated by commas, in the order given."""
+    if value is None:
+        return None
+    words = [word.strip() for word in value.split(",")]
+    for word in words:
+        if word not in map(str, allowed):
+            raise click.BadParameter(f"{word!r} is not one of {', '.join(map(str, allowed))}", context, option)
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 @verb(writes=True)
@@ -32,8 +45,24 @@ if TYPE_CHECKING:
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the weight set.")
 @click.option("--method", type=click.Choice(["gptq", "awq", "rtn"]), default="gptq", help="How codes are found.")
-@click.option("--bits", type=click.Choice(["3", "4", "8"]), default="4", help="Bits of a weight.")
-@click.option("--group-size", type=click.Choice(["32", "64", "128"]), default="128", help="Weights sharing a scale.")
+@click.option(
+    "--bits",
+    callback=partial(_numbers, (3, 4, 8)),
+    metavar="N[,N]",
+    help="Bits of a weight: 3, 4 (default) or 8; with a budget several, by default 4,8.",
+)
+@click.option(
+    "--group-size",
+    "group_sizes",
+    callback=partial(_numbers, (32, 64, 128)),
+    default="128",
+    metavar="N[,N]",
+    help="Weights sharing a scale: 32, 64 or 128; of several the largest that divides a layer's inputs.",
+)
+@click.option("--budget-mb", type=float, help="Choose each layer's format: the least drift of boxes in so many MB.")
+@click.option(
+    "--max-drop", type=float, help="Choose each layer's format: the fewest bytes that cost so many points of box IoU."
+)
 @click.option("--symmetric", is_flag=True, help="No zero points: smaller, a little less accurate.")
 @click.option(
     "--head", type=click.Choice(["16", "8", "4"]), default="16", help="Bits of the language model head; 16 leaves it."
@@ -109,14 +138,17 @@ def _settings(options: dict[str, Any]) -> CalibrateSettings:
     from edgetune_calibrate.settings import CalibrateSettings
     from edgetune_calibrate.solve import SolveSettings
 
+    chooses = options["budget_mb"] is not None or options["max_drop"] is not None
+    bits = options.pop("bits") or ((4, 8) if chooses else (4,))
     solve = SolveSettings(
         method=options.pop("method"),
-        bits=int(options.pop("bits")),
-        group_size=int(options.pop("group_size")),
+        bits=bits[0],
+        group_size=max(options["group_sizes"]),
         symmetric=options.pop("symmetric"),
     )
     weights = _weights(options.pop("modality_weights"))
-    return CalibrateSettings(solve=solve, head=int(options.pop("head")), modality_weights=weights, **options)
+    head = int(options.pop("head"))
+    return CalibrateSettings(solve=solve, bits=bits, head=head, modality_weights=weights, **options)
 
 
 def _weights(pairs: tuple[str, ...]) -> dict[str, float]:
@@ -165,3 +197,18 @@ def _report(console: Console, stage: StageResult, samples: int, *, dry_run: bool
             f"{calibration['samples']} records, {calibration['tokens']:,} tokens, in {result['seconds']:.0f} s; "
             f"{calibration['mean_error']:.2%} of a layer's output lost, most in {calibration['worst_linear']}"
         )
+        if calibration["choice"]:
+            _report_choice(console, weights["linears"], calibration["choice"])
+
+
+def _report_choice(console: Console, linears: dict[str, Any], choice: dict[str, Any]) -> None:
+    """Say how many layers got which format, and what their boxes became."""
+    kinds = Counter((entry["bits"], entry["group_size"]) for entry in linears.values())
+    counts = ", ".join(f"{count} of {bits} bits in groups of {size}" for (bits, size), count in sorted(kinds.items()))
+    console.line(
+        f"formats: {counts}; {choice['layers_mb']:.2f} MB of layers; boxes of the calibration records move by "
+        f"{choice['measured_drop']:.2f} % ({choice['expected_drop']:.2f} % expected)"
+    )
+    limit = choice["max_drop"]
+    if limit is not None and choice["measured_drop"] > limit:
+        console.note(f"the boxes move by more than --max-drop {limit:g}: the layers' errors did not add up as expected")

@@ -1,0 +1,171 @@
+"""Which format each layer gets: as told, or chosen by what it costs in boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgetune_calibrate.allocate import Choice, Plan, Unit, plan
+from edgetune_calibrate.capture import output_head
+from edgetune_calibrate.checkpoint import Checkpoint
+from edgetune_calibrate.coordinates import box_places, digit_tokens
+from edgetune_calibrate.journal import UnitLog
+from edgetune_calibrate.linears import check_columns
+from edgetune_calibrate.sensitivity import BoxMeter, measure
+from edgetune_calibrate.settings import CalibrateSettings
+from edgetune_calibrate.solve import SolveSettings
+from edgetune_runtime.conversation import Sample
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
+from edgetune_runtime.quant.blocks import BlockFormat
+from edgetune_runtime.quant.weightset import HEAD
+
+
+def told_formats(model: nn.Module, modules: Modules, settings: CalibrateSettings) -> dict[str, BlockFormat]:
+    """Return each block linear's format: the largest of the group sizes that divides its inputs.
+
+    Raises:
+        InputError: none does.
+    """
+    formats = {}
+    blocks = model.get_submodule(modules.blocks)
+    for index, block in enumerate(blocks.children()):
+        for role in modules.linears:
+            name, linear = f"{modules.blocks}.{index}.{role}", block.get_submodule(role)
+            candidates = settings.candidates(linear.get_parameter("weight").shape[1])
+            check_columns(name, linear, candidates[0] if candidates else settings.solve)
+            formats[name] = candidates[0].format
+    return formats
+
+
+def head_settings(model: Any, settings: CalibrateSettings) -> SolveSettings | None:
+    """Return how the head is solved, or None where it is left as it is."""
+    return settings.head_solve(output_head(model).get_parameter("weight").shape[1])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Formats chosen by sensitivity, and the measurements that they were chosen by."""
+
+    plan: Plan
+    units: tuple[Unit, ...]
+
+    @property
+    def formats(self) -> dict[str, BlockFormat]:
+        """Full names of the blocks' linears -> format."""
+        return {name: fmt for name, fmt in self.plan.formats.items() if name != HEAD}
+
+    def to_dict(self, settings: CalibrateSettings, measured: float) -> dict[str, Any]:
+        """Return the manifest's account.
+
+        Args:
+            settings: with the budget or the limit.
+            measured: mean drift of the calibration records' boxes with all layers quantized.
+        """
+        return {
+            "budget_mb": settings.budget_mb,
+            "max_drop": settings.max_drop,
+            "layers_mb": round(self.plan.size / 1e6, 3),
+            "expected_drop": float(f"{100 * self.plan.drift:.4g}"),
+            "measured_drop": float(f"{100 * measured:.4g}"),
+            "units": [
+                {
+                    "linears": list(unit.names),
+                    "chosen": _told(self.plan.formats[unit.names[0]]),
+                    "choices": [_tried(choice) for choice in unit.choices],
+                }
+                for unit in self.units
+            ],
+        }
+
+
+def _told(fmt: BlockFormat) -> dict[str, int]:
+    return {"bits": fmt.bits, "group_size": fmt.block}
+
+
+def _tried(choice: Choice) -> dict[str, Any]:
+    return {**_told(choice.format), "bytes": choice.size, "drop": float(f"{100 * choice.error**0.5:.4g}")}
+
+
+class BoxPlanner:
+    """Chooses formats for a model's linears, then measures what the quantized model's boxes became.
+
+    Args:
+        model: unquantized, on its device.
+        source: its checkpoint.
+        samples: the calibration records.
+        batches: the same as keyword arguments of the model's forward.
+        settings: with a budget or a limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Checkpoint,
+        samples: Sequence[Sample],
+        batches: Sequence[dict[str, Any]],
+        settings: CalibrateSettings,
+    ) -> None:
+        self._model, self._source, self._batches, self._settings = model, source, batches, settings
+        self._places = [box_places(sample, source.tokenizer) for sample in samples]
+        self._answers = [len(sample.answer_ids) for sample in samples]
+        self._digits = digit_tokens(source.tokenizer)
+        self._meter = BoxMeter(model, batches, self._places, self._answers, self._digits, None)
+
+    def choose(
+        self, token_weights: Sequence[Tensor], work: Path, key: str, progress: Callable[[int], object]
+    ) -> Chosen:
+        """Measure every unit, continuing where an interrupted run was, and choose.
+
+        Args:
+            token_weights: how much each token counts for the solver.
+            work: folder of the log.
+            key: what the measurements depend on.
+            progress: told how many units are measured.
+
+        Raises:
+            InputError: no choice is within the budget or the limit.
+        """
+        log = UnitLog(work, key)
+        finished = log.finished()
+        units = []
+        for unit in measure(
+            self._model,
+            self._source.modules,
+            self._batches,
+            self._places,
+            self._answers,
+            self._digits,
+            self._candidates,
+            head=head_settings(self._model, self._settings),
+            token_weights=token_weights,
+            device=self._settings.device,
+            finished=finished,
+        ):
+            units.append(unit)
+            if len(units) > len(finished):
+                log.add(unit)
+            progress(len(units))
+        budget, drop = self._settings.budget_mb, self._settings.max_drop
+        chosen = plan(
+            units,
+            budget=None if budget is None else int(budget * 1e6),
+            max_drift=None if drop is None else drop / 100,
+        )
+        log.close()
+        return Chosen(chosen, tuple(units))
+
+    def drift(self) -> float:
+        """Return how far the model's boxes are from the unquantized model's, see `edgetune_calibrate.coordinates`."""
+        return self._meter.drift()
+
+    def _candidates(self, columns: int) -> list[SolveSettings]:
+        found = self._settings.candidates(columns)
+        if not found:
+            sizes = ", ".join(map(str, self._settings.group_sizes or (self._settings.solve.group_size,)))
+            raise InputError(f"{columns} input columns are no multiple of a group size of {sizes}")
+        return found
