@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test check install install-test clean
 
-demo: install ## train, merge, export, run and compare the tiny model; writes runs/demo
+demo: install ## train, merge, calibrate, export, run and compare the tiny model; writes runs/demo
 	$(BIN)/edgetune demo $(ARGS)
 
 test: install-test ## the whole test suite

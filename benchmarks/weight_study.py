@@ -49,6 +49,7 @@ from edgetune_runtime.tokens import TextTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "tiny" / "model"
 BASELINE = "fp32"
+MIXED = ("--bits", "3,4,8", "--budget-mb")
 BALANCED = tuple(part for role in ("image", "prompt", "answer") for part in ("--modality-weight", f"{role}=1"))
 
 
@@ -93,6 +94,8 @@ VARIANTS = {
     "gptq-3bit-g32": _solved("GPTQ 3 bits, g32", "gptq", 32, "--bits", "3"),
     "awq-3bit": _solved("AWQ 3 bits, g128", "awq", 128, "--bits", "3"),
     "gptq-3bit-text": _solved("GPTQ 3 bits, g128, plain text", "gptq", 128, "--bits", "3", text=True),
+    "mixed-3.98": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.98 MB", "gptq", 128, *MIXED, "3.98362"),
+    "mixed-3.44": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.44 MB", "gptq", 128, *MIXED, "3.44448"),
     "gptq-3bit-balanced": _solved("GPTQ 3 bits, g128, image = prompt = answer", "gptq", 128, "--bits", "3", *BALANCED),
 }
 
@@ -280,7 +283,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         if delta:
             drift = delta["drift"]
             cells += [_interval(delta["acc50"]), _interval(delta["acc90"])]
-            cells += [f"{drift['iou']:.4f}", f"{100 * drift['moved']:.1f}"]
+            low, high = (drift["iou_interval"][side] for side in ("low", "high"))
+            cells += [f"{drift['iou']:.4f} [{low:.4f}, {high:.4f}]", f"{100 * drift['moved']:.1f}"]
         else:
             cells += ["", "", "", ""]
         cells.append(f"{100 * row['vqa']['accuracy']:.1f}")

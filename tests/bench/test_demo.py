@@ -13,6 +13,7 @@ from PIL import Image
 
 from builders import build_qwen3_vl
 from edgetune.cli import cli
+from edgetune_runtime.manifest import read_manifest
 
 # The interface of examples/tiny/make_data.py, drawing plain rectangles.
 GENERATOR = """
@@ -67,9 +68,12 @@ def test_the_chain_runs_to_its_page_and_continues_where_it_stopped(example: Path
     first = demo(example, output)
     assert first.returncode == 0, first.stderr
     rows = json.loads((output / "bench" / "results.json").read_text())
-    assert [row["name"] for row in rows["rows"]] == ["base", "tuned", "fp32", "int8", "int4"]
+    assert [row["name"] for row in rows["rows"]] == ["base", "tuned", "fp32", "int8", "int4", "gptq"]
     assert all(row["status"] == "ok" for row in rows["rows"])
     assert rows["baseline"] == "tuned"
+    calibrated = [read_manifest(output / name)["result"]["bundle"]["calibration"] for name in ("int4", "gptq")]
+    assert calibrated[0] == calibrated[1]
+    assert calibrated[0]["method"] == "gptq"
     page = (output / "page" / "index.html").read_text()
     assert page.count("<img ") == 2 * 4  # two pictures: truth, base, tuned, int4
     assert "int8" in page
@@ -103,7 +107,14 @@ def test_a_failing_stage_ends_the_demo_with_its_exit_code(example: Path, tmp_pat
 def test_a_dry_run_prints_the_commands_only(example: Path, tmp_path: Path) -> None:
     done = demo(example, tmp_path / "demo", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for part in ("make_data.py", "edgetune train", "edgetune merge", "--precision int4", "edgetune bench"):
+    for part in (
+        "make_data.py",
+        "edgetune train",
+        "edgetune merge",
+        "edgetune calibrate",
+        "--format gptq",
+        "edgetune bench",
+    ):
         assert part in done.stderr
     assert not (tmp_path / "demo").exists()
 

@@ -18,7 +18,13 @@ from edgetune.commands._common import Console, verb
 from edgetune.stage import run_stage
 from edgetune_runtime.errors import InputError
 
-_PRECISIONS = ("fp32", "int8", "int4")
+_BUNDLES = {
+    "fp32": ("--precision", "fp32"),
+    "int8": ("--precision", "int8"),
+    "int4": ("--format", "onnx"),
+    "gptq": ("--format", "gptq"),
+}
+"""Folder of each bundle and what it is exported with; formats come from the weight set."""
 _SHOWN = ("base", "tuned", "int4")  # the rows whose answers are drawn on the page
 _PAGE = "index.html"
 
@@ -60,7 +66,7 @@ def command(
     force: bool,
     dry_run: bool,
 ) -> int:
-    """Do all of it on the tiny example model: data, LoRA, merge, export, comparison, pictures.
+    """Do all of it on the tiny example model: data, LoRA, merge, int4, export, comparison, pictures.
 
     Every stage is an ordinary command, printed before it runs. Finished stages are kept, so the same command
     continues an interrupted demo.
@@ -72,7 +78,7 @@ def command(
             hint="run from the root of the repository, or name its examples/tiny/model with --model",
         )
     started = time.monotonic()
-    data, merged = output / "data", output / "merged"
+    data, merged, weights = output / "data", output / "merged", output / "weights"
     counts = {"train": train_scenes, "val": val_scenes, "test": test_scenes, "queries": queries}
     verbs: list[tuple[str, list[object]]] = [
         (
@@ -87,17 +93,27 @@ def command(
             "Merge the adapter into the base",
             ["merge", "--checkpoint", model, "--adapter", output / "adapter", "--output", merged],
         ),
+        (
+            "Solve int4 weights on records it was trained on",
+            [
+                *("calibrate", "--checkpoint", merged, "--data", data / "train.jsonl", "--eval", data / "test.jsonl"),
+                *("--group-size", 32, "--seed", seed, "--output", weights),
+            ],
+        ),
         *(
             (
-                f"Export a bundle in {precision}",
-                ["export", "--checkpoint", merged, "--precision", precision, "--output", output / precision],
+                f"Export the bundle {name}",
+                [
+                    *("export", "--checkpoint", merged, *(("--weights", weights) if "--format" in options else ())),
+                    *(*options, "--output", output / name),
+                ],
             )
-            for precision in _PRECISIONS
+            for name, options in _BUNDLES.items()
         ),
         (
             "Compare base, tuned checkpoint and bundles on records that none has seen",
             [
-                *("bench", f"base={model}", f"tuned={merged}", *(output / precision for precision in _PRECISIONS)),
+                *("bench", f"base={model}", f"tuned={merged}", *(output / name for name in _BUNDLES)),
                 *("--baseline", merged, "--data", data / "test.jsonl", "--output", output / "bench"),
                 *("--threads", threads),
             ],
