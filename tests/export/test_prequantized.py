@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -137,12 +138,59 @@ def test_desc_act_with_whole_groups_is_put_in_order(qwen3_vl: Path, weights: Wei
     assert_reads_as(folder, qwen3_vl, weights)
 
 
-def test_desc_act_with_scattered_groups_is_refused(qwen3_vl: Path, weights: WeightSet, tmp_path: Path) -> None:
+def scattered(tensors: Tensors, layer: str, seed: int) -> Array:
+    """Give a layer's inputs to groups at random, as desc_act does without static groups: [in], the input of before."""
+    words = tensors[f"{layer}.qweight"].numpy().view(np.uint32)  # [in / 8, out], the first input in the lowest bits
+    codes = (words[:, None, :] >> np.arange(0, 32, 4, dtype=np.uint32)[None, :, None]) & 15
+    codes = codes.reshape(-1, words.shape[1])
+    shuffled: Array = np.random.default_rng(seed).permutation(len(codes))
+    moved = codes[shuffled].reshape(-1, 8, words.shape[1]) << np.arange(0, 32, 4, dtype=np.uint32)[None, :, None]
+    tensors[f"{layer}.qweight"] = torch.from_numpy(np.bitwise_or.reduce(moved, axis=1).view(np.int32))
+    tensors[f"{layer}.g_idx"] = tensors[f"{layer}.g_idx"][shuffled]
+    return shuffled
+
+
+@pytest.mark.parametrize(("form", "vision"), [("onnx", "fp32"), ("trt", "fp16")])
+def test_desc_act_with_scattered_groups_reorders_the_states(
+    form: str, vision: str, qwen3_vl: Path, tmp_path: Path
+) -> None:
+    weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", choose=lambda _: G64))  # TensorRT's smallest
+    folder = quantized(qwen3_vl, weights, tmp_path / "gptq")
+    names = {f"{TEXT}.1.self_attn.{letter}_proj": 0 for letter in "qkv"} | {f"{TEXT}.1.mlp.down_proj": 1}
+    orders: dict[str, Array] = {}
+    change(
+        folder, lambda t: orders.update({name: scattered(t, name, seed) for name, seed in names.items()}), desc_act=True
+    )
+    loaded = load_checkpoint(folder)
+    for name, order in orders.items():
+        dense = loaded.model.get_submodule(name).get_parameter("weight").detach().numpy()
+        np.testing.assert_array_equal(dense, weights.weight(name).dequantize()[:, order])
+    arguments = ["export", "--checkpoint", str(folder), "--format", form, "--vision-precision", vision]
+    cli.main([*arguments, "--output", str(tmp_path / "bundle")], standalone_mode=False)  # compares with that model
+    graph = onnx.load(next((tmp_path / "bundle").rglob("decoder*.onnx")), load_external_data=False).graph
+    shape = [len(order) for order in (orders[f"{TEXT}.1.self_attn.q_proj"], orders[f"{TEXT}.1.mlp.down_proj"])]
+    assert [list(one.dims) for one in graph.initializer if one.name.endswith(".order")] == [[size] for size in shape]
+
+
+def test_one_product_has_one_order_of_inputs(qwen3_vl: Path, weights: WeightSet, tmp_path: Path) -> None:
+    folder = quantized(qwen3_vl, weights, tmp_path / "gptq")
+    change(folder, lambda tensors: scattered(tensors, f"{TEXT}.1.self_attn.k_proj", 0), desc_act=True)
+    with pytest.raises(InputError, match=r"q_proj, .*k_proj, .*v_proj have their inputs in different orders"):
+        cli.main(["export", "--checkpoint", str(folder), "--output", str(tmp_path / "bundle")], standalone_mode=False)
+
+
+def test_groups_of_uneven_sizes_are_refused(qwen3_vl: Path, weights: WeightSet, tmp_path: Path) -> None:
     folder = quantized(qwen3_vl, weights, tmp_path / "gptq")
     name = f"{TEXT}.1.mlp.down_proj.g_idx"
-    shuffled = torch.randperm(256, generator=torch.Generator().manual_seed(0))
-    change(folder, lambda tensors: tensors.update({name: tensors[name][shuffled]}), desc_act=True)
-    with pytest.raises(InputError, match=r"1\.mlp\.down_proj: its groups are scattered inputs \(desc_act\)"):
+
+    def uneven(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].clone()
+        tensors[name][0] = 1
+
+    change(folder, uneven, desc_act=True)
+    with pytest.raises(
+        InputError, match=r"1\.mlp\.down_proj: its groups, as g_idx has them, are not 4 of 64 inputs each"
+    ):
         load_checkpoint(folder)
 
 

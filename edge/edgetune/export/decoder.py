@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgetune.export.dialects import Dialect
 from edgetune.export.graph import GraphBuilder
-from edgetune.export.weights import DecoderSpec, DecoderWeights
+from edgetune.export.weights import DecoderSpec, DecoderWeights, Linear
 from edgetune_runtime.quant.blocks import Float
 
 DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]
@@ -50,7 +50,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     # Only the last token's logits are ever used, and the head is the largest product of the prefill.
     states, residual = _last_token(graph, states), _last_token(graph, residual)
     states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))
-    logits = dialect.linear(states, weights.head())
+    logits = _linear(dialect, states, weights.head())
     if dtype != ir.DataType.FLOAT:
         logits = graph.op("Cast", logits, to=ir.DataType.FLOAT)
     graph.output(logits, "logits", ir.DataType.FLOAT, (dialect.batch, 1, spec.vocabulary))
@@ -84,23 +84,31 @@ def _attention(
     joint = weights.linear(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     query, key, value = _split(
         dialect.graph,
-        dialect.linear(states, joint),
+        _linear(dialect, states, joint),
         (spec.heads * spec.head_dim, *(spec.kv_heads * spec.head_dim,) * 2),
     )
     norms = None
     if weights.norm(layer, "self_attn.q_norm") is not None:
         norms = _norm(weights, layer, "self_attn.q_norm"), _norm(weights, layer, "self_attn.k_norm")
     mixed, present_key, present_value = dialect.attention(query, key, value, past, norms)
-    return dialect.linear(mixed, weights.linear(layer, "self_attn.o_proj")), present_key, present_value
+    return _linear(dialect, mixed, weights.linear(layer, "self_attn.o_proj")), present_key, present_value
 
 
 def _feed_forward(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value) -> ir.Value:
     """SwiGLU: down(silu(gate(x)) · up(x))."""
     graph, size = dialect.graph, weights.spec.intermediate
-    joint = dialect.linear(states, weights.linear(layer, "mlp.gate_proj", "mlp.up_proj"))
+    joint = _linear(dialect, states, weights.linear(layer, "mlp.gate_proj", "mlp.up_proj"))
     gate, up = _split(graph, joint, (size, size))
     active = graph.op("Mul", gate, graph.op("Sigmoid", gate))
-    return dialect.linear(graph.op("Mul", active, up), weights.linear(layer, "mlp.down_proj"))
+    return _linear(dialect, graph.op("Mul", active, up), weights.linear(layer, "mlp.down_proj"))
+
+
+def _linear(dialect: Dialect, states: ir.Value, linear: Linear) -> ir.Value:
+    """A product, its states first put into the order of its weight's columns where that is another (desc_act)."""
+    order = linear.order
+    if order is not None:
+        states = dialect.graph.op("Gather", states, dialect.graph.constant(f"{linear.name}.order", order), axis=2)
+    return dialect.linear(states, linear)
 
 
 def _split(graph: GraphBuilder, value: ir.Value, sizes: tuple[int, ...]) -> list[ir.Value]:

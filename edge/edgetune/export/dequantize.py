@@ -23,7 +23,7 @@ def apply_weights(model: nn.Module, weights: WeightSet) -> None:
     """
     check_names(model, weights)
     for name in weights.names:
-        _assign(model, name, weights.weight(name).dequantize())
+        _assign(model, name, weights.dequantized(name))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in weights.overrides:
         parameters[name].copy_(torch.from_numpy(weights.override(name)))

@@ -1,8 +1,9 @@
 """Checkpoints that other tools quantized with GPTQ or AWQ, read as a weight set of their own exact values.
 
 Three things differ from one such checkpoint to the next and are easily misread without a sign, so they are normalised
-or refused here: zero points stored less one (GPTQ v1) or as they are (v2), groups of inputs that are not consecutive
-(desc_act), and formats that change from layer to layer, which are read off the tensors rather than believed.
+here: zero points stored less one (GPTQ v1) or as they are (v2), groups of inputs that are not consecutive (desc_act),
+for which the graph reorders its states, and formats that change from layer to layer, which are read off the tensors
+rather than believed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from edgetune_runtime.manifest import sha256_tree
 from edgetune_runtime.quant import gptq
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
 from edgetune_runtime.quant.layouts import LAYOUTS, Layout
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
+from edgetune_runtime.quant.weightset import HEAD, Order, WeightSet
 
 Array = npt.NDArray[Any]
 
@@ -102,16 +103,20 @@ class PrequantizedSet(WeightSet):
     layers: Mapping[str, StoredLayer]
 
     def weight(self, name: str) -> BlockWeight:
-        """A quantized layer's weight [out, in], in consecutive groups of at most 128."""
+        """A quantized layer's weight [out, in], in groups of at most 128 consecutive inputs as `order` has them."""
         fmt = self.format(name)
         weight = self.layers[name].read()
         return replace(weight, zero_points=None) if fmt.symmetric else weight
+
+    def order(self, name: str) -> Order | None:
+        """Which input each column of the weight reads, where groups are scattered inputs."""
+        return self.layers[name].order()
 
     def dense_tensors(self) -> dict[str, torch.Tensor]:
         """The whole checkpoint in float32 under its own names, quantized layers as the weights that they stand for."""
         stored = {f"{layer.prefix}.{kind}" for layer in self.layers.values() for kind in layer.files}
         tensors = {
-            f"{layer.prefix}.weight": torch.from_numpy(layer.read().dequantize()) for layer in self.layers.values()
+            f"{layer.prefix}.weight": torch.from_numpy(self.dequantized(name)) for name, layer in self.layers.items()
         }
         for path in weight_files(self.folder):
             with safe_open(path, framework="pt") as file:
@@ -119,6 +124,25 @@ class PrequantizedSet(WeightSet):
                     if name not in stored:
                         tensors[name] = file.get_tensor(name).float()
         return tensors
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How a layer's codes lie in its tensors.
+
+    Attributes:
+        bits: of a code.
+        groups: the group of each run of columns.
+        cut: into how many blocks a group is cut.
+        block: columns of such a block.
+        columns: which input each column is; None for their own order.
+    """
+
+    bits: int
+    groups: Order
+    cut: int
+    block: int
+    columns: Order | None
 
 
 @dataclass(frozen=True)
@@ -141,23 +165,30 @@ class StoredLayer:
         Raises:
             InputError: the layer has no exact equal here.
         """
-        bits, order, cut = self._examine()
+        stored = self._examine()
         with _naming(self.prefix):
-            zeros = self.layout.zero_points(self._tensor(self.layout.zeros), bits)
-        return BlockFormat(bits, self._inputs // (len(order) * cut), bool((zeros == 1 << (bits - 1)).all()))
+            zeros = self.layout.zero_points(self._tensor(self.layout.zeros), stored.bits)
+        return BlockFormat(stored.bits, stored.block, bool((zeros == 1 << (stored.bits - 1)).all()))
+
+    def order(self) -> Order | None:
+        """Which input each column of `read` is, None where they are in the model's order."""
+        return self._examine().columns
 
     def read(self) -> BlockWeight:
-        """The weight [out, in] with zero points, in consecutive groups."""
-        bits, order, cut = self._examine()
+        """The weight [out, in] with zero points, in consecutive groups of its columns."""
+        stored = self._examine()
         kinds = (self.layout.codes, self.layout.scales, self.layout.zeros)
         with _naming(self.prefix):
-            weight = self.layout.unpack({kind: self._tensor(kind) for kind in kinds}, bits)
+            weight = self.layout.unpack({kind: self._tensor(kind) for kind in kinds}, stored.bits)
         assert weight.zero_points is not None
+        codes = weight.codes.reshape(len(weight.codes), -1)
+        if stored.columns is not None:
+            codes = codes[:, stored.columns]
         return replace(
             weight,
-            codes=weight.codes.reshape(len(weight.codes), len(order) * cut, -1),
-            scales=np.repeat(weight.scales[:, order], cut, axis=1),
-            zero_points=np.repeat(weight.zero_points[:, order], cut, axis=1),
+            codes=codes.reshape(len(codes), -1, stored.block),
+            scales=np.repeat(weight.scales[:, stored.groups], stored.cut, axis=1),
+            zero_points=np.repeat(weight.zero_points[:, stored.groups], stored.cut, axis=1),
         )
 
     @property
@@ -167,8 +198,7 @@ class StoredLayer:
             return len(self._tensor(_ORDER))
         return len(self._tensor(self.layout.codes))
 
-    def _examine(self) -> tuple[int, npt.NDArray[np.int64], int]:
-        """Bits, the group of each run of inputs, and into how many blocks a group is to be cut."""
+    def _examine(self) -> _Stored:
         inputs, groups = self._inputs, len(self._tensor(self.layout.scales))
         rows = len(self._tensor(self.layout.codes))
         bits = rows * 32 // inputs if self.layout is not LAYOUTS["awq"] else 4
@@ -179,17 +209,19 @@ class StoredLayer:
                 f"{self.prefix}: {bits} bits with {groups} groups of {inputs} inputs cannot be exported",
                 hint="supported: 3, 4 or 8 bits, groups of a multiple of 16",
             )
-        order = np.arange(groups)
-        if _ORDER in self.files:
-            runs = self._tensor(_ORDER).reshape(groups, size)
-            order = runs[:, 0].astype(np.int64)
-            if (runs != order[:, None]).any() or sorted(order) != list(range(groups)):
-                raise InputError(
-                    f"{self.prefix}: its groups are scattered inputs (desc_act), for which no kernel of the exported "
-                    "formats exists",
-                    hint="quantize again with desc_act false, or calibrate the original: edgetune calibrate",
-                )
-        return bits, order, size // block
+        stored = _Stored(bits, np.arange(groups), size // block, block, None)
+        if _ORDER not in self.files:
+            return stored
+        of_input = self._tensor(_ORDER).astype(np.int64)
+        if sorted(of_input) != np.arange(groups).repeat(size).tolist():
+            raise InputError(
+                f"{self.prefix}: its groups, as g_idx has them, are not {groups} of {size} inputs each",
+                hint="quantize again, or calibrate the original: edgetune calibrate",
+            )
+        runs = of_input.reshape(groups, size)
+        if (runs == runs[:, :1]).all():  # whole groups in another order: no input moves
+            return replace(stored, groups=runs[:, 0])
+        return replace(stored, columns=np.argsort(of_input, kind="stable"))
 
     def _tensor(self, kind: str) -> Array:
         with safe_open(self.files[kind], framework="pt") as file:

@@ -13,7 +13,7 @@ from torch import nn
 
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, in_nibbles, round_to_nearest
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
+from edgetune_runtime.quant.weightset import HEAD, Order, WeightSet
 
 TEXT = "model.language_model"
 """Where transformers keeps the text model of every supported family."""
@@ -86,6 +86,11 @@ class Part:
             )
         return in_nibbles(weight)
 
+    @property
+    def order(self) -> Order | None:
+        """Which input each column of `blocks` reads, None for the model's order."""
+        return self.weights.order(self.name) if self.format is not None and self.weights is not None else None
+
     def bias(self) -> Float:
         """Float32 bias [N]; zero where the layer has none."""
         if self.module.bias is None:
@@ -120,6 +125,23 @@ class Linear:
         if own is not None and own.bits == 3:
             own = BlockFormat(4, own.block, own.symmetric)
         self.format = own or fallback
+
+    @property
+    def order(self) -> Order | None:
+        """Which input each column reads, int64 [K]; None for the model's order.
+
+        Raises:
+            InputError: the parts read their inputs in different orders.
+        """
+        first, *others = (part.order for part in self.parts)
+        own = range(self.columns) if first is None else first
+        if any(not np.array_equal(range(self.columns) if one is None else one, own) for one in others):
+            raise InputError(
+                f"{', '.join(part.name for part in self.parts)} have their inputs in different orders (desc_act), but "
+                "they are one product in the graph",
+                hint="quantize again with desc_act false, or calibrate the original: edgetune calibrate",
+            )
+        return first
 
     @property
     def rows(self) -> int:

@@ -28,6 +28,8 @@ from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 from edgetune_runtime.manifest import MANIFEST, read_manifest, sha256_tree, verify_files
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, unpack_nibbles
 
+Order = npt.NDArray[np.int64]
+
 STAGE = "calibrate"
 SCHEMA = 1
 BITS = (3, 4, 8)
@@ -131,6 +133,18 @@ class WeightSet:
             bits=fmt.bits,
             columns=columns,
         )
+
+    def order(self, name: str) -> Order | None:
+        """Which input each column of a layer's weight reads, int64 [in]; None where they are in the model's order.
+
+        Sets that calibrate writes are always in the model's order; a checkpoint of another tool may not be.
+        """
+        return None
+
+    def dequantized(self, name: str) -> Float:
+        """A linear layer's weight [out, in] as float32, its columns in the model's order."""
+        values, order = self.weight(name).dequantize(), self.order(name)
+        return values if order is None else values[:, np.argsort(order)]
 
     def override(self, name: str) -> Float:
         """A replaced parameter as float32.
