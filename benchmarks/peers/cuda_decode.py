@@ -7,8 +7,8 @@ symmetric, groups of 128, head included, CUDA graph enabled). Then ours takes th
 so both multiply with the same values. transformers computes the unquantized model in bfloat16. Each engine lives in a
 process of its own, they take turns, batch 1, and medians are compared:
 
-    ours             TorchBackend.greedy: tokens stay on the GPU, the host looks every 16
-    ours, protocol   the runtime's decode loop: logits go to the host at every token
+    ours             the runtime's decode loop: tokens stay on the GPU, the host looks every 16
+    ours, logits     step by step, logits go to the host at every token
     genai            generate_next_token with the builder's default int4 kernels
     genai, fpA_intB  the same graph with onnxruntime's other int4 kernels (session option ep.cuda.fpa_intb_gemm)
     genai, fp16      the unquantized model in float16
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from cuda_models import build_checkpoint, build_peer, our_backend
 
-ENGINES = ("ours", "ours, protocol", "genai", "genai, fpA_intB", "genai, fp16", "transformers")
+ENGINES = ("ours", "ours, logits", "genai", "genai, fpA_intB", "genai, fp16", "transformers")
 PROMPT_TOKENS = 64
 
 Run = Callable[[Any, int], tuple[list[int], float]]
@@ -128,7 +128,7 @@ def serve(engine: str, place: str) -> None:
     folder = Path(place)
     load = {
         "ours": load_ours,
-        "ours, protocol": load_protocol,
+        "ours, logits": load_logits,
         "genai": load_peer,
         "genai, fpA_intB": lambda folder: load_peer(folder, fpa_intb=True),
         "genai, fp16": lambda folder: load_peer(folder, "peer_fp16"),
@@ -150,31 +150,38 @@ def timed(tokens: Iterator[int]) -> tuple[list[int], float]:
 
 
 def load_ours(folder: Path) -> Run:
-    """The engine's own greedy loop."""
-    backend = our_backend(folder)
-
-    def run(prompt: Any, count: int) -> tuple[list[int], float]:
-        backend.reserve(len(prompt) + count)
-        logits = backend.forward(backend.embed(prompt), np.tile(np.arange(len(prompt)), (3, 1)))
-        first = int(logits.argmax())
-        started = time.perf_counter()
-        rest = backend.greedy(first, len(prompt), count=count - 1, stop=())
-        return [first, *rest], time.perf_counter() - started
-
-    return run
-
-
-def load_protocol(folder: Path) -> Run:
-    """The runtime's loop over the backend protocol."""
-    from edgetune_runtime.decode import Prompt, greedy
+    """The runtime's loop over our engine."""
+    from edgetune_runtime.decode import greedy
 
     backend = our_backend(folder)
 
     def run(prompt: Any, count: int) -> tuple[list[int], float]:
-        text = Prompt(prompt, np.tile(np.arange(len(prompt)), (3, 1)), len(prompt), image_token=-1, image=None)
-        return timed(greedy(backend, text, stop=(), max_new_tokens=count, max_length=4096))
+        return timed(greedy(backend, text(prompt), stop=(), max_new_tokens=count, max_length=4096))
 
     return run
+
+
+def load_logits(folder: Path) -> Run:
+    """Our engine step by step, for who needs the logits."""
+    from edgetune_runtime.decode import prefill, step
+
+    backend = our_backend(folder)
+
+    def tokens(prompt: Any, count: int) -> Iterator[int]:
+        logits = prefill(backend, text(prompt), room=count)
+        for place in range(len(prompt), len(prompt) + count - 1):
+            yield (token := int(logits.argmax()))
+            logits = step(backend, token, place)
+        yield int(logits.argmax())
+
+    return lambda prompt, count: timed(tokens(prompt, count))
+
+
+def text(ids: Any) -> Any:
+    """Tokens as a prompt without images."""
+    from edgetune_runtime.decode import Prompt
+
+    return Prompt(ids, np.tile(np.arange(len(ids)), (3, 1)), len(ids), image_token=-1, image=None)
 
 
 def load_peer(folder: Path, name: str = "peer", *, fpa_intb: bool = False) -> Run:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune_runtime.backends import Backend, Float, ImageFeatures, Int
+from edgetune_runtime.backends import Backend, Float, GreedyBackend, ImageFeatures, Int
 from edgetune_runtime.errors import InputError
+
+_CHUNK = 16
+"""Tokens that an engine with a greedy loop of its own finds at a time."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ def greedy(
             hint="use a smaller image, a shorter text or fewer new tokens, or export with a larger --max-length",
         )
     logits = prefill(backend, prompt, room=max_new_tokens)
+    if isinstance(backend, GreedyBackend):
+        yield from _chunks(backend, int(logits.argmax()), prompt.next_position, max_new_tokens, stop)
+        return
     for count in range(max_new_tokens):
         token = int(logits.argmax())
         yield token
@@ -75,3 +81,13 @@ def greedy(
             return
         if count + 1 < max_new_tokens:
             logits = step(backend, token, prompt.next_position + count)
+
+
+def _chunks(backend: GreedyBackend, token: int, position: int, count: int, stop: Collection[int]) -> Iterator[int]:
+    """The first token, and those that the engine finds itself, a few at a time so that a reader sees them come."""
+    yield token
+    given = 1
+    while given < count and token not in stop:
+        found = backend.greedy(token, position + given - 1, count=min(_CHUNK, count - given), stop=stop)
+        yield from found
+        given, token = given + len(found), found[-1]

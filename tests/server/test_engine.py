@@ -16,8 +16,9 @@ from edgetune.export.dequantize import apply_weights
 from edgetune.export.parity import prompt_of, teacher_forced
 from edgetune.export.reference import Sample, generated_cases, run_reference
 from edgetune_runtime import Session
+from edgetune_runtime.backends import GreedyBackend, load_backend
 from edgetune_runtime.bundle import Bundle
-from edgetune_runtime.decode import prefill
+from edgetune_runtime.decode import Prompt, greedy, prefill, step
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.weightset import WeightSet
@@ -108,6 +109,22 @@ def test_greedy_ends_at_a_stop_token_and_goes_on_from_there(gptq: Path) -> None:
     assert start() == first
     assert backend.greedy(first, 6, count=40, stop={stop}) == whole[:cut]
     assert backend.greedy(stop, 6 + cut, count=40 - cut, stop=()) == whole[cut:]
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 40])
+def test_the_runtimes_loop_takes_the_tokens_that_the_engine_chooses(gptq: Path, count: int) -> None:
+    backend = load(Bundle.load(gptq))
+    assert isinstance(backend, GreedyBackend)
+    assert not isinstance(load_backend(Bundle.load(gptq), threads=1), GreedyBackend)
+    prompt = Prompt(np.arange(20, 26), np.tile(np.arange(6), (3, 1)), 6, image_token=-1, image=None)
+    logits, expected = prefill(backend, prompt, room=count), []
+    for place in range(count):
+        expected.append(int(logits.argmax()))
+        logits = step(backend, expected[-1], 6 + place)
+    for stop in ({-1}, *({expected[place]} for place in (0, count // 2, count - 1))):
+        end = next((place for place, token in enumerate(expected) if token in stop), count - 1)
+        found = greedy(backend, prompt, stop=stop, max_new_tokens=count, max_length=1000)
+        assert list(found) == expected[: end + 1]
 
 
 def test_more_tokens_than_reserved_are_refused(gptq: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,8 +34,8 @@ def build_vision(job: ExportJob) -> ir.Model:
     options, checkpoint = job.options, job.checkpoint
     wrapper = exportable_vision(checkpoint.config["model_type"], checkpoint.model.model.visual)
     ranges = ranges_of(job.weights) if options.vision == "int8-static" else {}
-    if options.vision == "fp16":
-        wrapper = wrapper.half()
+    if options.vision == "fp16":  # a copy: the tower is the reference's too, and half() changes modules in place
+        wrapper = copy.deepcopy(wrapper).half()
     model = export_vision(wrapper)
     if options.vision.startswith("int8"):
         quantize_linears(model, _schemes(job, wrapper, ranges))

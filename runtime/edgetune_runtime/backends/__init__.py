@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,18 @@ class Backend(Protocol):
 
         Returns:
             float32 [V]; valid until the next call.
+        """
+
+
+@runtime_checkable
+class GreedyBackend(Backend, Protocol):
+    """A backend that also chooses tokens, so that logits need not leave its device."""
+
+    def greedy(self, token: int, position: int, *, count: int, stop: Collection[int]) -> list[int]:
+        """Append `token` at a position (on all three axes) and the most likely tokens after it, the last one excepted.
+
+        Returns:
+            At most `count` tokens, up to and including the first of `stop`; at least one.
         """
 
 
