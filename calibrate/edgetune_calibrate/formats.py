@@ -115,6 +115,7 @@ class BoxPlanner:
         self._answers = [len(sample.answer_ids) for sample in samples]
         self._digits = digit_tokens(source.tokenizer)
         self._meter = BoxMeter(model, batches, self._places, self._answers, self._digits, None)
+        self._log: UnitLog | None = None  # kept until all layers are solved: a killed run measures nothing again
 
     def choose(
         self, token_weights: Sequence[Tensor], work: Path, key: str, progress: Callable[[int], object]
@@ -130,8 +131,8 @@ class BoxPlanner:
         Raises:
             InputError: no choice is within the budget or the limit.
         """
-        log = UnitLog(work, key)
-        finished = log.finished()
+        self._log = UnitLog(work, key)
+        finished = self._log.finished()
         units = []
         for unit in measure(
             self._model,
@@ -148,7 +149,7 @@ class BoxPlanner:
         ):
             units.append(unit)
             if len(units) > len(finished):
-                log.add(unit)
+                self._log.add(unit)
             progress(len(units))
         budget, drop = self._settings.budget_mb, self._settings.max_drop
         chosen = plan(
@@ -156,11 +157,12 @@ class BoxPlanner:
             budget=None if budget is None else int(budget * 1e6),
             max_drift=None if drop is None else drop / 100,
         )
-        log.close()
         return Chosen(chosen, tuple(units))
 
-    def drift(self) -> float:
-        """Return how far the model's boxes are from the unquantized model's, see `edgetune_calibrate.coordinates`."""
+    def finish(self) -> float:
+        """Forget the log, and return how far the quantized model's boxes are from the unquantized model's."""
+        if self._log is not None:
+            self._log.close()
         return self._meter.drift()
 
     def _candidates(self, columns: int) -> list[SolveSettings]:

@@ -131,7 +131,7 @@ def _solve(
     for block in solved:
         journal.add(block)
         tell(before + block.index + 1, total)
-    return ranges, choice.to_dict(settings, planner.drift()) if choice and planner else None
+    return ranges, choice.to_dict(settings, planner.finish()) if choice and planner else None
 
 
 def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:

@@ -102,7 +102,10 @@ def test_a_limit_of_the_drop_takes_the_fewest_bytes_within_it(qwen3_vl: Path, da
     assert list(tmp_path.glob("*/.*")) == []
 
 
-def test_a_killed_measurement_is_continued(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "measured"), [(2, 5), (6, 16)])  # in the second block; when two blocks are solved
+def test_a_killed_run_measures_nothing_again(
+    step: int, measured: int, qwen3_vl: Path, data: Path, tmp_path: Path
+) -> None:
     settings = CalibrateSettings(SolveSettings(method="rtn"), (4, 8), (32,), budget_mb=0.4)
 
     class Killed(Exception):
@@ -110,7 +113,7 @@ def test_a_killed_measurement_is_continued(qwen3_vl: Path, data: Path, tmp_path:
 
     def kill(done: int, total: int) -> None:
         assert total == 8
-        if done == 2:
+        if done == step:
             raise Killed
 
     work, whole = tmp_path / "work", tmp_path / "whole"
@@ -120,12 +123,13 @@ def test_a_killed_measurement_is_continued(qwen3_vl: Path, data: Path, tmp_path:
         calibrate(qwen3_vl, data, work, settings, progress=kill)
     log = work / ".sensitivity.jsonl"
     lines = log.read_text().splitlines()
-    assert len(lines) == 1 + 5  # the key, the units of a block, and one of the next
+    assert len(lines) == 1 + measured  # the key comes first
     marked = json.loads(lines[1])
     marked["choices"][0][2] = 1e-12
     log.write_text("\n".join([lines[0], json.dumps(marked), *lines[2:]]) + "\n")
-    done = calibrate(qwen3_vl, data, work, settings)["weightset"]
-    units = done["calibration"]["choice"]["units"]
+    done = calibrate(qwen3_vl, data, work, settings)
+    assert done["resumed_blocks"] == max(step - 4, 0)
+    units = done["weightset"]["calibration"]["choice"]["units"]
     assert units[0]["choices"][0]["drop"] == pytest.approx(1e-4)  # taken from the log
     undisturbed = calibrate(qwen3_vl, data, whole, settings)["weightset"]["calibration"]["choice"]["units"]
     for unit, expected in zip(units[1:], undisturbed[1:], strict=True):
