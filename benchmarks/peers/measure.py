@@ -107,9 +107,8 @@ def table(model: str, rows: list[dict[str, Any]]) -> str:
         kl = [row["kl"] for row in good]
         ratio = [math.log(row["kl"] / ours[fmt][row["seed"]]) for row in good if row["seed"] in ours[fmt]]
         agreement = statistics.fmean(row["agreement"] for row in good)
-        seconds, memory = (
-            statistics.median(row.get(part, math.nan) for row in good) for part in ("cpu_seconds", "peak_mb")
-        )
+        timed = [row for row in good if "cpu_seconds" in row] or [{"cpu_seconds": math.nan, "peak_mb": math.nan}]
+        seconds, memory = (statistics.median(row[part] for row in timed) for part in ("cpu_seconds", "peak_mb"))
         lines.append(
             f"| {fmt} | {library} | {name} | {interval(kl)} | {ratio_interval(ratio)} | {agreement:.1%} "
             f"| {seconds:.1f} | {memory:.0f} |"
