@@ -281,10 +281,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         ground, delta = row["ground"], row.get("delta")
         cells = [row["title"], f"{100 * ground['acc50']:.1f}"]
         if delta:
-            drift = delta["drift"]
+            iou, moved = delta["drift"]["iou_interval"], delta["drift"]["moved"]
             cells += [_interval(delta["acc50"]), _interval(delta["acc90"])]
-            low, high = (drift["iou_interval"][side] for side in ("low", "high"))
-            cells += [f"{drift['iou']:.4f} [{low:.4f}, {high:.4f}]", f"{100 * drift['moved']:.1f}"]
+            cells += [f"{iou['value']:.4f} [{iou['low']:.4f}, {iou['high']:.4f}]", f"{100 * moved:.1f}"]
         else:
             cells += ["", "", "", ""]
         cells.append(f"{100 * row['vqa']['accuracy']:.1f}")

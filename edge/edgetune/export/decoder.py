@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from edgetune.export.dialects import Dialect
 from edgetune.export.graph import GraphBuilder
-from edgetune.export.weights import DecoderSpec, DecoderWeights, Linear
+from edgetune.export.linear import Linear
+from edgetune.export.weights import DecoderSpec, DecoderWeights
 from edgetune_runtime.quant.blocks import Float
 
 DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]

@@ -18,9 +18,10 @@ from edgetune.export.graph import GraphBuilder, leave_out, save_model
 from edgetune.export.hf_checkpoint import WEIGHTS, write_checkpoint, write_json
 from edgetune.export.hf_config import awq_config, compressed_config, gptq_config
 from edgetune.export.job import ExportJob
+from edgetune.export.linear import Linear
 from edgetune.export.onnx_bundle import FILES, check_graphs
 from edgetune.export.vision_graph import build_vision
-from edgetune.export.weights import DecoderSpec, Linear
+from edgetune.export.weights import DecoderSpec
 from edgetune_runtime.backends.packed import read_weights
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules

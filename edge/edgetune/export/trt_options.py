@@ -7,7 +7,8 @@ from dataclasses import replace
 from edgetune.export.dialects.trt import DecomposedTrtDialect
 from edgetune.export.dialects.trt_fused import PROFILES, FusedTrtDialect
 from edgetune.export.job import ExportJob
-from edgetune.export.weights import LINEARS, DecoderWeights, Linear
+from edgetune.export.linear import Linear
+from edgetune.export.weights import LINEARS, DecoderWeights
 from edgetune_runtime.errors import InputError
 
 BLOCKS = (128, 64)

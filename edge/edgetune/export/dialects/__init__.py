@@ -11,7 +11,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from edgetune.export.graph import Dim, GraphBuilder
-from edgetune.export.weights import Linear
+from edgetune.export.linear import Linear
 from edgetune_runtime.quant.blocks import Float
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune.export.graph import Dim, GraphBuilder, cast_float
-from edgetune.export.weights import DecoderSpec, Linear
+from edgetune.export.linear import Linear
+from edgetune.export.weights import DecoderSpec
 from edgetune_runtime.quant.blocks import Float
 
 MICROSOFT = "com.microsoft"

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgetune.export.graph import Dim, GraphBuilder, cast_float
-from edgetune.export.weights import DecoderSpec, Linear
+from edgetune.export.linear import Linear
+from edgetune.export.weights import DecoderSpec
 from edgetune_runtime.quant.blocks import BlockFormat, Float
 
 _CODES = {

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from edgetune.export.dialects.trt_linear import block_linear, dense_linear
 from edgetune.export.graph import Dim, GraphBuilder, cast_float
-from edgetune.export.weights import DecoderSpec, Linear
+from edgetune.export.linear import Linear
+from edgetune.export.weights import DecoderSpec
 from edgetune_runtime.quant.blocks import Float
 
 

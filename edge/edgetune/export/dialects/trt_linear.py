@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgetune.export.graph import GraphBuilder, cast_float
-from edgetune.export.weights import Linear
+from edgetune.export.linear import Linear
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockWeight, Float
 

@@ -1,0 +1,149 @@
+"""The linear layers of a decoder as products of its graph: what is stacked in each, its weight and order of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, in_nibbles, round_to_nearest
+from edgetune_runtime.quant.weightset import Order, WeightSet
+
+
+@dataclass(frozen=True)
+class Part:
+    """One linear layer of the model, by its name in transformers, and the weight set that may hold it."""
+
+    name: str
+    module: nn.Linear
+    weights: WeightSet | None
+
+    @property
+    def format(self) -> BlockFormat | None:
+        """How the weight set quantizes it, None when it does not."""
+        return self.weights.format(self.name) if self.weights is not None and self.name in self.weights else None
+
+    def dense(self) -> Float:
+        """Float32 weight [N, K] of the checkpoint."""
+        return to_numpy(self.module.weight)
+
+    def blocks(self) -> BlockWeight:
+        """The codes of the weight set."""
+        assert self.weights is not None
+        weight = self.weights.weight(self.name)
+        if (len(weight.codes), weight.columns) != tuple(self.module.weight.shape):
+            raise InputError(
+                f"{self.weights.folder}: {self.name} is {[len(weight.codes), weight.columns]} there and "
+                f"{list(self.module.weight.shape)} in the checkpoint",
+                hint="export the checkpoint that the set was calibrated from",
+            )
+        return in_nibbles(weight)
+
+    @property
+    def order(self) -> Order | None:
+        """Which input each column of `blocks` reads, None for the model's order."""
+        return self.weights.order(self.name) if self.format is not None and self.weights is not None else None
+
+    def bias(self) -> Float:
+        """Float32 bias [N]; zero where the layer has none."""
+        if self.module.bias is None:
+            return np.zeros(self.module.weight.shape[0], np.float32)
+        return parameter(f"{self.name}.bias", self.module.bias, self.weights)
+
+
+class Linear:
+    """One product of the graph: which layers are stacked in its weight [N, K], and the format it is written in.
+
+    Args:
+        name: of the product in the graph.
+        parts: layers that read the same input.
+        fallback: format of layers that the weight set does not hold, None for dense.
+
+    Raises:
+        InputError: the weight set has the parts in different formats.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part], fallback: BlockFormat | None) -> None:
+        self.name = name
+        self.parts = tuple(parts)
+        formats = {part.format for part in parts}
+        if len(formats) > 1:
+            raise InputError(
+                f"the weight set has {', '.join(part.name for part in parts)} in different formats, "
+                "but they are one product in the graph",
+                hint="calibrate again: layers that read the same input need the same bits and group size",
+            )
+        self.calibrated = None not in formats
+        own = formats.pop()
+        if own is not None and own.bits == 3:
+            own = BlockFormat(4, own.block, own.symmetric)
+        self.format = own or fallback
+
+    @property
+    def order(self) -> Order | None:
+        """Which input each column reads, int64 [K]; None for the model's order.
+
+        Raises:
+            InputError: the parts read their inputs in different orders.
+        """
+        first, *others = (part.order for part in self.parts)
+        own = range(self.columns) if first is None else first
+        if any(not np.array_equal(range(self.columns) if one is None else one, own) for one in others):
+            raise InputError(
+                f"{', '.join(part.name for part in self.parts)} have their inputs in different orders (desc_act), but "
+                "they are one product in the graph",
+                hint="quantize again with desc_act false, or calibrate the original: edgetune calibrate",
+            )
+        return first
+
+    @property
+    def rows(self) -> int:
+        """N, the output size."""
+        return sum(part.module.weight.shape[0] for part in self.parts)
+
+    @property
+    def columns(self) -> int:
+        """K, the input size."""
+        return int(self.parts[0].module.weight.shape[1])
+
+    def dense(self) -> Float:
+        """Float32 weight [N, K]."""
+        return np.concatenate([part.dense() for part in self.parts])
+
+    def blocks(self) -> BlockWeight:
+        """The weight in its format, of 4 or 8 bits: the set's codes, or rounded to nearest."""
+        assert self.format is not None
+        if not self.calibrated:
+            return round_to_nearest(self.dense(), self.format)
+        weights = [part.blocks() for part in self.parts]
+        zeros = [weight.zero_points for weight in weights if weight.zero_points is not None]
+        return BlockWeight(
+            codes=np.concatenate([weight.codes for weight in weights]),
+            scales=np.concatenate([weight.scales for weight in weights]),
+            zero_points=np.concatenate(zeros) if zeros else None,
+            bits=self.format.bits,
+            columns=self.columns,
+        )
+
+    def bias(self) -> Float | None:
+        """Float32 bias [N], zero for a part that has none, or None when no part has one."""
+        if all(part.module.bias is None for part in self.parts):
+            return None
+        return np.concatenate([part.bias() for part in self.parts])
+
+
+def parameter(name: str, tensor: torch.Tensor, weights: WeightSet | None) -> Float:
+    """A parameter as float32: the weight set's where it replaces it, else the checkpoint's."""
+    if weights is None or name not in weights.overrides:
+        return to_numpy(tensor)
+    return weights.override(name)
+
+
+def to_numpy(tensor: torch.Tensor) -> Float:
+    """Float32 copy of a tensor on the CPU."""
+    array: Float = tensor.detach().to(device="cpu", dtype=torch.float32).numpy()
+    return array
