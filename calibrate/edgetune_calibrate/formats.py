@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from edgetune_calibrate.sensitivity import BoxMeter, measure
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
 from edgetune_runtime.conversation import Sample
-from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.weightset import HEAD
@@ -100,6 +98,10 @@ class BoxPlanner:
         samples: the calibration records.
         batches: the same as keyword arguments of the model's forward.
         settings: with a budget or a limit.
+        log: of units that are measured; kept until all layers are solved, so that a killed run measures none again.
+
+    Raises:
+        InputError: no record has a box.
     """
 
     def __init__(
@@ -109,39 +111,32 @@ class BoxPlanner:
         samples: Sequence[Sample],
         batches: Sequence[dict[str, Any]],
         settings: CalibrateSettings,
+        log: UnitLog,
     ) -> None:
         self._model, self._source, self._batches, self._settings = model, source, batches, settings
-        self._places = [box_places(sample, source.tokenizer) for sample in samples]
-        self._answers = [len(sample.answer_ids) for sample in samples]
-        self._digits = digit_tokens(source.tokenizer)
-        self._meter = BoxMeter(model, batches, self._places, self._answers, self._digits, None)
-        self._log: UnitLog | None = None  # kept until all layers are solved: a killed run measures nothing again
+        places = [box_places(sample, source.tokenizer) for sample in samples]
+        answers = [len(sample.answer_ids) for sample in samples]
+        self._meter = BoxMeter(model, batches, places, answers, digit_tokens(source.tokenizer))
+        self._log = log
 
-    def choose(
-        self, token_weights: Sequence[Tensor], work: Path, key: str, progress: Callable[[int], object]
-    ) -> Chosen:
+    def choose(self, token_weights: Sequence[Tensor], progress: Callable[[int], object]) -> Chosen:
         """Measure every unit, continuing where an interrupted run was, and choose.
 
         Args:
             token_weights: how much each token counts for the solver.
-            work: folder of the log.
-            key: what the measurements depend on.
             progress: told how many units are measured.
 
         Raises:
             InputError: no choice is within the budget or the limit.
         """
-        self._log = UnitLog(work, key)
         finished = self._log.finished()
         units = []
         for unit in measure(
             self._model,
             self._source.modules,
             self._batches,
-            self._places,
-            self._answers,
-            self._digits,
-            self._candidates,
+            self._meter,
+            self._settings.candidates,
             head=head_settings(self._model, self._settings),
             token_weights=token_weights,
             device=self._settings.device,
@@ -161,13 +156,5 @@ class BoxPlanner:
 
     def finish(self) -> float:
         """Forget the log, and return how far the quantized model's boxes are from the unquantized model's."""
-        if self._log is not None:
-            self._log.close()
+        self._log.close()
         return self._meter.drift()
-
-    def _candidates(self, columns: int) -> list[SolveSettings]:
-        found = self._settings.candidates(columns)
-        if not found:
-            sizes = ", ".join(map(str, self._settings.group_sizes or (self._settings.solve.group_size,)))
-            raise InputError(f"{columns} input columns are no multiple of a group size of {sizes}")
-        return found

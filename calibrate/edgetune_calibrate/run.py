@@ -16,7 +16,7 @@ import torch
 from edgetune_calibrate.batches import batch, roles, token_weights
 from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
-from edgetune_calibrate.journal import Journal
+from edgetune_calibrate.journal import Journal, UnitLog
 from edgetune_calibrate.linears import input_groups
 from edgetune_calibrate.quantize import quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
@@ -59,9 +59,10 @@ def calibrate(
     source = Checkpoint.open(checkpoint)
     chosen = calibration_set(source, data, samples=settings.samples, seed=settings.seed, evaluation=evaluation)
     sha256 = sha256_tree(checkpoint)
-    journal = Journal(work, _key(settings, chosen, sha256))
+    key = _key(settings, chosen, sha256)
+    journal, units = Journal(work, key), UnitLog(work, key) if settings.chooses else None
     began, resumed = time.perf_counter(), len(journal.entries)
-    ranges, formats = _solve(source, chosen, settings, journal, work, _key(settings, chosen, sha256), progress)
+    ranges, choice = _solve(source, chosen, settings, journal, units, progress)
     seconds = time.perf_counter() - began
     journal.close()
     reports = [entry["report"] for entry in journal.entries]
@@ -73,7 +74,7 @@ def calibrate(
             "linears": {name: entry for line in journal.entries for name, entry in line["linears"].items()},
             "overrides": {name: file for line in journal.entries for name, file in line["overrides"].items()},
             "vision_ranges": ranges,
-            "calibration": {**chosen.to_dict(), **_errors(reports), "choice": formats},
+            "calibration": {**chosen.to_dict(), **_errors(reports), "choice": choice},
             "checkpoint": {"path": str(checkpoint), "sha256": sha256},
         },
         "resumed_blocks": resumed,
@@ -87,8 +88,7 @@ def _solve(
     chosen: CalibrationSet,
     settings: CalibrateSettings,
     journal: Journal,
-    work: Path,
-    key: str,
+    units: UnitLog | None,
     progress: Progress | None,
 ) -> tuple[Ranges, dict[str, Any] | None]:
     """Write the blocks that the journal lacks.
@@ -108,10 +108,10 @@ def _solve(
     batches = [batch(sample, source, dtype) for sample in chosen.samples]
     weights = token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights)
     planner, choice = None, None
-    if settings.chooses:
-        planner, before = BoxPlanner(model, source, chosen.samples, batches, settings), blocks
+    if units is not None:
+        planner, before = BoxPlanner(model, source, chosen.samples, batches, settings, units), blocks
         kinds = len(input_groups(source.modules))
-        choice = planner.choose(weights, work, key, lambda units: tell(-(-units // kinds), total))
+        choice = planner.choose(weights, lambda done: tell(-(-done // kinds), total))
         formats = choice.formats
     ranges = vision_ranges(
         model,

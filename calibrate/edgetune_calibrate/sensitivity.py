@@ -47,7 +47,9 @@ class BoxMeter:
         places: of each batch where the boxes in its answer are.
         answers: of each batch how many tokens its answer has; they are the last.
         digits: token ids of the ten digits.
-        vision: stands in for the vision tower.
+
+    Attributes:
+        vision: stands in for the vision tower while it is set.
 
     Raises:
         InputError: no answer has a box.
@@ -60,10 +62,10 @@ class BoxMeter:
         places: Sequence[BoxPlaces],
         answers: Sequence[int],
         digits: Tensor,
-        vision: VisionCache | None,
     ) -> None:
         self._model, self._batches, self._places, self._answers = model, batches, places, answers
-        self._digits, self._vision = digits, vision
+        self._digits = digits
+        self.vision: VisionCache | None = None
         self._asked = [number for number, place in enumerate(places) if place.digits]
         if not self._asked:
             raise InputError(
@@ -82,8 +84,8 @@ class BoxMeter:
         device = next(self._model.parameters()).device
         found = []
         for number in self._asked:
-            if self._vision is not None:
-                self._vision.batch = number
+            if self.vision is not None:
+                self.vision.batch = number
             inputs = {name: value.to(device) for name, value in self._batches[number].items()}
             count = self._answers[number]
             logits = self._model(**inputs, use_cache=False, logits_to_keep=count + 1).logits[0, :-1]
@@ -95,9 +97,7 @@ def measure(
     model: nn.Module,
     modules: Modules,
     batches: Sequence[Mapping[str, Any]],
-    places: Sequence[BoxPlaces],
-    answers: Sequence[int],
-    digits: Tensor,
+    meter: BoxMeter,
     candidates: Candidates,
     *,
     head: SolveSettings | None = None,
@@ -111,24 +111,18 @@ def measure(
         model: a transformers causal language model.
         modules: where its blocks and linears are.
         batches: keyword arguments of its forward, one conversation each.
-        places: see `BoxMeter`.
-        answers: see `BoxMeter`.
-        digits: see `BoxMeter`.
+        meter: of the same model and batches.
         candidates: how a linear of so many inputs may be solved.
         head: how the language model head is solved, measured last; None leaves it out.
         token_weights: for each batch float32 [1, S], how much each token counts for the solver.
         device: where to compute; the model is moved there.
         finished: the first units, measured by an earlier run; those of the last block begun are measured again.
-
-    Raises:
-        InputError: no answer has a box.
     """
     model = model.eval().to(device)
     where = torch.device(device)
     blocks: list[nn.Module] = list(model.get_submodule(modules.blocks).children())
     weights = [one.to(where, torch.float32) for one in token_weights or [visible(batch) for batch in batches]]
-    with _cached(model, modules, where) as vision:
-        meter = BoxMeter(model, batches, places, answers, digits, vision)
+    with _cached(model, modules, where, meter) as vision:
         stream = Stream(model, blocks, batches, vision, where)
         groups = input_groups(modules)
         start = min(len(finished) // len(groups), len(blocks))
@@ -153,14 +147,16 @@ def measure(
 
 
 @contextmanager
-def _cached(model: nn.Module, modules: Modules, store: torch.device) -> Iterator[VisionCache | None]:
+def _cached(model: nn.Module, modules: Modules, store: torch.device, meter: BoxMeter) -> Iterator[VisionCache | None]:
+    """Let the vision tower run once for each batch, for the meter too."""
     if not modules.vision_root:
         yield None
         return
-    vision = VisionCache(model.get_submodule(modules.vision_root), store)
+    vision = meter.vision = VisionCache(model.get_submodule(modules.vision_root), store)
     try:
         yield vision
     finally:
+        meter.vision = None
         vision.close()
 
 

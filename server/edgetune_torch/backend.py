@@ -58,7 +58,7 @@ def load(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> 
 
 
 class TorchBackend:
-    """Implements `edgetune_runtime.backends.Backend`; `greedy` is a faster way through many steps.
+    """Implements `edgetune_runtime.backends.GreedyBackend`.
 
     Args:
         decoder: the decoder.

@@ -108,8 +108,8 @@ def test_a_units_error_is_that_of_the_model_with_only_it_quantized(
             assert columns in (384, 768)
             return ways
 
-        rest: dict[str, Any] = {"head": head, "finished": finished}
-        return list(measure(model, checkpoint.modules, batches, places, answers, digits, candidates, **rest))
+        meter = BoxMeter(model, batches, places, answers, digits)
+        return list(measure(model, checkpoint.modules, batches, meter, candidates, head=head, finished=finished))
 
     units = measured(ways[0])
     assert len(units) == 6 * 4 + 1
@@ -156,6 +156,4 @@ def test_records_without_boxes_are_refused(checkpoint: Checkpoint, samples: list
     places = box_places(question, checkpoint.tokenizer)
     inputs = batch(question, checkpoint, torch.float32)
     with pytest.raises(InputError, match="no calibration record has a box"):
-        BoxMeter(
-            checkpoint.load_model(torch.float32), [inputs], [places], [2], digit_tokens(checkpoint.tokenizer), None
-        )
+        BoxMeter(checkpoint.load_model(torch.float32), [inputs], [places], [2], digit_tokens(checkpoint.tokenizer))

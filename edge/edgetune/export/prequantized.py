@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +165,18 @@ class StoredLayer:
         Raises:
             InputError: the layer has no exact equal here.
         """
-        stored = self._examine()
+        stored = self._stored
         with _naming(self.prefix):
             zeros = self.layout.zero_points(self._tensor(self.layout.zeros), stored.bits)
         return BlockFormat(stored.bits, stored.block, bool((zeros == 1 << (stored.bits - 1)).all()))
 
     def order(self) -> Order | None:
         """Which input each column of `read` is, None where they are in the model's order."""
-        return self._examine().columns
+        return self._stored.columns
 
     def read(self) -> BlockWeight:
         """The weight [out, in] with zero points, in consecutive groups of its columns."""
-        stored = self._examine()
+        stored = self._stored
         kinds = (self.layout.codes, self.layout.scales, self.layout.zeros)
         with _naming(self.prefix):
             weight = self.layout.unpack({kind: self._tensor(kind) for kind in kinds}, stored.bits)
@@ -198,7 +198,8 @@ class StoredLayer:
             return len(self._tensor(_ORDER))
         return len(self._tensor(self.layout.codes))
 
-    def _examine(self) -> _Stored:
+    @cached_property
+    def _stored(self) -> _Stored:
         inputs, groups = self._inputs, len(self._tensor(self.layout.scales))
         rows = len(self._tensor(self.layout.codes))
         bits = rows * 32 // inputs if self.layout is not LAYOUTS["awq"] else 4
@@ -213,7 +214,7 @@ class StoredLayer:
         if _ORDER not in self.files:
             return stored
         of_input = self._tensor(_ORDER).astype(np.int64)
-        if sorted(of_input) != np.arange(groups).repeat(size).tolist():
+        if not np.array_equal(np.sort(of_input), np.arange(groups).repeat(size)):
             raise InputError(
                 f"{self.prefix}: its groups, as g_idx has them, are not {groups} of {size} inputs each",
                 hint="quantize again, or calibrate the original: edgetune calibrate",
