@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
     "edgetune": ROOT / "edge" / "edgetune",
+    "edgetune_data": ROOT / "data" / "edgetune_data",
     "edgetune_train": ROOT / "train" / "edgetune_train",
     "edgetune_calibrate": ROOT / "calibrate" / "edgetune_calibrate",
     "edgetune_bench": ROOT / "benchmarks" / "edgetune_bench",
@@ -86,7 +87,7 @@ def test_the_runtime_parses_as_python_3_10(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", modules_of("edgetune_train", "edgetune_calibrate", "edgetune_bench", "edgetune_torch")
+    "module", modules_of("edgetune_data", "edgetune_train", "edgetune_calibrate", "edgetune_bench", "edgetune_torch")
 )
 def test_a_stage_imports_only_the_runtime_and_itself(module: str) -> None:
     assert all(within(name, "edgetune_runtime", module.partition(".")[0]) for name in ours(imported(MODULES[module])))

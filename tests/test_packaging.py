@@ -58,7 +58,12 @@ def sources(*folders: str) -> set[str]:
 
 
 def test_the_wheels_hold_the_sources_and_nothing_else(edgetune: zipfile.ZipFile, runtime: zipfile.ZipFile) -> None:
-    stages = ("train/edgetune_train", "calibrate/edgetune_calibrate", "benchmarks/edgetune_bench")
+    stages = (
+        "data/edgetune_data",
+        "train/edgetune_train",
+        "calibrate/edgetune_calibrate",
+        "benchmarks/edgetune_bench",
+    )
     assert contents(edgetune) == sources("edge/edgetune", "server/edgetune_torch", *stages)
     assert contents(runtime) == sources("runtime/edgetune_runtime")
 
