@@ -13,6 +13,7 @@ from edgetune import __version__
 from edgetune.commands._common import Program
 
 VERBS = {
+    "data": "Convert, check, crop, split and count data sets.",
     "train": "Fine-tune a checkpoint on your records with LoRA.",
     "merge": "Fold a LoRA adapter into its base and prove that it worked.",
     "calibrate": "Solve int4 weights for a checkpoint on your own records.",

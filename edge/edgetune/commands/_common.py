@@ -27,6 +27,10 @@ EXTRA_OF_MODULE = {
     "onnxscript": "export",
     "onnxruntime": "export",
     "psutil": "bench",
+    "datasets": "data",
+    "jsonschema": "data",
+    "imagehash": "data",
+    "cleanvision": "data",
 }
 """Which extra of `edgetune` installs a module that a verb may find missing."""
 
@@ -120,6 +124,13 @@ class Program(click.Command):
         if chosen is None:
             return super().make_context(info_name, args, parent, **extra)
         return chosen.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and the subcommands where there are any."""
+        super().format_options(ctx, formatter)
+        if self.subcommands:
+            with formatter.section("Subcommands"):
+                formatter.write_dl([(name, sub.get_short_help_str(90)) for name, sub in self.subcommands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run what the context was made for: this command, or one of its subcommands."""

@@ -1,0 +1,19 @@
+"""`edgetune data`: the subcommands that read, check and rework data sets, one module each."""
+
+from __future__ import annotations
+
+import click
+
+from edgetune.commands._common import Console, verb
+
+SUBCOMMANDS: dict[str, click.Command] = {}
+
+
+@verb(subcommands=SUBCOMMANDS)
+@click.argument("subcommand")
+def command(console: Console, subcommand: str) -> None:
+    """Convert, check, crop, split and count data sets."""
+    raise click.NoSuchCommand(subcommand, possibilities=SUBCOMMANDS, ctx=click.get_current_context())
+
+
+command.no_args_is_help = True
