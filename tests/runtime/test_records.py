@@ -1,4 +1,4 @@
-"""Data files: the four forms, and one clear line for every kind of bad input."""
+"""Data files: the forms, conversations, and one clear line for every kind of bad input."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgetune_runtime.dialogue import Dialogue, Name, Picture, Place
 from edgetune_runtime.errors import InputError, RecordError
 from edgetune_runtime.families import FAMILIES
-from edgetune_runtime.records import Record, read_records
+from edgetune_runtime.records import Entry, Record, read_entries, read_records
 
 FAMILY = FAMILIES["qwen3_vl"]
 ONE: dict[str, Any] = {"ref": ["cup"], "bbox": [[1, 2, 3, 4]]}
@@ -36,6 +37,12 @@ def read(folder: Path, *lines: Any) -> list[Record]:
     return read_records(path)
 
 
+def entries(folder: Path, *lines: Any) -> list[Entry]:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_entries(path)
+
+
 def ground(**change: Any) -> dict[str, Any]:
     return {"image": "pictures/a.png", "text": "the cup", "bbox": [1, 2, 30.5, 40], **change}
 
@@ -45,6 +52,14 @@ def swift(user: str, answer: str, **objects: Any) -> dict[str, Any]:
         "messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}],
         "images": ["pictures/a.png"],
         "objects": objects,
+    }
+
+
+def ask(*turns: tuple[Any, ...], images: tuple[str, ...] = ("pictures/a.png",)) -> dict[str, Any]:
+    """Return a conversation of (role, content[, loss]) turns."""
+    return {
+        "messages": [dict(zip(("role", "content", "loss"), turn, strict=False)) for turn in turns],
+        "images": list(images),
     }
 
 
@@ -134,6 +149,61 @@ def test_messages_without_objects(folder: Path) -> None:
     assert (read_back.kind, read_back.text, read_back.answer) == ("vqa", "What is it?", "A cup.")
 
 
+def test_streams_count_over_all_turns_each_on_its_own(folder: Path) -> None:
+    talk = ask(
+        ("system", "You see well."),
+        ("user", "Compare <image> and <image>. Where is <ref-object>?"),
+        ("assistant", "At <bbox>, beside <ref-object>.", False),
+        ("user", "And in <image>\n what is at <bbox>?"),
+        ("assistant", "<ref-object>, its handle at <bbox>"),
+        images=("pictures/a.png",) * 3,
+    )
+    talk["objects"] = {
+        "ref": ["the cup", "a mug", "a jug"],
+        "bbox": [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]],
+        "image_id": [1, 2, 2],
+    }
+    [entry] = entries(folder, {**talk, "id": 5, "meta": {"by": "hand"}})
+    assert isinstance(entry, Dialogue)
+    assert [turn.role for turn in entry.turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert [turn.learned for turn in entry.turns] == [False, False, False, False, True]
+    assert entry.turns[1].parts == (
+        "Compare ", Picture(0), "and ", Picture(1), ". Where is ", Name("the cup"), "?",
+    )  # fmt: skip
+    assert entry.turns[2].parts == ("At ", Place((1, 2, 3, 4), 1), ", beside ", Name("a mug"), ".")
+    assert entry.turns[3].parts == ("And in ", Picture(2), "what is at ", Place((5, 6, 7, 8), 2), "?")
+    assert entry.turns[4].parts == (Name("a jug"), ", its handle at ", Place((9, 10), 2))
+    assert (entry.id, entry.meta, entry.source) == ("5", {"by": "hand"}, "data.jsonl:1")
+    assert len(entry.images) == 3 and len(entry.places) == 3
+
+
+def test_pictures_without_a_placeholder_come_first(folder: Path) -> None:
+    talk = ask(
+        ("user", "Look at <image>."), ("assistant", "Yes."), ("user", "Well?"), ("assistant", "So."),
+        images=("pictures/a.png",) * 3,
+    )  # fmt: skip
+    [entry] = entries(folder, talk)
+    assert isinstance(entry, Dialogue)
+    assert entry.turns[0].parts == (Picture(0), Picture(1), "Look at ", Picture(2), ".")
+
+
+def test_text_alone_is_a_dialogue(folder: Path) -> None:
+    [entry] = entries(folder, {"messages": ask(("user", "Hi"), ("assistant", "Hello"))["messages"]})
+    assert isinstance(entry, Dialogue) and entry.images == () and entry.turns[1].parts == ("Hello",)
+
+
+def test_an_answer_of_words_and_boxes_is_a_dialogue(folder: Path) -> None:
+    [entry] = entries(folder, swift("<image>Find it", "It is at <bbox>", ref=[], bbox=[[1, 2, 3, 4]]))
+    assert isinstance(entry, Dialogue)
+    assert entry.turns[1].parts == ("It is at ", Place((1, 2, 3, 4), 0))
+
+
+def test_a_dialogue_has_no_score(folder: Path) -> None:
+    turns = (("user", "Hi"), ("assistant", "Hello"), ("user", "Well?"), ("assistant", "So."))
+    with pytest.raises(InputError, match=r"data\.jsonl:2: a conversation of 4 turns about 1 pictures has no score"):
+        read(folder, ground(), ask(*turns))
+
+
 def test_boxes_are_checked_against_the_upright_image(folder: Path) -> None:
     tall = ground(image="pictures/turned.jpg", bbox=[0, 0, 48, 64])
     assert read(folder, tall)
@@ -176,19 +246,46 @@ def test_byte_order_mark(folder: Path) -> None:
         ({"image": "pictures/a.png", "question": "What?", "answer": []}, "'answer' must be"),
         (
             {"image": "pictures/a.png", "conversations": [{"from": "human", "value": "Hi"}]},
-            "must be one 'human' and one 'gpt' turn",
+            "'conversations' must go user, assistant",
         ),
         (
-            swift("Find <ref-object>", "<bbox>", ref=["cup"], bbox=[[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 2, 2]])
-            | {"images": []},
-            "'images' must be a list of one path",
+            swift("Find <ref-object>", "<bbox>", ref=["cup"], bbox=[[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 2, 2]]),
+            "1 <bbox> in the turns but 3 in 'objects.bbox'",
+        ),
+        (
+            swift("Find <ref-object>", "<bbox>", **ONE) | {"images": []},
+            r"bbox \[1.0, 2.0, 3.0, 4.0\] lies on image 0, counted from 0, but there are 0 images",
         ),
         (
             swift("Find <ref-object>", "<bbox><bbox>", ref=["cup"], bbox=[[1, 2, 3, 4]]),
-            "2 <bbox> in the answer but 1 boxes",
+            "2 <bbox> in the turns but 1 in 'objects.bbox'",
         ),
-        (swift("Find it", "It is at <bbox>", ref=["cup"], bbox=[[1, 2, 3, 4]]), "placeholders only"),
-        (swift("What is at <bbox>?", "<ref-object>", ref=["cup"], bbox=[[1, 2, 3, 4]]), "not supported"),
+        (
+            swift("Find <ref-object>", "<bbox>", ref=["cup", "mug"], bbox=[[1, 2, 3, 4]]),
+            "1 <ref-object> in the turns but 2",
+        ),
+        (swift("<image><image>Find it", "<bbox>", **ONE), "2 <image> in the turns but 1 images"),
+        (swift("Find it", "<image><bbox>", **ONE), "<image> outside the user's turns"),
+        (swift("Find it", "<bbox>", **ONE, image_id=[1]), "lies on image 1, counted from 0, but there are 1 images"),
+        (swift("Find it", "<bbox>", **ONE, image_id=[0, 0]), "2 in 'objects.image_id' but 1"),
+        (swift("Find it", "<bbox>", **ONE, image_id=["0"]), "'objects.image_id' must be a list of whole numbers"),
+        (swift("Find it", "<bbox>", bbox=[[1, 2, 3]]), r"a place is four numbers .* got \[1, 2, 3\]"),
+        (swift("Point at it", "<bbox>", bbox=[[65, 2]]), r"point \[65.0, 2.0\] leaves the 64x48 image"),
+        ({**swift("Find it", "at <bbox>"), "objects": None}, "<bbox> in the turns but no 'objects'"),
+        (ground(id=True), "'id' must be a text or a whole number"),
+        (ground(meta=[]), "'meta' must be an object"),
+        (ask(("user", "Hi"), ("user", "Hello")), "must go user, assistant"),
+        (
+            ask(
+                ("assistant", "Hi"),
+            ),
+            "must go user, assistant",
+        ),
+        (ask(("tool", "Hi"), ("assistant", "Hello")), r"messages\[0\]: unknown role 'tool'"),
+        (ask(("user", "Hi"), ("assistant", " ")), r"messages\[1\]: 'content' must be a text that is not empty"),
+        (ask(("user", "Hi", True), ("assistant", "Hello")), r"messages\[0\]: 'loss' is true on a user turn"),
+        (ask(("user", "Hi"), ("assistant", "Hello", "yes")), r"messages\[1\]: 'loss' must be true or false"),
+        (ask(("user", "Hi"), ("assistant", "Hello", False)), "no turn is learned"),
         (
             swift("Find <ref-object>", "<bbox>", ref=["cup"], bbox=[[1, 2, 3, 4]], bbox_type="norm1"),
             "unknown key 'bbox_type'",

@@ -17,10 +17,22 @@ Resize = Literal["smart", "pad_square", "tiles", "square"]
 
 @dataclass(frozen=True)
 class Chat:
-    """The pieces of a single-turn prompt with one image, rendered ahead so that no template engine is needed.
+    """The pieces of a prompt, rendered ahead so that no template engine is needed.
 
-    The prompt is `prefix + before_image + image_token * n + after_image + text + suffix`, and the model
-    answers with text followed by `end`.
+    A question about one image is `prefix + before_image + image_token * n + after_image + text + suffix`, and the
+    model answers with text followed by `end`. A conversation goes on with `between + user + text + suffix`.
+
+    Attributes:
+        prefix: what comes before the first user's words: a default system prompt, where the family's template puts
+            one, and `user`.
+        before_image: what opens an image.
+        image_token: the placeholder that is repeated once for each image token.
+        after_image: what closes an image.
+        suffix: the end of a user turn and the opening of the answer.
+        end: the token that ends an answer.
+        user: the opening of a user turn.
+        between: what follows `end` before the next turn.
+        system: a system turn, with `{text}`, which takes the default one's place; "" where the family has none.
     """
 
     prefix: str
@@ -29,6 +41,9 @@ class Chat:
     after_image: str
     suffix: str
     end: str
+    user: str = ""
+    between: str = ""
+    system: str = ""
 
     def render(self, text: str, image_tokens: int) -> str:
         """Return the whole prompt up to where the answer starts.
