@@ -128,7 +128,7 @@ def read_entries(path: Path) -> list[Entry]:
             if not line.strip():
                 continue
             try:
-                entries.append(record_of(_decode(line, number), path.parent, f"{path.name}:{number}"))
+                entries.append(record_of(decode_line(line, number), path.parent, f"{path.name}:{number}"))
             except (FormError, ImageError) as error:
                 raise RecordError(str(error), path=path, line=number, hint=error.hint) from error
     if not entries:
@@ -168,7 +168,12 @@ def record_of(value: Mapping[str, Any], folder: Path, source: str) -> Entry:
     return dialogue
 
 
-def _decode(line: bytes, number: int) -> Mapping[str, Any]:
+def decode_line(line: bytes, number: int) -> Mapping[str, Any]:
+    """Return the JSON object on a line of a data file; `number`, from 1, tells whether it may have a byte order mark.
+
+    Raises:
+        FormError: it is not UTF-8, not JSON or not an object.
+    """
     try:
         value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:

@@ -29,6 +29,11 @@ class TextTokenizer:
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._control = tuple(token.content for token in added if token.special)
 
+    @property
+    def control(self) -> tuple[str, ...]:
+        """The control tokens, as text."""
+        return self._control
+
     def encode(self, text: str) -> list[int]:
         """Token ids of text, control tokens such as `<|im_end|>` included where the text spells them."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -39,15 +44,23 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not keep_control)
         return text
 
+    def refuse_control(self, text: str) -> None:
+        """Check words that become part of a prompt.
+
+        Raises:
+            InputError: they spell a control token, which would end or forge a turn.
+        """
+        for control in self._control:
+            if control in text:
+                raise InputError(f"the text contains the control token {control!r}", hint="remove it from the text")
+
     def prompt(self, chat: Chat, text: str, *, image_tokens: int, image_token: int) -> npt.NDArray[np.int64]:
         """Token ids int64 [S] of a prompt with one image of `image_tokens` tokens (0 for none).
 
         Raises:
             InputError: the user's text spells a control token, which would end or forge a turn.
         """
-        for control in self._control:
-            if control in text:
-                raise InputError(f"the text contains the control token {control!r}", hint="remove it from the text")
+        self.refuse_control(text)
         if image_tokens == 0:
             return np.array(self.encode(chat.render(text, 0)), np.int64)
         # The image token is a control token, so the text on either side of it tokenizes on its own.
