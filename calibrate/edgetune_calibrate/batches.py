@@ -30,8 +30,8 @@ def batch(sample: Sample, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[st
     Raises:
         ImageError: the picture cannot be read.
     """
-    ids = torch.tensor([sample.prompt_ids + sample.answer_ids])
-    pixels = image.preprocess(image.load_image(sample.record.image), checkpoint.spec)
+    ids = torch.tensor([sample.ids])
+    pixels = image.preprocess(image.load_image(sample.images[0]), checkpoint.spec)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),

@@ -174,7 +174,7 @@ def _sizes(records: Sequence[Record], spec: image.ImageSpec) -> tuple[list[image
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        pixels = image.image_hash(image.load_image(sample.record.image))
+        pixels = image.image_hash(image.load_image(sample.images[0]))
         digest.update(f"{pixels} {sample.prompt_ids} {sample.answer_ids}\n".encode())
     return digest.hexdigest()
 

@@ -1,36 +1,58 @@
 """From records to token sequences: what training learns from and calibration looks at.
 
-A sequence is `prompt + answer + end`. The prompt is rendered and tokenized exactly as at inference; box answers are
-written by the codec in the frame of the resized image that the model sees.
+A question is `prompt + answer + end`; a conversation goes on from there. Prompts are rendered and tokenized exactly as
+at inference; boxes are written by the codec in the frame of the resized image that the model sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgetune_runtime import grounding, image
+from edgetune_runtime.dialogue import Dialogue, Name, Part, Picture, Place, Turn
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family
-from edgetune_runtime.records import Record
+from edgetune_runtime.records import Entry, Record
 from edgetune_runtime.tokens import TextTokenizer
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One record as tokens.
+    """One record or dialogue as S tokens.
 
     Attributes:
         record: where it came from.
-        geometry: sizes of the image, as it is and as the model sees it.
-        prompt_ids: token ids up to where the answer starts, one id per image token included.
-        answer_ids: token ids of the answer and of the token that ends it.
+        geometries: sizes of each image, as it is and as the model sees it.
+        ids: S token ids, one for each image token included.
+        learned: S flags: whether the model learns to say the token.
     """
 
-    record: Record
-    geometry: image.Geometry
-    prompt_ids: list[int]
-    answer_ids: list[int]
+    record: Entry
+    geometries: tuple[image.Geometry, ...]
+    ids: list[int]
+    learned: list[bool]
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """Paths of the images, in the order of their tokens."""
+        return self.record.images
+
+    @property
+    def geometry(self) -> image.Geometry:
+        """Sizes of the only image of a question."""
+        return self.geometries[0]
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Token ids up to where the first learned answer starts."""
+        return self.ids[: self.learned.index(True)]
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """Token ids from there on: of a question, its answer and the token that ends it."""
+        return self.ids[self.learned.index(True) :]
 
 
 def answer(record: Record, geometry: image.Geometry, family: Family) -> str:
@@ -51,35 +73,29 @@ def answer(record: Record, geometry: image.Geometry, family: Family) -> str:
     return record.answer
 
 
-def prepare(records: Iterable[Record], family: Family, spec: image.ImageSpec, tokenizer: TextTokenizer) -> list[Sample]:
-    """Return the records as samples. Only the images' headers are read.
+def prepare(entries: Iterable[Entry], family: Family, spec: image.ImageSpec, tokenizer: TextTokenizer) -> list[Sample]:
+    """Return records and dialogues as samples. Only the images' headers are read.
 
     Args:
-        records: about any number of images.
+        entries: about any number of images.
         family: the model's, for prompt and boxes.
         spec: the checkpoint's image preprocessing.
         tokenizer: the checkpoint's.
 
     Raises:
-        InputError: a box cannot be written or a text holds control tokens; the message starts with the record's
-            file and line.
+        InputError: a box cannot be written, a text holds control tokens, or the family has no system turn; the
+            message starts with the record's file and line.
     """
-    chat = family.chat
-    image_id, end_id = token_id(tokenizer, chat.image_token), token_id(tokenizer, chat.end)
     samples = []
-    for record in records:
+    for entry in entries:
         try:
-            geometry = image.geometry_of(*image.upright_size(record.image), spec)
-            tokens = geometry.resized_width * geometry.resized_height // spec.factor**2
-            prompt = tokenizer.prompt(chat, record.prompt(family), image_tokens=tokens, image_token=image_id)
-            # Apart from the prompt: the model meets the answer's first token after the prompt's last one, never
-            # joined to it.
-            answer_ids = tokenizer.encode(answer(record, geometry, family))
+            geometries = tuple(image.geometry_of(*image.upright_size(path), spec) for path in entry.images)
+            script = _Script(family, spec, tokenizer, geometries)
+            turns = entry.turns if isinstance(entry, Dialogue) else _question(entry, geometries[0], family)
+            script.write(turns)
         except InputError as error:
-            raise InputError(f"{record.source}: {error}", hint=error.hint) from error
-        if {end_id, image_id} & set(answer_ids):
-            raise InputError(f"{record.source}: the answer holds {chat.end!r} or {chat.image_token!r}")
-        samples.append(Sample(record, geometry, prompt.tolist(), [*answer_ids, end_id]))
+            raise InputError(f"{entry.source}: {error}", hint=error.hint) from error
+        samples.append(Sample(entry, geometries, script.ids, script.learned))
     return samples
 
 
@@ -93,3 +109,91 @@ def token_id(tokenizer: TextTokenizer, token: str) -> int:
     if len(ids) != 1:
         raise InputError(f"the tokenizer has no token {token!r}", hint="is it the tokenizer of this checkpoint?")
     return ids[0]
+
+
+def _question(record: Record, geometry: image.Geometry, family: Family) -> tuple[Turn, Turn]:
+    asked = Turn("user", (Picture(0), record.prompt(family)), learned=False)
+    return asked, Turn("assistant", (answer(record, geometry, family),), learned=True)
+
+
+class _Script:
+    """Writes turns as tokens: text is collected until an image or an answer cuts it, then tokenized in one piece.
+
+    An answer is tokenized apart from the prompt before it: the model meets its first token after the prompt's last
+    one, never joined to it.
+    """
+
+    def __init__(
+        self, family: Family, spec: image.ImageSpec, tokenizer: TextTokenizer, geometries: Sequence[image.Geometry]
+    ) -> None:
+        self.ids: list[int] = []
+        self.learned: list[bool] = []
+        self._family, self._spec, self._tokenizer, self._geometries = family, spec, tokenizer, geometries
+        self._image_id = token_id(tokenizer, family.chat.image_token)
+        self._end_id = token_id(tokenizer, family.chat.end)
+        self._text = ""
+
+    def write(self, turns: Sequence[Turn]) -> None:
+        """Write a whole conversation."""
+        chat = self._family.chat
+        first, *rest = turns
+        if first.role == "system":
+            if not chat.system:
+                raise InputError(f"{self._family.title} has no system turn", hint="put its words into the user's turn")
+            self._text = chat.system.replace("{text}", self._said(first.parts)) + chat.user
+        else:
+            self._text = chat.prefix
+            rest = [first, *rest]
+        for number, turn in enumerate(rest):
+            if turn.role == "assistant":
+                self._answer(turn)
+                continue
+            if number:
+                self._text += chat.between + chat.user
+            self._ask(turn.parts)
+            self._text += chat.suffix
+
+    def _ask(self, parts: Sequence[Part]) -> None:
+        chat = self._family.chat
+        for part in parts:
+            if not isinstance(part, Picture):
+                self._text += self._said([part])
+                continue
+            self._text += chat.before_image
+            self._flush()
+            size = self._geometries[part.index]
+            count = size.resized_width * size.resized_height // self._spec.factor**2
+            self._add([self._image_id] * count)
+            self._text += chat.after_image
+
+    def _answer(self, turn: Turn) -> None:
+        self._flush()
+        ids = self._tokenizer.encode("".join(map(self._part, turn.parts)))
+        if {self._end_id, self._image_id} & set(ids):
+            chat = self._family.chat
+            raise InputError(f"the answer holds {chat.end!r} or {chat.image_token!r}")
+        self._add([*ids, self._end_id], learned=turn.learned)
+
+    def _said(self, parts: Sequence[Part]) -> str:
+        """Return what a user or system turn says; only the codec may write control tokens."""
+        for part in parts:
+            if isinstance(part, str | Name):
+                self._tokenizer.refuse_control(part if isinstance(part, str) else part.text)
+        return "".join(map(self._part, parts))
+
+    def _part(self, part: Part) -> str:
+        if isinstance(part, Place):
+            return grounding.encode_place(part.numbers, self._geometries[part.image], self._family)
+        if isinstance(part, Name):
+            return grounding.encode_name(part.text, self._family)
+        assert isinstance(part, str)
+        return part
+
+    def _flush(self) -> None:
+        if self._text:
+            self._add(self._tokenizer.encode(self._text))
+        self._text = ""
+
+    def _add(self, ids: Sequence[int], *, learned: bool = False) -> None:
+        self.ids += ids
+        self.learned += [learned] * len(ids)

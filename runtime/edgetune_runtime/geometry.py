@@ -93,6 +93,11 @@ def to_image(boxes: npt.ArrayLike, geometry: Geometry, family: Family) -> Boxes:
     return as_boxes(boxes) * pixels / units - padding
 
 
+def frame_size(geometry: Geometry, family: Family) -> Boxes:
+    """Return the largest coordinates of the model frame, as [4] (x, y, x, y); the smallest are 0."""
+    return _ratio(geometry, family)[0]
+
+
 def decimals(family: Family) -> int:
     """Return how many decimals the family writes: the quantization step is `10 ** -decimals`."""
     return 2 if family.box_frame == "padded01" else 0

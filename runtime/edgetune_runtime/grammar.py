@@ -34,28 +34,66 @@ class Reading:
 # --- writers: boxes as already formatted numbers, one label each ---------------------------------------
 
 
+Span = tuple[int, int]
+"""Where something stands in a text: start and end (exclusive), in characters."""
+
+
 def write(boxes: Sequence[Sequence[str]], labels: Sequence[str], style: BoxStyle) -> str:
     """Return the text for boxes ([N] x 4 formatted numbers) with their labels."""
+    return lay_out(boxes, labels, style)[0]
+
+
+def lay_out(boxes: Sequence[Sequence[str]], labels: Sequence[str], style: BoxStyle) -> tuple[str, list[list[Span]]]:
+    """Return the text for boxes ([N] x 4 formatted numbers) with their labels, and where each number stands in it."""
+    text, separator, closing = _LISTS.get(style, ("", "", ""))
+    spans = []
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        text += separator if index else ""
+        *before, after = _around(label, style)
+        places = []
+        for words, number in zip(before, box, strict=True):
+            start = len(text) + len(words)
+            places.append((start, start + len(number)))
+            text += words + number
+        text += after
+        spans.append(places)
+    return text + closing, spans
+
+
+def _around(label: str, style: BoxStyle) -> tuple[str, str, str, str, str]:
+    """Return what stands before, between and after the four numbers of one box."""
     if style == "json":
-        items = (
-            f'{{"bbox_2d": [{", ".join(box)}], "label": {json.dumps(label, ensure_ascii=False)}}}'
-            for box, label in zip(boxes, labels, strict=True)
-        )
-        return f"[{', '.join(items)}]"
+        return ('{"bbox_2d": [', ", ", ", ", ", ", f'], "label": {json.dumps(label, ensure_ascii=False)}}}')
     if style == "plain":
-        return ", ".join(f"[{', '.join(box)}]" for box in boxes)
+        return ("[", ", ", ", ", ", ", "]")
     if style == "ref_box_list":
-        return "".join(
-            f"<ref>{label}</ref><box>[[{', '.join(box)}]]</box>" for box, label in zip(boxes, labels, strict=True)
-        )
-    ref, box_tag = _TAGS[style]
-    return "".join(
-        f"{ref[0]}{label}{ref[1]}{box_tag[0]}({x1},{y1}),({x2},{y2}){box_tag[1]}"
-        for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True)
-    )
+        return (f"<ref>{label}</ref><box>[[", ", ", ", ", ", ", "]]</box>")
+    ref, box = _TAGS[style]
+    return (f"{ref[0]}{label}{ref[1]}{box[0]}(", ",", "),(", ",", f"){box[1]}")
 
 
-_TAGS = {
+# What stands before, between and after all boxes; nothing in the styles with tags.
+_LISTS: dict[BoxStyle, tuple[str, str, str]] = {"json": ("[", ", ", "]"), "plain": ("", ", ", "")}
+
+
+def write_name(name: str, style: BoxStyle) -> str:
+    """Return an object's name as it stands inside a sentence."""
+    tags = _TAGS["ref_box"] if style == "ref_box_list" else _TAGS.get(style)
+    return name if tags is None else f"{tags[0][0]}{name}{tags[0][1]}"
+
+
+def write_place(numbers: Sequence[str], style: BoxStyle) -> str:
+    """Return a box (4 formatted numbers) or a point (2) as it stands inside a sentence."""
+    if style in ("json", "plain"):
+        return f"[{', '.join(numbers)}]"
+    if style == "ref_box_list":
+        return f"<box>[[{', '.join(numbers)}]]</box>"
+    start, end = _TAGS[style][1]
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return start + ",".join(f"({x},{y})" for x, y in pairs) + end
+
+
+_TAGS: dict[BoxStyle, tuple[tuple[str, str], tuple[str, str]]] = {
     "ref_box": (("<ref>", "</ref>"), ("<box>", "</box>")),
     "special_ref_box": (("<|object_ref_start|>", "<|object_ref_end|>"), ("<|box_start|>", "<|box_end|>")),
 }

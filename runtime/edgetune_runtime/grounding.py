@@ -28,7 +28,18 @@ from edgetune_runtime.geometry import (
     to_model,
 )
 
-__all__ = ["Answer", "Detection", "Geometry", "encode", "parse", "to_image", "to_model"]
+__all__ = [
+    "Answer",
+    "Detection",
+    "Geometry",
+    "encode",
+    "encode_name",
+    "encode_place",
+    "lay_out",
+    "parse",
+    "to_image",
+    "to_model",
+]
 
 _REFUSALS = re.compile(r"(?:there (?:is|are) )?none\.?|\[\s*\]", re.IGNORECASE)
 _MAX_PROBLEMS = 3
@@ -95,31 +106,83 @@ def encode(boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, fami
         InputError: counts differ; a box leaves the image, is empty, or is so thin that rounding would
             make it empty; a label would break the text.
     """
+    return lay_out(boxes, labels, geometry, family)[0]
+
+
+def lay_out(
+    boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, family: Family
+) -> tuple[str, list[list[grammar.Span]]]:
+    """Return what `encode` does, and where each box's four numbers stand in it (start and end in characters).
+
+    Raises:
+        InputError: as `encode`.
+    """
     array = as_boxes(boxes)
     if len(labels) != len(array):
         raise InputError(f"{len(array)} boxes but {len(labels)} labels")
     if not len(array):
-        return family.absent
-    for box in array:
-        if complaint := _complaint(box, geometry, np.zeros(2)):
-            raise InputError(f"box {_show(box)} {complaint}")
-    places = decimals(family)
-    rounded = np.round(to_model(array, geometry, family), places)
-    for box, numbers in zip(array, rounded, strict=True):
-        if numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-            step_x, step_y = step_in_pixels(geometry, family)[:2]
-            raise InputError(
-                f"box {_show(box)} is too thin for {family.title}: its coordinates step by {step_x:.2f} x {step_y:.2f} "
-                "pixels and both sides round to the same",
-                hint="crop the image around small objects, or leave the box out",
-            )
+        return family.absent, []
     for label in labels:
-        if family.box_style not in ("json", "plain") and re.search(r"[<>\n]", label):
-            raise InputError(
-                f"label {label!r} cannot be written in {family.title}'s box text", hint="remove < > and line breaks"
-            )
-    texts = [[f"{number:.{places}f}" for number in numbers] for numbers in rounded]
-    return grammar.write(texts, labels, family.box_style)
+        _check_label(label, family)
+    return grammar.lay_out([_written(box, geometry, family) for box in array], labels, family.box_style)
+
+
+def encode_place(numbers: Sequence[float], geometry: Geometry, family: Family) -> str:
+    """Return one box or point as it stands inside a sentence of a conversation.
+
+    Args:
+        numbers: (x1, y1, x2, y2) or (x, y) in pixels of the original image.
+        geometry: sizes of the image it lies on.
+        family: whose text to write.
+
+    Raises:
+        InputError: it leaves the image, or is a box that `encode` refuses.
+    """
+    if len(numbers) == 4:
+        return grammar.write_place(_written(as_boxes([list(numbers)])[0], geometry, family), family.box_style)
+    x, y = numbers
+    if not (0 <= x <= geometry.width and 0 <= y <= geometry.height):
+        raise InputError(f"point {_show(numbers)} is outside the {geometry.width}x{geometry.height} image")
+    at = to_model([[x, y, x, y]], geometry, family)[0, :2]
+    return grammar.write_place(_formatted(at, family), family.box_style)
+
+
+def encode_name(name: str, family: Family) -> str:
+    """Return an object's name as it stands inside a sentence of a conversation.
+
+    Raises:
+        InputError: it would break the family's tags.
+    """
+    _check_label(name, family)
+    return grammar.write_name(name, family.box_style)
+
+
+def _check_label(label: str, family: Family) -> None:
+    if family.box_style not in ("json", "plain") and re.search(r"[<>\n]", label):
+        raise InputError(
+            f"label {label!r} cannot be written in {family.title}'s box text", hint="remove < > and line breaks"
+        )
+
+
+def _formatted(numbers: Boxes, family: Family) -> list[str]:
+    places = decimals(family)
+    return [f"{number:.{places}f}" for number in np.round(numbers, places)]
+
+
+def _written(box: Boxes, geometry: Geometry, family: Family) -> list[str]:
+    """Return the four numbers of a box [4] in image pixels as the family writes them."""
+    if complaint := _complaint(box, geometry, np.zeros(2)):
+        raise InputError(f"box {_show(box)} {complaint}")
+    numbers = to_model([box], geometry, family)[0]
+    rounded = np.round(numbers, decimals(family))
+    if rounded[0] >= rounded[2] or rounded[1] >= rounded[3]:
+        step_x, step_y = step_in_pixels(geometry, family)[:2]
+        raise InputError(
+            f"box {_show(box)} is too thin for {family.title}: its coordinates step by {step_x:.2f} x {step_y:.2f} "
+            "pixels and both sides round to the same",
+            hint="crop the image around small objects, or leave the box out",
+        )
+    return _formatted(numbers, family)
 
 
 def parse(text: str, geometry: Geometry, family: Family) -> Answer:

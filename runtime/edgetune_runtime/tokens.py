@@ -39,6 +39,16 @@ class TextTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of text, and where each one stands in it: start and end (exclusive), in characters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def id_of(self, token: str) -> int | None:
+        """Id of the token that is spelled so in the vocabulary, None if there is none."""
+        number: int | None = self._tokenizer.token_to_id(token)
+        return number
+
     def decode(self, ids: list[int], *, keep_control: bool = False) -> str:
         """Text of token ids, without control tokens unless they are to be kept."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not keep_control)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from edgetune_runtime import grounding, metrics
 from edgetune_runtime.conversation import Sample, token_id
+from edgetune_runtime.records import Record
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
 
@@ -31,7 +32,9 @@ class GroundingScorer:
     """
 
     def __init__(self, base: Checkpoint, samples: Sequence[Sample], collate: Collator, batch_size: int) -> None:
-        self.samples = [sample for sample in samples if sample.record.kind == "ground"]
+        self.samples = [
+            sample for sample in samples if isinstance(sample.record, Record) and sample.record.kind == "ground"
+        ]
         self._base = base
         self._collate = collate
         self._batch_size = batch_size
@@ -52,7 +55,8 @@ class GroundingScorer:
             batch = self.samples[start : start + self._batch_size]
             for sample, text in zip(batch, self.generate(model, batch), strict=True):
                 answers.append(grounding.parse(text, sample.geometry, self._base.family))
-        scores = metrics.score_grounding(answers, [sample.record for sample in self.samples]).to_dict()
+        records = [sample.record for sample in self.samples if isinstance(sample.record, Record)]
+        scores = metrics.score_grounding(answers, records).to_dict()
         return {name: scores[name] for name in SCORES if scores[name] is not None}
 
     @torch.no_grad()
