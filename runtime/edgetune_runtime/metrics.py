@@ -17,7 +17,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.geometry import as_boxes
 from edgetune_runtime.grounding import Answer
 from edgetune_runtime.significance import Delta, McNemar, mcnemar, paired_bootstrap
-from edgetune_runtime.text_metrics import anls, vqa_accuracy
+from edgetune_runtime.text_metrics import anls, exact_match, vqa_accuracy
 
 __all__ = [
     "Delta",
@@ -25,6 +25,7 @@ __all__ = [
     "McNemar",
     "SampleScore",
     "anls",
+    "exact_match",
     "iou",
     "match",
     "mcnemar",

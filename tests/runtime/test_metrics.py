@@ -18,7 +18,6 @@ from edgetune_runtime.families import FAMILIES
 from edgetune_runtime.grounding import Geometry, parse
 from edgetune_runtime.metrics import (
     SampleScore,
-    anls,
     iou,
     match,
     mcnemar,
@@ -26,7 +25,6 @@ from edgetune_runtime.metrics import (
     sample_iou,
     score_grounding,
     summarize,
-    vqa_accuracy,
 )
 from edgetune_runtime.records import read_records
 
@@ -108,47 +106,6 @@ def test_scores_of_answers_to_records(tmp_path: Path) -> None:
     assert (scores.acc90, scores.miou, scores.refusal_accuracy, scores.parse_failures) == (1, 1, 1, 0)
     with pytest.raises(InputError, match="1 answers for 2 records"):
         score_grounding(answers[:1], read_records(path))
-
-
-@pytest.mark.parametrize(
-    ("prediction", "answers", "expected"),
-    [
-        ("yes", ["yes"] * 10, 1.0),
-        # The examples of the VQA evaluation: n of ten people agree.
-        ("yes", ["yes"] * 1 + ["no"] * 9, 0.3),
-        ("yes", ["yes"] * 2 + ["no"] * 8, 0.6),
-        ("yes", ["yes"] * 3 + ["no"] * 7, 0.9),
-        ("yes", ["yes"] * 4 + ["no"] * 6, 1.0),
-        ("The Red cup!", ["red cup"], 1.0),
-        ("two", ["2"], 1.0),
-        ("1,000", ["1000"], 1.0),
-        ("dont know", ["don't know"], 1.0),
-        ("3.5", ["35"], 0.0),
-        ("cup", ["cups"], 0.0),
-    ],
-)
-def test_vqa_accuracy(prediction: str, answers: list[str], expected: float) -> None:
-    assert vqa_accuracy(prediction, answers) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("prediction", "answers", "expected"),
-    [
-        ("Coca Cola", ["coca cola", "pepsi"], 1.0),
-        ("kitten", ["sitting"], 1 - 3 / 7),  # the textbook pair: distance 3
-        ("ab", ["ax"], 0.0),  # half of it wrong is the threshold
-        ("", ["x"], 0.0),
-        ("", [""], 1.0),
-    ],
-)
-def test_anls(prediction: str, answers: list[str], expected: float) -> None:
-    assert anls(prediction, answers) == pytest.approx(expected)
-
-
-def test_text_metrics_need_answers() -> None:
-    for metric in (vqa_accuracy, anls):
-        with pytest.raises(InputError, match="no answers"):
-            metric("x", [])
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 5), st.integers(0, 5))

@@ -26,7 +26,8 @@ STATISTICS = {"method": "bootstrap over images, percentiles", "level": LEVEL, "r
 def scored(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return a worker's rows with their scores.
 
-    Grounding rows get `iou` (None for an absent object); questions get `accuracy` and `anls`, all in 0-1.
+    Grounding rows get `iou` (None for an absent object); questions get `accuracy`, `anls` and `exact`, all
+    in 0-1.
     """
     return [dict(row) | _scores(row) for row in rows]
 
@@ -131,6 +132,7 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
     return {
         "accuracy": metrics.vqa_accuracy(row["raw"], row["expected"]),
         "anls": metrics.anls(row["raw"], row["expected"]),
+        "exact": metrics.exact_match(row["raw"], row["expected"]),
     }
 
 
@@ -153,13 +155,12 @@ def _ground(rows: Sequence[Row]) -> dict[str, Any] | None:
 def _vqa(rows: Sequence[Row]) -> dict[str, Any] | None:
     if not rows:
         return None
-    accuracy = [row["accuracy"] for row in rows]
-    return {
-        "samples": len(rows),
-        "accuracy": float(np.mean(accuracy)),
-        "accuracy_interval": _mean(accuracy, [row["image"] for row in rows]),
-        "anls": float(np.mean([row["anls"] for row in rows])),
-    }
+    images = [row["image"] for row in rows]
+    found: dict[str, Any] = {"samples": len(rows)}
+    for key in ("accuracy", "anls", "exact"):
+        values = [row[key] for row in rows]
+        found |= {key: float(np.mean(values)), f"{key}_interval": _mean(values, images)}
+    return found
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
