@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import sha256_file
-from edgetune_runtime.records import Record
+from edgetune_runtime.records import Entry
 
 
-def image_hashes(records: Sequence[Record]) -> dict[Path, str]:
+def image_hashes(records: Sequence[Entry]) -> dict[Path, str]:
     """Return the sha256 of each image file that the records name."""
-    paths = dict.fromkeys(record.image for record in records)
+    paths = dict.fromkeys(path for record in records for path in record.images)
     return {path: sha256_file(path) for path in tqdm(paths, desc="hash images", unit="image", disable=None, delay=2)}
 
 
@@ -24,18 +24,19 @@ def tree_hash(hashes: Mapping[Path, str]) -> str:
     return hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()
 
 
-def check_disjoint(records: Sequence[Record], val: Sequence[Record], hashes: Mapping[Path, str]) -> None:
+def check_disjoint(records: Sequence[Entry], val: Sequence[Entry], hashes: Mapping[Path, str]) -> None:
     """Refuse a validation record whose image is trained on: its score would say nothing about new images.
 
     Raises:
         InputError: the first such record, and how many there are.
     """
-    trained = {hashes[record.image]: record for record in reversed(records)}
-    shared = [record for record in val if hashes[record.image] in trained]
-    if shared:
-        twin = trained[hashes[shared[0].image]]
+    trained = {hashes[path]: record for record in reversed(records) for path in record.images}
+    twins = [(record, trained[hashes[path]]) for record in val for path in record.images if hashes[path] in trained]
+    if twins:
+        shared = list(dict.fromkeys(record.source for record, _ in twins))
+        record, twin = twins[0]
         raise InputError(
-            f"{shared[0].source}: its image is also trained on ({twin.source}); so are those of {len(shared)} of "
+            f"{record.source}: its image is also trained on ({twin.source}); so are those of {len(shared)} of "
             f"{len(val)} validation records",
             hint="split the data by image, or --allow-overlap to score on trained images",
         )
