@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from edgetune.commands._common import Console, verb
+from edgetune.commands._data_convert import convert
 
-SUBCOMMANDS: dict[str, click.Command] = {}
+SUBCOMMANDS: dict[str, click.Command] = {"convert": convert}
 
 
 @verb(subcommands=SUBCOMMANDS)

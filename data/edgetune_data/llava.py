@@ -1,0 +1,28 @@
+"""LLaVA's JSON: an array of {"id", "image", "conversations": [{"from": "human" | "gpt", "value": text}]}."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgetune_data import swift
+from edgetune_data.source import Options, Row, Source, Value, object_rows
+from edgetune_runtime.record_forms import FormError
+
+
+def files(path: Path, options: Options) -> list[Path]:
+    """Return the file that holds the records."""
+    return [path]
+
+
+def rows(source: Source) -> Iterator[Row]:
+    """Yield a row for each object of the file."""
+    return object_rows(source.path, partial(_convert, source))
+
+
+def _convert(source: Source, record: Mapping[str, Any]) -> Value:
+    if "conversations" not in record:
+        raise FormError("missing key 'conversations'", hint="a LLaVA record has id, image and conversations")
+    return swift.convert(source, record)

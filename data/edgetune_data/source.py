@@ -1,0 +1,155 @@
+"""What readers share: the options of a read, its pictures, and rows that say where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from edgetune_data.pictures import Pictures
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records import decode_line
+
+Value = dict[str, Any]
+"""A canonical record as decoded JSON, its pictures as paths from the current folder (or absolute ones)."""
+
+BOX_FORMATS = ("xyxy", "xywh", "xyxy-norm1", "xywh-norm1", "cxcywh-norm1", "xyxy-norm1000")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a data set is read; None and empty leave it to the format.
+
+    Attributes:
+        image_root: the folder that relative picture paths start from, in place of the data file's own.
+        split: read only this split.
+        box_format: what the numbers of a box mean, one of `BOX_FORMATS`; without "norm" they are pixels.
+        orientation: whether boxes were drawn on pictures turned upright by their EXIF tag, or as they are stored.
+        annotations: the second file of a format that has two.
+        columns: our name -> the file's name of a column.
+        questions: the name of a labelling control -> the question that it answers.
+        group: rows with the same picture and phrase are one record.
+        allow_download: fetch pictures from http(s) addresses.
+    """
+
+    image_root: Path | None = None
+    split: str | None = None
+    box_format: str | None = None
+    orientation: Literal["upright", "stored"] | None = None
+    annotations: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    questions: Mapping[str, str] = field(default_factory=dict)
+    group: bool = False
+    allow_download: bool = False
+
+    def given(self) -> set[str]:
+        """Return the names of the options that are set."""
+        return {name for name, value in vars(self).items() if value}
+
+
+@dataclass
+class Source:
+    """One data set being read.
+
+    Attributes:
+        path: what the user named, a file or a folder.
+        options: how to read it.
+        pictures: turns what the file says of a picture into a path.
+        notes: remark -> how often it applied, for what is left out or added on purpose.
+    """
+
+    path: Path
+    options: Options
+    pictures: Pictures
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record to be: `build` makes its value, or raises InputError with what is wrong.
+
+    `place` is ":17" for a line and "#42" for an object with an id (or else its index, from 0) in the file.
+    """
+
+    file: Path
+    place: str
+    raw: Any
+    build: Callable[[], Value]
+
+
+Convert = Callable[[Mapping[str, Any]], Value]
+
+
+def object_rows(path: Path, convert: Convert, *, key: str | None = None) -> Iterator[Row]:
+    """Yield a row for each object of a JSON Lines file or a JSON array (or the array under `key`)."""
+    if is_json_lines(path):
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield Row(path, f":{number}", line, partial(_from_line, line, number, convert))
+        return
+    values = read_json(path)
+    for index, value in enumerate(values[key] if key and isinstance(values, dict) else values):
+        name = value.get("id", index) if isinstance(value, dict) else index
+        yield Row(path, f"#{name}", value, partial(_from_object, value, convert))
+
+
+def _from_line(line: bytes, number: int, convert: Convert) -> Value:
+    return convert(decode_line(line, number))
+
+
+def _from_object(value: Any, convert: Convert) -> Value:
+    if not isinstance(value, dict):
+        raise FormError(f"a record is a JSON object, got {type(value).__name__}")
+    return convert(value)
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file holds one JSON value a line, rather than one in all."""
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return True
+    with path.open("rb") as stream:
+        first = next((line for line in stream if line.strip()), b"")
+        more = any(line.strip() for line in stream)
+    if not more or not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
+        return False
+    try:
+        json.loads(first)
+    except ValueError:
+        return False  # an object over several lines
+    return True
+
+
+def read_json(path: Path) -> Any:
+    """Return the one JSON value of a file.
+
+    Raises:
+        InputError: the file is missing, not UTF-8 or not JSON.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such data file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid JSON: nested too deeply") from error
+
+
+def objects_of(path: Path, value: Any, key: str) -> list[dict[str, Any]]:
+    """Return the list of objects under `key` of a file's JSON object.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise InputError(f"{path}: {key!r} must be a list of objects")
+    return found
