@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetune_runtime import grounding, image
+from edgetune_runtime import grammar, grounding, image
 from edgetune_runtime.dialogue import Dialogue, Name, Part, Picture, Place, Turn
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family
+from edgetune_runtime.preprocessing.base import Plan, Preprocessing
 from edgetune_runtime.records import Entry, Record
-from edgetune_runtime.tokens import TextTokenizer
+from edgetune_runtime.tokens import TextTokenizer, expand
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def answer(record: Record, geometry: image.Geometry, family: Family) -> str:
     return record.answer
 
 
-def prepare(entries: Iterable[Entry], family: Family, spec: image.ImageSpec, tokenizer: TextTokenizer) -> list[Sample]:
+def prepare(entries: Iterable[Entry], family: Family, spec: Preprocessing, tokenizer: TextTokenizer) -> list[Sample]:
     """Return records and dialogues as samples. Only the images' headers are read.
 
     Args:
@@ -89,8 +90,9 @@ def prepare(entries: Iterable[Entry], family: Family, spec: image.ImageSpec, tok
     samples = []
     for entry in entries:
         try:
-            geometries = tuple(image.geometry_of(*image.upright_size(path), spec) for path in entry.images)
-            script = _Script(family, spec, tokenizer, geometries)
+            plans = [spec.plan(*image.upright_size(path)) for path in entry.images]
+            geometries = tuple(plan.geometry for plan in plans)
+            script = _Script(family, tokenizer, plans)
             turns = entry.turns if isinstance(entry, Dialogue) else _question(entry, geometries[0], family)
             script.write(turns)
         except InputError as error:
@@ -117,25 +119,27 @@ def _question(record: Record, geometry: image.Geometry, family: Family) -> tuple
 
 
 class _Script:
-    """Writes turns as tokens: text is collected until an image or an answer cuts it, then tokenized in one piece.
+    """Writes turns as tokens: text is collected until an answer cuts it, then tokenized in one piece.
 
     An answer is tokenized apart from the prompt before it: the model meets its first token after the prompt's last
     one, never joined to it.
     """
 
-    def __init__(
-        self, family: Family, spec: image.ImageSpec, tokenizer: TextTokenizer, geometries: Sequence[image.Geometry]
-    ) -> None:
+    def __init__(self, family: Family, tokenizer: TextTokenizer, plans: Sequence[Plan]) -> None:
         self.ids: list[int] = []
         self.learned: list[bool] = []
-        self._family, self._spec, self._tokenizer, self._geometries = family, spec, tokenizer, geometries
+        self._family, self._tokenizer, self._plans = family, tokenizer, plans
         self._image_id = token_id(tokenizer, family.chat.image_token)
         self._end_id = token_id(tokenizer, family.chat.end)
         self._text = ""
+        self._runs: list[int] = []  # how many tokens each image placeholder in the text stands for
+        self._context = ""  # what the model has read before the text
 
     def write(self, turns: Sequence[Turn]) -> None:
         """Write a whole conversation."""
         chat = self._family.chat
+        if chat.begin:
+            self._add(self._tokenizer.encode(chat.begin))
         first, *rest = turns
         if first.role == "system":
             if not chat.system:
@@ -155,35 +159,38 @@ class _Script:
 
     def _ask(self, parts: Sequence[Part]) -> None:
         chat = self._family.chat
+        if not (parts and isinstance(parts[0], Picture)):
+            self._text += chat.before_text
         for part in parts:
             if not isinstance(part, Picture):
                 self._text += self._said([part])
                 continue
-            self._text += chat.before_image
-            self._flush()
-            size = self._geometries[part.index]
-            count = size.resized_width * size.resized_height // self._spec.factor**2
-            self._add([self._image_id] * count)
-            self._text += chat.after_image
+            pieces = self._plans[part.index].pieces
+            image_text = "".join(piece if isinstance(piece, str) else chat.image_token for piece in pieces)
+            self._runs += [piece for piece in pieces if isinstance(piece, int)]
+            self._text += chat.before_image + image_text + chat.after_image
 
     def _answer(self, turn: Turn) -> None:
         self._flush()
-        ids = self._tokenizer.encode("".join(map(self._part, turn.parts)))
+        chat = self._family.chat
+        ids = self._tokenizer.encode(chat.before_answer + "".join(map(self._part, turn.parts)), after=chat.suffix)
         if {self._end_id, self._image_id} & set(ids):
-            chat = self._family.chat
             raise InputError(f"the answer holds {chat.end!r} or {chat.image_token!r}")
         self._add([*ids, self._end_id], learned=turn.learned)
+        self._context = chat.end
 
     def _said(self, parts: Sequence[Part]) -> str:
         """Return what a user or system turn says; only the codec may write control tokens."""
         for part in parts:
             if isinstance(part, str | Name):
-                self._tokenizer.refuse_control(part if isinstance(part, str) else part.text)
+                self._tokenizer.refuse_control(
+                    part if isinstance(part, str) else part.text, allowed=grammar.tags(self._family.box_style)
+                )
         return "".join(map(self._part, parts))
 
     def _part(self, part: Part) -> str:
         if isinstance(part, Place):
-            return grounding.encode_place(part.numbers, self._geometries[part.image], self._family)
+            return grounding.encode_place(part.numbers, self._plans[part.image].geometry, self._family)
         if isinstance(part, Name):
             return grounding.encode_name(part.text, self._family)
         assert isinstance(part, str)
@@ -191,8 +198,9 @@ class _Script:
 
     def _flush(self) -> None:
         if self._text:
-            self._add(self._tokenizer.encode(self._text))
-        self._text = ""
+            ids = self._tokenizer.encode(self._text, after=self._context)
+            self._add(expand(ids, self._image_id, self._runs))
+        self._text, self._runs = "", []
 
     def _add(self, ids: Sequence[int], *, learned: bool = False) -> None:
         self.ids += ids

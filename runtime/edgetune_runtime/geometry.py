@@ -7,6 +7,7 @@ The model frame is what the model reads and writes, by family (`Family.box_frame
 
 - "norm1000": 0-1000 of width and of height
 - "resized": pixels of the resized image that the model sees
+- "norm01": 0-1 of width and of height
 - "padded01": 0-1 of the image padded to a centred square
 """
 
@@ -66,6 +67,8 @@ def _ratio(geometry: Geometry, family: Family) -> tuple[Boxes, Boxes, Boxes]:
     size = np.array([geometry.width, geometry.height] * 2, dtype=np.float64)
     if family.box_frame == "norm1000":
         return np.full(4, 1000.0), size, np.zeros(4)
+    if family.box_frame == "norm01":
+        return np.ones(4), size, np.zeros(4)
     if family.box_frame == "resized":
         return np.array([geometry.resized_width, geometry.resized_height] * 2, dtype=np.float64), size, np.zeros(4)
     # The original LLaVA code pads with whole pixels, the smaller half first.
@@ -100,7 +103,7 @@ def frame_size(geometry: Geometry, family: Family) -> Boxes:
 
 def decimals(family: Family) -> int:
     """Return how many decimals the family writes: the quantization step is `10 ** -decimals`."""
-    return 2 if family.box_frame == "padded01" else 0
+    return 2 if family.box_frame in ("padded01", "norm01") else 0
 
 
 def step_in_pixels(geometry: Geometry, family: Family) -> Boxes:

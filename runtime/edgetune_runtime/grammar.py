@@ -82,6 +82,12 @@ def write_name(name: str, style: BoxStyle) -> str:
     return name if tags is None else f"{tags[0][0]}{name}{tags[0][1]}"
 
 
+def tags(style: BoxStyle) -> tuple[str, ...]:
+    """Return the tags of a style, which some tokenizers have as control tokens."""
+    pairs = _TAGS.get("ref_box" if style == "ref_box_list" else style, ())
+    return tuple(tag for pair in pairs for tag in pair)
+
+
 def write_place(numbers: Sequence[str], style: BoxStyle) -> str:
     """Return a box (4 formatted numbers) or a point (2) as it stands inside a sentence."""
     if style in ("json", "plain"):

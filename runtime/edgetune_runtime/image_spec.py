@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from PIL import Image
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.json_file import read_json
+from edgetune_runtime.preprocessing.base import Arrays, Plan, Preprocessing
+from edgetune_runtime.preprocessing.config import read_preprocessor
+from edgetune_runtime.smart_resize import geometry_of, preprocess
 
-_FILES = ("preprocessor_config.json", "processor_config.json")
 # What transformers assumes when a config leaves these out; published configs often do.
 _RESCALE = 1 / 255
 _BICUBIC = 3
 
 
 @dataclass(frozen=True)
-class ImageSpec:
-    """How images become pixel values.
+class ImageSpec(Preprocessing):
+    """How images become pixel values by smart resize.
 
     Attributes:
         patch_size: pixels per side of a vision patch.
@@ -41,6 +44,7 @@ class ImageSpec:
     std: tuple[float, float, float]
     rescale: float
     resample: int
+    typed_tokens: ClassVar[bool] = True  # their positions are multimodal (M-RoPE)
 
     def __post_init__(self) -> None:
         sizes = (self.patch_size, self.temporal_patch_size, self.merge_size, self.min_pixels, self.max_pixels)
@@ -58,6 +62,21 @@ class ImageSpec:
     def factor(self) -> int:
         """Pixels per side of one image token; resized sides are multiples of it."""
         return self.patch_size * self.merge_size
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels per side of one image token."""
+        return self.factor
+
+    def plan(self, width: int, height: int) -> Plan:
+        """Return the resized size and its number of tokens."""
+        geometry = geometry_of(width, height, self)
+        return Plan(geometry, (geometry.resized_width * geometry.resized_height // self.factor**2,))
+
+    def arrays(self, image: Image.Image) -> Arrays:
+        """Return pixel_values float32 [patches, C·T·P·P] and image_grid_thw int64 [1, 3]."""
+        pixels = preprocess(image, self)
+        return {"pixel_values": pixels.pixel_values, "image_grid_thw": pixels.grid_thw}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -86,7 +105,7 @@ class ImageSpec:
             InputError: the preprocessor config is missing, incomplete, or asks for something else than
                 the smart-resize preprocessing of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
         """
-        path, config = _read_config(folder)
+        path, config = read_preprocessor(folder)
         kind = config.get("image_processor_type", "")
         if kind and not kind.startswith(("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor", "Qwen3VLImageProcessor")):
             raise InputError(f"{path}: image_processor_type {kind!r} is not the smart-resize preprocessing of Qwen-VL")
@@ -130,28 +149,3 @@ class ImageSpec:
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
-
-
-def _read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the path and content of the image processor's config.
-
-    transformers 5 may save it inside `processor_config.json`, where it is used first when both exist.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such checkpoint folder")
-    for name in reversed(_FILES):
-        path = folder / name
-        if not path.is_file():
-            continue
-        config: Any = read_json(path)
-        if name == "processor_config.json":
-            config = config.get("image_processor")
-            if config is None:
-                continue
-        if not isinstance(config, dict):
-            raise InputError(f"{path}: must hold a JSON object")
-        return path, config
-    raise InputError(
-        f"{folder}: the checkpoint has no preprocessor_config.json, so its image limits are unknown",
-        hint="copy preprocessor_config.json from the model it was made from",
-    )

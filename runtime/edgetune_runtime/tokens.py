@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.families.base import Chat
+from edgetune_runtime.preprocessing.base import Pieces
 
 
 class TextTokenizer:
@@ -34,9 +36,18 @@ class TextTokenizer:
         """The control tokens, as text."""
         return self._control
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of text, control tokens such as `<|im_end|>` included where the text spells them."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, after: str = "") -> list[int]:
+        """Token ids of text, control tokens such as `<|im_end|>` included where the text spells them.
+
+        Args:
+            text: what to tokenize.
+            after: text that stands before it and whose last token is never joined with it. Some tokenizers write the
+                beginning of a text in another way than the same words further on (Llama's puts a space there).
+        """
+        ids: list[int] = self._tokenizer.encode(after + text, add_special_tokens=False).ids
+        if after:
+            head: list[int] = self._tokenizer.encode(after, add_special_tokens=False).ids
+            return ids[len(head) :] if ids[: len(head)] == head else self.encode(text)
         return ids
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -54,28 +65,62 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not keep_control)
         return text
 
-    def refuse_control(self, text: str) -> None:
+    def refuse_control(self, text: str, *, allowed: Collection[str] = ()) -> None:
         """Check words that become part of a prompt.
+
+        Args:
+            text: the words.
+            allowed: control tokens that they may hold, such as the family's tags around names.
 
         Raises:
             InputError: they spell a control token, which would end or forge a turn.
         """
         for control in self._control:
-            if control in text:
+            if control in text and control not in allowed:
                 raise InputError(f"the text contains the control token {control!r}", hint="remove it from the text")
 
-    def prompt(self, chat: Chat, text: str, *, image_tokens: int, image_token: int) -> npt.NDArray[np.int64]:
-        """Token ids int64 [S] of a prompt with one image of `image_tokens` tokens (0 for none).
+    def prompt(
+        self,
+        chat: Chat,
+        text: str,
+        *,
+        image_tokens: int | Pieces,
+        image_token: int,
+        allowed: Collection[str] = (),
+    ) -> npt.NDArray[np.int64]:
+        """Token ids int64 [S] of a prompt with one image.
+
+        Args:
+            chat: the prompt's pieces.
+            text: the user's words.
+            image_tokens: what stands for the image (see `preprocessing.Plan`), or its number of tokens; 0 for none.
+            image_token: id of the image token.
+            allowed: see `refuse_control`.
 
         Raises:
             InputError: the user's text spells a control token, which would end or forge a turn.
         """
-        self.refuse_control(text)
-        if image_tokens == 0:
-            return np.array(self.encode(chat.render(text, 0)), np.int64)
-        # The image token is a control token, so the text on either side of it tokenizes on its own.
-        before, after = chat.prefix + chat.before_image, chat.after_image + text + chat.suffix
-        return np.array([*self.encode(before), *[image_token] * image_tokens, *self.encode(after)], np.int64)
+        self.refuse_control(text, allowed=allowed)
+        pieces = (image_tokens,) if isinstance(image_tokens, int) else image_tokens
+        runs = [piece for piece in pieces if isinstance(piece, int) and piece]
+        rendered = chat.render(text, 0)
+        if runs:
+            image = "".join(piece if isinstance(piece, str) else chat.image_token for piece in pieces)
+            rendered = chat.prefix + chat.before_image + image + chat.after_image + text + chat.suffix
+        begin = self.encode(chat.begin) if chat.begin else []
+        return np.array([*begin, *expand(self.encode(rendered), image_token, runs)], np.int64)
+
+
+def expand(ids: Sequence[int], image_token: int, runs: Sequence[int]) -> list[int]:
+    """Return token ids with the k-th image token repeated `runs[k]` times.
+
+    Raises:
+        InputError: there are more or fewer image tokens than runs.
+    """
+    if ids.count(image_token) != len(runs):
+        raise InputError(f"{ids.count(image_token)} image tokens stand for {len(runs)} pieces of an image")
+    left = iter(runs)
+    return [token for token in ids for _ in range(next(left) if token == image_token else 1)]
 
 
 class TextStream:

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from builders import copy_checkpoint
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families import FAMILIES, Family, get_family
+from edgetune_runtime.families import FAMILIES, Family, family_of, get_family
 
 BUILT = ["qwen3_vl", "qwen2_5_vl"]
 
@@ -22,7 +22,8 @@ def test_families_are_found_by_name_and_by_model_type() -> None:
     for name, family in FAMILIES.items():
         assert get_family(name) is family
         for model_type in family.model_types:
-            assert get_family(model_type) is family
+            assert family_of(model_type, [family.marker]) is family
+            assert model_type in get_family(model_type).model_types
 
 
 def test_unknown_family_gets_a_suggestion() -> None:

@@ -49,6 +49,8 @@ def half_step(geometry: Geometry, family: Family) -> np.ndarray:
     width, height = geometry.width, geometry.height
     if family.name == "llava":  # two decimals of the longer side
         return np.full(4, 0.005 * max(width, height))
+    if family.name == "llava_onevision":  # two decimals of each side
+        return np.array([width, height] * 2) * 0.005
     if family.name == "qwen2_5_vl":  # whole pixels of the resized image
         return np.array([width / geometry.resized_width, height / geometry.resized_height] * 2) / 2
     return np.array([width, height] * 2) / 2000

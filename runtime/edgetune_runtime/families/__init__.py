@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families import internvl, llava, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl, smolvlm
+from edgetune_runtime.families import (
+    idefics3,
+    internvl,
+    llava,
+    llava_onevision,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    qwen_vl,
+    smolvlm,
+)
 from edgetune_runtime.families.base import Chat, Family, Modules
 
-__all__ = ["FAMILIES", "Chat", "Family", "Modules", "get_family"]
+__all__ = ["FAMILIES", "Chat", "Family", "Modules", "family_of", "get_family"]
 
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (qwen3_vl, qwen2_5_vl, qwen2_vl, qwen_vl, internvl, llava, smolvlm)
-}
+_MODULES = (qwen3_vl, qwen2_5_vl, qwen2_vl, qwen_vl, internvl, llava, llava_onevision, smolvlm, idefics3)
+FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
 
 def get_family(name: str) -> Family:
@@ -27,3 +37,19 @@ def get_family(name: str) -> Family:
     near = difflib.get_close_matches(name, by_name, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known families: {', '.join(FAMILIES)}"
     raise InputError(f"unknown model family {name!r}", hint=hint)
+
+
+def family_of(model_type: str, tokens: Collection[str]) -> Family:
+    """Return the family of a checkpoint, which its tokenizer may have to tell: families may share a model_type.
+
+    Args:
+        model_type: of its config.json.
+        tokens: the control tokens of its tokenizer.
+
+    Raises:
+        InputError: the model type is unknown, as in `get_family`.
+    """
+    candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
+    marked = [family for family in candidates if family.marker and family.marker in tokens]
+    plain = [family for family in candidates if not family.marker]
+    return (marked or plain or [get_family(model_type)])[0]

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-BoxFrame = Literal["norm1000", "resized", "padded01"]
+BoxFrame = Literal["norm1000", "resized", "padded01", "norm01"]
 BoxStyle = Literal["json", "ref_box", "special_ref_box", "ref_box_list", "plain"]
-Resize = Literal["smart", "pad_square", "tiles", "square"]
+Resize = Literal["smart", "pad_square", "tiles", "split", "anyres", "square"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Chat:
     """The pieces of a prompt, rendered ahead so that no template engine is needed.
 
     A question about one image is `prefix + before_image + image_token * n + after_image + text + suffix`, and the
-    model answers with text followed by `end`. A conversation goes on with `between + user + text + suffix`.
+    model answers with `before_answer`, text and `end`. A conversation goes on with `between + user + text + suffix`.
+    Where a rule of `edgetune_runtime.preprocessing` marks tiles, the marks stand among the image tokens.
 
     Attributes:
         prefix: what comes before the first user's words: a default system prompt, where the family's template puts
@@ -33,6 +34,10 @@ class Chat:
         user: the opening of a user turn.
         between: what follows `end` before the next turn.
         system: a system turn, with `{text}`, which takes the default one's place; "" where the family has none.
+        begin: the token that every sequence begins with, which the tokenizer adds and the template does not write; ""
+            where there is none.
+        before_text: what opens a user turn that starts with words and not with an image.
+        before_answer: what the model writes before an answer's own words.
     """
 
     prefix: str
@@ -44,16 +49,19 @@ class Chat:
     user: str = ""
     between: str = ""
     system: str = ""
+    begin: str = ""
+    before_text: str = ""
+    before_answer: str = ""
 
     def render(self, text: str, image_tokens: int) -> str:
-        """Return the whole prompt up to where the answer starts.
+        """Return the whole prompt up to where the answer starts, as a chat template would (without `begin`).
 
         Args:
             text: the user's words.
             image_tokens: how many image placeholder tokens the image takes; 0 leaves the image part out.
         """
-        image = self.before_image + self.image_token * image_tokens + self.after_image if image_tokens else ""
-        return self.prefix + image + text + self.suffix
+        image = self.before_image + self.image_token * image_tokens + self.after_image
+        return self.prefix + (image if image_tokens else self.before_text) + text + self.suffix
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,14 @@ class Modules:
         linears: the linear layers of one block, relative to it.
         norm_linears: a norm of the block -> the linears that read its output directly.
         text_root: dotted name of the text model (embeddings, blocks, final norm).
-        vision_root: dotted name of the vision tower, merger included.
+        vision_root: dotted name of the vision tower; the mergers may lie inside or outside of it.
         lora_targets: regular expression (full match on dotted names) of what `auto` LoRA adapts.
         hub_prefixes: (prefix in memory, prefix in published checkpoints) pairs, the first match wins.
         linear_pairs: a linear of the block -> the one that reads its output channel by channel, with nothing but
             products and sums over tokens between them: a factor on a channel can move from one to the other.
+        vision_blocks: dotted name of the vision tower's layer list, empty where it cannot be trained in part.
+        mergers: dotted names of what turns the tower's output into image tokens (mergers, projectors, connectors); a
+            list of modules stands for all of them.
     """
 
     blocks: str
@@ -80,6 +91,12 @@ class Modules:
     lora_targets: str
     hub_prefixes: tuple[tuple[str, str], ...] = ()
     linear_pairs: Mapping[str, str] = field(default_factory=dict, hash=False)
+    vision_blocks: str = ""
+    mergers: tuple[str, ...] = ()
+
+    def sees(self, name: str) -> bool:
+        """Whether a dotted module name lies on the way of images into the language model: vision tower and mergers."""
+        return any(name == root or name.startswith(root + ".") for root in (self.vision_root, *self.mergers))
 
     def hub_name(self, name: str) -> str:
         """Return the published checkpoints' name of the tensor that transformers calls `name`."""
@@ -89,7 +106,10 @@ class Modules:
         return name
 
     def memory_name(self, name: str) -> str:
-        """Return what transformers calls the tensor `name` of a checkpoint, published or saved by transformers."""
+        """Return what transformers calls the tensor `name` of a checkpoint, published or saved by transformers.
+
+        Where several published prefixes have one in memory, the first pair is the one that `hub_name` writes.
+        """
         if not any(name.startswith(ours) for ours, _ in self.hub_prefixes):
             for ours, theirs in self.hub_prefixes:
                 if name.startswith(theirs):
@@ -106,9 +126,10 @@ class Family:
         title: the name people use, e.g. "Qwen3-VL".
         model_types: values of `model_type` in config.json that belong to it.
         box_frame: the frame the model writes coordinates in: "norm1000" (0-1000 of width and height),
-            "resized" (pixels of the resized image) or "padded01" (0-1 of the image padded to a square).
+            "resized" (pixels of the resized image), "norm01" (0-1 of width and height) or "padded01" (0-1 of the
+            image padded to a square).
         box_style: the text a box is written in, see `edgetune_runtime.grounding`.
-        resize: the rule that gives the model's input size.
+        resize: the rule that turns pictures into the model's input, see `edgetune_runtime.preprocessing`.
         patch_size: pixels per vision patch side; a checkpoint's own value wins.
         temporal_patch_size: frames per patch (an image is repeated).
         merge_size: patches merged per side into one image token.
@@ -118,6 +139,8 @@ class Family:
         stop_tokens: tokens that end an answer.
         special_tokens: role -> token text, for the ids that a bundle carries.
         modules: module names, or None for families that are supported for their boxes only.
+        exports: whether `calibrate` and `export` know its layers; else it is trained, merged and run under torch only.
+        marker: control token that only this family's tokenizers have, where families share a model_type.
     """
 
     name: str
@@ -135,3 +158,5 @@ class Family:
     stop_tokens: tuple[str, ...]
     special_tokens: Mapping[str, str] = field(default_factory=dict, hash=False)
     modules: Modules | None = None
+    exports: bool = False
+    marker: str = ""

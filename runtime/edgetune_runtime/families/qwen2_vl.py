@@ -14,4 +14,5 @@ FAMILY = replace(
     box_frame="norm1000",
     box_style="special_ref_box",
     ground_prompt="Detect the bounding box of {phrase}.",
+    exports=False,
 )

@@ -35,6 +35,7 @@ FAMILY = Family(
         "vision_end": "<|vision_end|>",
         "pad": "<|endoftext|>",
     },
+    exports=True,
     modules=Modules(
         blocks="model.language_model.layers",
         linears=(
@@ -53,6 +54,8 @@ FAMILY = Family(
         linear_pairs={"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"},
         text_root="model.language_model",
         vision_root="model.visual",
+        vision_blocks="model.visual.blocks",
+        mergers=("model.visual.merger", "model.visual.deepstack_merger_list"),
         lora_targets=(
             r"model\.language_model\.layers\.\d+\."
             r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
