@@ -3,8 +3,10 @@
 Two domains: `base`, what the base model was trained on (other photographs, other seeds), and `night`, what it was not:
 a dim, noisy, bluish camera, and 40 objects that it has never seen. Splits share no photograph and no seed.
 
-Usage: `python make_data.py --output DIR [--domain night] [--train N] [--val N] [--test N] [--queries K] [--seed S]`
-writes DIR/{train,val,test}.jsonl and DIR/images; N counts scenes, K records to a scene.
+Usage: `python make_data.py --output DIR [--domain night] [--train N] [--val N] [--test N] [--queries K]
+[--questions Q] [--seed S]` writes DIR/{train,val,test}.jsonl and DIR/images; N counts scenes, K records to a scene. Up
+to Q more records to a scene ask how many objects it has, what lies left of one (right, above, below), and what colour
+one has; their `meta` says which.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+import questions
 import render
 import scenes
 
@@ -53,9 +56,30 @@ def record(image: str, query: scenes.Query) -> dict[str, object]:
     return {"image": image, "text": query.text, "bbox": boxes[0] if boxes else []}
 
 
-def write(assets: render.Assets, output: Path, split: str, domain: str, seed: int, count: int, queries: int) -> None:
+def question_record(image: str, question: questions.Question) -> dict[str, object]:
+    """One line of the JSONL file."""
+    return {
+        "image": image,
+        "question": question.text,
+        "answer": question.answer,
+        "meta": {"asks": question.asks},
+    }
+
+
+def write(
+    assets: render.Assets,
+    output: Path,
+    split: str,
+    domain: str,
+    seed: int,
+    count: int,
+    queries: int,
+    asked_more: int = 0,
+) -> None:
     """Render one split and write its records."""
     drawn = draw(split, domain, seed, count, queries)
+    # A generator of its own: the scenes are the same with and without.
+    more = questions.choose([scene for scene, _ in drawn], asked_more, random.Random(f"{domain}:{split}:{seed}:more"))
     (output / "images").mkdir(parents=True, exist_ok=True)
     noise = torch.Generator().manual_seed(seed + sum(map(ord, split)))
     by_canvas: dict[tuple[int, int], list[int]] = {}
@@ -72,8 +96,9 @@ def write(assets: render.Assets, output: Path, split: str, domain: str, seed: in
             )
     with (output / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
         for index, (_, asked) in enumerate(drawn):
-            for query in asked:
-                lines.write(json.dumps(record(f"images/{split}_{index:05d}.jpg", query), ensure_ascii=False) + "\n")
+            image = f"images/{split}_{index:05d}.jpg"
+            rows = [record(image, query) for query in asked] + [question_record(image, one) for one in more[index]]
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,12 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--val", type=int, default=0, help="scenes")
     parser.add_argument("--test", type=int, default=0, help="scenes")
     parser.add_argument("--queries", type=int, default=1, help="records to a scene")
+    parser.add_argument("--questions", type=int, choices=range(4), default=0, help="more records to a scene, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     assets = render.load_assets()
     for split in ("train", "val", "test"):
         if count := getattr(args, split):
-            write(assets, args.output, split, args.domain, args.seed, count, args.queries)
+            write(assets, args.output, split, args.domain, args.seed, count, args.queries, args.questions)
 
 
 if __name__ == "__main__":
