@@ -31,6 +31,7 @@ EXTRA_OF_MODULE = {
     "jsonschema": "data",
     "imagehash": "data",
     "cleanvision": "data",
+    "cv2": "redact",
 }
 """Which extra of `edgetune` installs a module that a verb may find missing."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from edgetune.commands._common import Console, verb
+from edgetune.commands._data_check import check
 from edgetune.commands._data_convert import convert
+from edgetune.commands._data_crop import crop
 
-SUBCOMMANDS: dict[str, click.Command] = {"convert": convert}
+SUBCOMMANDS: dict[str, click.Command] = {"convert": convert, "check": check, "crop": crop}
 
 
 @verb(subcommands=SUBCOMMANDS)

@@ -1,0 +1,217 @@
+"""Region-of-interest crops: pictures cut around their annotated objects, boxes moved along, originals linked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from tqdm import tqdm
+
+from edgetune_data.crop_window import CropRules, Window, moved_into, window
+from edgetune_data.entries import Entry
+from edgetune_data.manifest import relative
+from edgetune_data.rewrite import moved, origin_of, with_places, write_lines, write_set
+from edgetune_runtime.dialogue import Place
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.image import image_hash, load_image
+from edgetune_runtime.record_forms import Parts
+
+DATA, CHANGES, IMAGES = "data.jsonl", "changes.jsonl", "images"
+Around = Literal["record", "box", "picture"]
+_QUALITY = 95  # of JPEG: what is lost is below the noise of most cameras
+
+
+@dataclass
+class Cut:
+    """One record to be written: its line, what it says, and how it came about.
+
+    Attributes:
+        entry: the line that it comes from.
+        value: the record, its pictures as paths from the current folder.
+        windows: picture -> what is cut from it; empty for a record that stays as it is.
+        notes: what happened to its boxes, in words.
+        why: why it stays as it is, or nothing.
+    """
+
+    entry: Entry
+    value: dict[str, Any]
+    windows: dict[Path, Window] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    why: str = ""
+
+
+def plan(
+    entries: Sequence[Entry], sizes: Mapping[Path, tuple[int, int]], rules: CropRules, around: Around
+) -> list[Cut]:
+    """Return what is to be cut, record by record.
+
+    Args:
+        entries: sound records.
+        sizes: (width, height) of their upright pictures in pixels.
+        rules: how crops are cut.
+        around: a crop for each record (around all of its boxes), for each box of a record that lists boxes, or for each
+            picture (around the boxes of all of its records).
+    """
+    together: dict[Path, list[Place]] = {}
+    for entry in entries:
+        for place in entry.places:
+            together.setdefault(entry.images[place.image], []).append(place)
+    cuts: list[Cut] = []
+    for entry in entries:
+        if not entry.places:
+            cuts.append(Cut(entry, dict(entry.value or {}), why=f"a {entry.kind} record without boxes"))
+        elif around == "box" and isinstance(entry.form, Parts):
+            cuts += _box_by_box(entry, sizes, rules)
+        else:
+            own: dict[Path, list[Place]] = {}
+            for place in entry.places:
+                own.setdefault(entry.images[place.image], []).append(place)
+            source = together if around == "picture" else own
+            cuts.append(_whole(entry, {path: window(source[path], *sizes[path], rules) for path in own}, sizes, rules))
+    return cuts
+
+
+def _whole(
+    entry: Entry, windows: Mapping[Path, Window], sizes: Mapping[Path, tuple[int, int]], rules: CropRules
+) -> Cut:
+    """One crop of each picture that holds all boxes of the record."""
+    real = {path: cut for path, cut in windows.items() if cut != (0, 0, *sizes[path])}
+    if not real:
+        return Cut(entry, dict(entry.value or {}), why="the crop would be the whole picture")
+    places = []
+    for place in entry.places:
+        cut = real.get(entry.images[place.image])
+        shifted = moved_into(place, cut, rules.min_visible)[0] if cut else place
+        assert shifted is not None, "the window holds every box"
+        places.append(shifted)
+    return Cut(entry, with_places(entry.value or {}, places), real)
+
+
+def _box_by_box(entry: Entry, sizes: Mapping[Path, tuple[int, int]], rules: CropRules) -> Iterator[Cut]:
+    """A crop around each box; the record's other boxes go along as far as they are visible."""
+    [path] = entry.images
+    for number, target in enumerate(entry.places):
+        cut = window([target], *sizes[path], rules)
+        if cut == (0, 0, *sizes[path]):
+            yield Cut(entry, dict(entry.value or {}), why="the crop would be the whole picture")
+            return  # of this one crop, which has all boxes
+        kept: list[tuple[int, Place]] = []
+        notes = []
+        for index, place in enumerate(entry.places):
+            shifted, visible = moved_into(place, cut, rules.min_visible)
+            if shifted is not None:
+                kept.append((index, shifted))
+            if 0 < visible < 1:
+                done = "cut" if shifted is not None else "left out"
+                notes.append(f"box {index + 1} {done}: {visible:.0%} of it is in the crop")
+        value = _only(entry, kept)
+        if len(entry.places) > 1 and value.get("id") is not None:
+            value["id"] = f"{value['id']}#{number + 1}"
+        yield Cut(entry, value, {path: cut}, notes)
+
+
+def _only(entry: Entry, kept: Sequence[tuple[int, Place]]) -> dict[str, Any]:
+    """Return a record with only some of its boxes, and their labels."""
+    places = [place for _, place in kept]
+    value = dict(entry.value or {})
+    if "objects" in value:
+        if len(kept) < len(entry.places):
+            raise InputError(
+                f"{entry.source}: box by box needs records of the form image, text, bbox",
+                hint="--around record keeps all boxes of a record in one crop",
+            )
+        return with_places(value, places)
+    if isinstance(value.get("label"), list):
+        value["label"] = [value["label"][index] for index, _ in kept]
+    value["bbox"] = [list(place.numbers) for place in places]
+    return with_places(value, places)
+
+
+def write(cuts: Sequence[Cut], work: Path, output: Path, *, kind: Literal["png", "jpeg"]) -> dict[str, Any]:
+    """Cut the pictures and write images/, data.jsonl, dataset.json and changes.jsonl into `work`; return the result.
+
+    Args:
+        cuts: from `plan`.
+        work: the folder to write to, which becomes `output`.
+        output: its final place; the originals stay where they are.
+        kind: the format of the crops; PNG keeps every pixel.
+    """
+    (work / IMAGES).mkdir()
+    names = _cut_all(cuts, work, kind)
+    values = []
+    for cut in cuts:
+        value = moved(cut.entry, cut.value, output)
+        if cut.windows:
+            value = _linked(cut, value, names, output)
+        values.append(value)
+    made_from = list(dict.fromkeys(cut.entry.path for cut in cuts))
+    originals = dict.fromkeys(path for cut in cuts for path in cut.entry.images if path not in cut.windows)
+    write_set(work, {DATA: values}, [*(work / name for name in dict.fromkeys(names.values())), *originals], made_from)
+    write_lines(work / CHANGES, (_told(cut, names) for cut in cuts))
+    return {
+        "records": len(values),
+        "crops": len(set(names.values())),
+        "cropped": sum(bool(cut.windows) for cut in cuts),
+        "kept": sum(not cut.windows for cut in cuts),
+        "boxes_cut": sum(" cut:" in note for cut in cuts for note in cut.notes),
+        "boxes_left_out": sum(" left out:" in note for cut in cuts for note in cut.notes),
+    }
+
+
+def _cut_all(cuts: Sequence[Cut], work: Path, kind: str) -> dict[tuple[Path, Window], str]:
+    """Write each crop once and return its name relative to the folder; every picture is decoded once."""
+    by_picture: dict[Path, set[Window]] = {}
+    for cut in cuts:
+        for path, where in cut.windows.items():
+            by_picture.setdefault(path, set()).add(where)
+    names: dict[tuple[Path, Window], str] = {}
+    for path, windows in tqdm(by_picture.items(), desc="cut pictures", unit="image", disable=None, delay=2):
+        picture = load_image(path)
+        mark = image_hash(picture)[:8]  # pictures of different folders may have the same name
+        for where in sorted(windows):
+            corner = "-".join(map(str, where))
+            name = f"{IMAGES}/{path.stem}-{mark}-{corner}.{'png' if kind == 'png' else 'jpg'}"
+            _save(picture.crop(where), work / name)
+            names[path, where] = name
+    return names
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    if path.suffix == ".png":
+        picture.save(path)
+    else:
+        picture.save(path, quality=_QUALITY, subsampling=0)
+
+
+def _linked(
+    cut: Cut, value: Mapping[str, Any], names: Mapping[tuple[Path, Window], str], output: Path
+) -> dict[str, Any]:
+    """Return a record that names its crops, and in meta.origin what they were cut from."""
+    changed = dict(value)
+    crops = [names[path, cut.windows[path]] if path in cut.windows else None for path in cut.entry.images]
+    if "image" in changed:
+        changed["image"] = crops[0]
+    else:
+        changed["images"] = [new or old for new, old in zip(crops, changed["images"], strict=True)]
+    origins = [_origin(cut.entry, path, where, output) for path, where in cut.windows.items()]
+    meta = dict((cut.entry.value or {}).get("meta") or {})
+    return {**changed, "meta": {**meta, "origin": origins[0]} | ({"origins": origins} if len(origins) > 1 else {})}
+
+
+def _origin(entry: Entry, path: Path, where: Window, output: Path) -> dict[str, Any]:
+    """Return the first original of a crop, also of a crop of a crop, and where in it the crop lies."""
+    before = origin_of(entry)
+    if before is None:
+        return {"image": relative(path, output), "crop": list(where)}
+    first, (left, top, *_) = before
+    crop = [where[0] + left, where[1] + top, where[2] + left, where[3] + top]
+    return {"image": relative(first, output), "crop": crop}
+
+
+def _told(cut: Cut, names: Mapping[tuple[Path, Window], str]) -> dict[str, Any]:
+    crops = {names[path, where]: {"image": str(path), "crop": list(where)} for path, where in cut.windows.items()}
+    told = {"source": cut.entry.source, "action": "cropped" if crops else "kept"}
+    return {**told, "reason": cut.why} if not crops else {**told, "crops": crops, "notes": cut.notes}

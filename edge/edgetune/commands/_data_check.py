@@ -1,0 +1,154 @@
+"""`edgetune data check`: what is wrong with a data set, before an hour of training is lost on it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetune.commands._common import Console, verb
+from edgetune.commands._data_options import eyes_of, model_options
+
+if TYPE_CHECKING:
+    from edgetune_data.check import Material, Report
+
+_TOLD = 100  # errors of a rule in the terminal; --json and the folder have all of them
+
+
+@verb(writes=True)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), multiple=True, help="Another split; repeatable.")
+@model_options
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for sheet.html, report.json and --fix.")
+@click.option(
+    "--fix",
+    "fixes",
+    is_flag=False,
+    flag_value="unreadable,duplicates",
+    metavar="[NAME,...]",
+    help="Write a cleaned copy, too: unreadable, duplicates (both when no name is given), swap, clip, boxes, leaks, "
+    "private.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings as well.")
+@click.option("--redactor", "redactors", multiple=True, metavar="NAME", help="Look for e.g. faces; repeatable.")
+@click.option("--pictures", type=click.IntRange(min=0), default=8, help="Pictures of each rule on the sheet.")
+@click.option("--examples", type=click.IntRange(min=0), default=3, help="Warnings of each rule in the terminal.")
+@click.option("--min-box", type=float, default=0.25, help="Tiny below this area in image tokens.")
+@click.option("--near", type=click.IntRange(0, 32), default=6, help="Near-duplicates: bits of 64 that may differ.")
+@click.option("--max-blur", type=click.FloatRange(0, 1), default=0.6, help="Blurred above this, 0 (sharp) to 1.")
+@click.option("--min-bright", type=click.FloatRange(0, 1), default=0.32, help="Dark if the brightest 1 % is below.")
+@click.option("--max-bright", type=click.FloatRange(0, 1), default=0.95, help="Bright if the darkest 5 % is above.")
+@click.option("--min-entropy", type=float, default=3.0, help="Empty below this entropy in bits.")
+@click.option("--max-enlarge", type=float, default=2.0, help="Small if the model enlarges its sides more than this.")
+@click.option("--same-box", type=click.FloatRange(0, 1), default=0.5, help="Different boxes below this IoU.")
+@click.option("--rare", type=click.FloatRange(0, 1), default=0.05, help="Rare below this share of the commonest label.")
+@click.option("--frame-boxes", type=click.IntRange(min=1), default=10, help="Fewest boxes to judge the frame by.")
+@click.option("--vague", multiple=True, metavar="REGEX", help="Another phrase that names nothing; repeatable.")
+def check(
+    console: Console,
+    data: Path,
+    against: tuple[Path, ...],
+    checkpoint: Path | None,
+    family: str | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    output: Path | None,
+    fixes: str | None,
+    strict: bool,
+    redactors: tuple[str, ...],
+    pictures: int,
+    examples: int,
+    force: bool,
+    dry_run: bool,
+    **thresholds: Any,
+) -> int:
+    """Say what is wrong with a data set: all errors with file and line, and what trains badly.
+
+    Exit code 0: nothing wrong, or warnings only. 1: errors, or warnings under --strict; with --fix, what is left of
+    them in the cleaned copy. 2: there is nothing to check.
+    """
+    from edgetune_data.check import Limits, gather
+    from edgetune_data.check import check as run_check
+    from edgetune_data.check.fix import parse_fixes
+    from edgetune_data.redactors import load_redactor
+
+    if output is None and (fixes or force or dry_run):
+        raise click.UsageError("--fix, --force and --dry-run need --output, the folder to write.")
+    limits = Limits(**{field.name: thresholds[field.name] for field in fields(Limits)})
+    names = parse_fixes(fixes) if fixes else ()
+    material = gather(
+        data,
+        eyes=eyes_of(checkpoint, family, min_pixels, max_pixels),
+        limits=limits,
+        redactors={name: load_redactor(name) for name in redactors},
+    )
+    report = run_check(material, against)
+    final = report
+    if output is not None:
+        options = {"fixes": names, "pictures": pictures, "redactors": redactors}
+        final = _write(console, output, material, report, against, options, force=force, dry_run=dry_run)
+    console.result({**report.to_dict(), **({"after": final.to_dict()} if final is not report else {})})
+    _tell(console, report, examples)
+    if final is not report:
+        console.line(f"after --fix {','.join(names)}: {_count(final)}")
+    return int(final.errors > 0 or (strict and final.warnings > 0))
+
+
+def _write(
+    console: Console,
+    output: Path,
+    material: Material,
+    report: Report,
+    against: tuple[Path, ...],
+    options: dict[str, Any],
+    *,
+    force: bool,
+    dry_run: bool,
+) -> Report:
+    """Write the stage folder; return what is wrong with the cleaned copy, or the report itself without one."""
+    from edgetune.stage import run_stage
+    from edgetune_data.check.folder import recheck, write
+
+    fixes = options["fixes"]
+    done = run_stage(
+        "data check",
+        output,
+        inputs={"data": material.path} | {f"against {number}": path for number, path in enumerate(against, start=1)},
+        settings={**material.settings(), **options},
+        build=lambda work: write(work, output, material, report, fixes, options["pictures"]),
+        force=force,
+        dry_run=dry_run,
+    )
+    state = "unchanged" if done.skipped else "would be written" if dry_run else "written"
+    console.note(f"{output}: {state}")
+    return recheck(material, report, fixes, output, against) if fixes else report
+
+
+def _tell(console: Console, report: Report, examples: int) -> None:
+    from edgetune_data.check.findings import RULES
+
+    for name, rule in RULES.items():
+        found = report.of(name)
+        shown = _TOLD if rule.level == "error" else examples
+        for finding in found[:shown]:
+            console.line(f"{rule.level}: {finding.source}: {finding.message}")
+        if len(found) > shown > 0:
+            console.line(f"{rule.level}: and {len(found) - shown} more of {name} (--json has all)")
+    rows = [
+        {"rule": name, "level": rule.level, "found": len(report.of(name)), "what": rule.title, "advice": rule.advice}
+        for name, rule in RULES.items()
+        if report.of(name)
+    ]
+    if rows:
+        console.line()
+        console.table(rows)
+        console.line()
+    for name, why in report.skipped.items():
+        console.line(f"not looked for: {name} ({why})")
+    console.line(f"{report.data}: {_count(report)}")
+
+
+def _count(report: Report) -> str:
+    return f"{report.records} records, {report.images} pictures, {report.errors} errors, {report.warnings} warnings"

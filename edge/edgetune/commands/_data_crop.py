@@ -1,0 +1,81 @@
+"""`edgetune data crop`: pictures cut around their objects, which the model then sees larger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.commands._common import Console, verb
+from edgetune.commands._data_options import tell
+from edgetune.stage import run_stage
+
+
+@verb(writes=True)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for data.jsonl and images/.")
+@click.option(
+    "--around",
+    type=click.Choice(["record", "box", "picture"]),
+    default="record",
+    help="A crop for each record (around all of its boxes), each box, or each picture (all boxes of all records).",
+)
+@click.option("--margin", type=click.FloatRange(min=0), default=0.5, help="Of the objects' size, on every side.")
+@click.option("--min-size", type=click.IntRange(min=1), default=224, help="Shortest side of a crop in pixels.")
+@click.option("--max-size", type=click.IntRange(min=1), help="Longest side in pixels; objects are never cut for it.")
+@click.option("--max-aspect", type=click.FloatRange(min=1), default=3.0, help="Longer side over shorter side.")
+@click.option(
+    "--min-visible",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    help="Share of a cut box that has to be left, or it is left out.",
+)
+@click.option("--rest", type=click.Choice(["keep", "drop"]), default="keep", help="Records that are not cropped.")
+@click.option("--format", "kind", type=click.Choice(["png", "jpeg"]), default="png", help="Of the crops; png is exact.")
+def crop(
+    console: Console,
+    data: Path,
+    output: Path,
+    around: Any,
+    rest: str,
+    kind: Any,
+    force: bool,
+    dry_run: bool,
+    **sizes: Any,
+) -> None:
+    """Cut pictures around their annotated objects and move the boxes along.
+
+    Originals stay as they are; meta.origin of each record says where its crop comes from.
+    """
+    from edgetune_data.crop import plan, write
+    from edgetune_data.crop_window import CropRules
+    from edgetune_data.entries import checked, image_sizes
+    from edgetune_data.manifest import hash_files, set_hash
+
+    rules = CropRules(**sizes)
+    entries = checked(data)
+    cuts = plan(entries, image_sizes(entries), rules, around)
+    kept = [cut for cut in cuts if cut.windows or rest == "keep"]
+    if not kept:
+        raise click.UsageError(f"{data} has no record to crop and --rest drop leaves nothing.")
+    images = hash_files(dict.fromkeys(image for entry in entries for image in entry.images))
+    files = dict.fromkeys(entry.path for entry in entries)
+    stage = run_stage(
+        "data-crop",
+        output,
+        inputs={"data" if not number else f"data {number + 1}": path for number, path in enumerate(files)},
+        settings={"around": around, "rest": rest, "format": kind, **sizes, "images_sha256": set_hash(images)},
+        build=lambda work: write(kept, work, output, kind=kind) | {"dropped": len(cuts) - len(kept)},
+        force=force,
+        dry_run=dry_run,
+    )
+    cropped = sum(bool(cut.windows) for cut in kept)
+    summary = f"{cropped} of {len(cuts)} records cropped, {len(kept) - cropped} kept as they are"
+    if len(kept) < len(cuts):
+        summary += f", {len(cuts) - len(kept)} dropped"
+    notes = [note for cut in kept for note in cut.notes]
+    if notes:
+        left = sum(" left out:" in note for note in notes)
+        summary += f"; {len(notes) - left} boxes cut, {left} left out (changes.jsonl)"
+    tell(console, stage, summary, dry_run=dry_run)
