@@ -77,13 +77,12 @@ class Adapter:
         Raises:
             InputError: it is another base; the message says how it shows.
         """
-        shapes = tensor_shapes(base.folder)
+        shapes = {base.modules.memory_name(name): shape for name, shape in tensor_shapes(base.folder).items()}
         for key, tensor in self.tensors.items():
             layer, _, part = key.removeprefix(_PREFIX).partition(".lora_")
             if part not in ("A.weight", "B.weight"):
                 continue  # peft checks what is not a plain pair of matrices when it loads it
-            name = f"{layer}.weight"
-            shape = shapes.get(name) or shapes.get(base.modules.hub_name(name))
+            shape = shapes.get(f"{layer}.weight")
             if shape is None and layer == "lm_head":
                 continue  # tied to the embeddings, so it has no tensor of its own
             if shape is None:
@@ -123,6 +122,19 @@ class Adapter:
         """
         try:
             adapted = get_peft_model(model, self.config)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise InputError(f"{self.folder}: does not fit the base: {error}") from error
+        self.load_into(adapted)
+        adapted.eval()
+        return adapted
+
+    def load_into(self, adapted: PeftModel) -> None:
+        """Give a model with an adapter of the same shape these weights.
+
+        Raises:
+            InputError: some weights do not find a place, or some places no weights.
+        """
+        try:
             report: Any = set_peft_model_state_dict(adapted, dict(self.tensors))
         except (ValueError, RuntimeError, KeyError) as error:
             raise InputError(f"{self.folder}: does not fit the base: {error}") from error
@@ -132,5 +144,3 @@ class Adapter:
             raise InputError(
                 f"{self.folder}: {len(lost)} adapter weights have no counterpart in the base, such as {lost[0]}"
             )
-        adapted.eval()
-        return adapted

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from edgetune_runtime.conversation import Sample, token_id
+from edgetune_runtime.image_spec import ImageSpec
+from edgetune_runtime.rope import mrope_positions
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.vision import ImageInputs
 
 IGNORE = -100  # the label that torch's cross entropy leaves out of the loss
+
+Pack = tuple[Sample, ...]
+"""Samples that share one sequence; each sees only itself."""
 
 
 @dataclass(frozen=True)
@@ -23,44 +30,50 @@ class Collator:
         image_id: id of the image placeholder token.
         pad_id: id to pad with.
         images: what gives the model its images.
+        mrope_merge: patches per side of an image token where positions are multimodal (M-RoPE), else None.
+        segments: tell the model where the samples of a pack begin, for attention that skips masks.
+        typed_tokens: tell the model which tokens are image tokens (mm_token_type_ids).
     """
 
     image_id: int
     pad_id: int
     images: ImageInputs
+    mrope_merge: int | None = None
+    segments: bool = False
+    typed_tokens: bool = True
 
     @classmethod
-    def of(cls, base: Checkpoint, images: ImageInputs) -> Collator:
+    def of(cls, base: Checkpoint, images: ImageInputs, *, segments: bool = False) -> Collator:
         """Return the collator of a checkpoint.
 
         Raises:
             InputError: its tokenizer lacks a token of its family.
         """
         chat, special = base.family.chat, base.family.special_tokens
-        return cls(token_id(base.tokenizer, chat.image_token), token_id(base.tokenizer, special["pad"]), images)
+        image_id, pad_id = token_id(base.tokenizer, chat.image_token), token_id(base.tokenizer, special["pad"])
+        merge = base.spec.merge_size if isinstance(base.spec, ImageSpec) else None
+        return cls(image_id, pad_id, images, merge, segments, base.spec.typed_tokens)
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return a training batch: B sequences padded on the right to length L.
+    def __call__(self, rows: Sequence[Sample | Pack]) -> dict[str, Any]:
+        """Return a training batch: B sequences of length L, padded on the right, or the one sequence of a pack.
 
-        The answers sit at the end of the sequences, so logits are asked for only from one position before the first
-        answer token on: the same loss without a vocabulary-sized row for every image token. `labels` covers those
-        last K = `logits_to_keep` positions: the token itself where it belongs to an answer or ends it, -100
-        elsewhere; the model shifts them by one.
+        Logits are asked for only where some sequence has a token to learn next: the same loss without a
+        vocabulary-sized row for every image token.
 
         Returns:
-            input_ids, attention_mask, mm_token_type_ids (1 on image tokens): int64 [B, L]; labels: int64 [B, K];
-            logits_to_keep: K; and what `images` gives.
+            input_ids, mm_token_type_ids (1 on image tokens): int64 [B, L]; logits_to_keep: int64 [K], positions;
+            labels and shift_labels: the token that follows each of those where it is learned, else -100, int64
+            [B, K]; what `images` gives; attention_mask int64 [B, L], or for a pack what keeps its samples apart.
         """
-        prompts = [sample.prompt_ids for sample in samples]
-        rows = [sample.prompt_ids + sample.answer_ids for sample in samples]
-        length = max(map(len, rows))
-        keep = length - min(map(len, prompts)) + 1
-        labels = [[IGNORE] * len(prompt) + row[len(prompt) :] for prompt, row in zip(prompts, rows, strict=True)]
+        packs = [row for row in rows if isinstance(row, tuple)]
+        if packs:
+            return self._packed([sample for pack in packs for sample in pack])
+        samples = [row for row in rows if not isinstance(row, tuple)]
+        length = max(len(sample.ids) for sample in samples)
         return {
-            **self._inputs(samples, [row + [self.pad_id] * (length - len(row)) for row in rows]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
-            "labels": torch.tensor([row + [IGNORE] * (length - len(row)) for row in labels])[:, -keep:],
-            "logits_to_keep": keep,
+            **self._inputs(samples, [_filled(sample.ids, self.pad_id, length) for sample in samples]),
+            **_labels([_filled(_following(sample), IGNORE, length) for sample in samples]),
+            "attention_mask": torch.tensor([_filled([1] * len(sample.ids), 0, length) for sample in samples]),
         }
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -76,10 +89,65 @@ class Collator:
             "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
         }
 
+    def _packed(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return one sequence [1, L] of all samples, unpadded.
+
+        There is no attention mask: positions that start again at 0 tell transformers where a sample begins, and it
+        makes the mask (or the segments of FlashAttention) of that, provided that no cache is used.
+        """
+        batch = {
+            **self._inputs(samples, [[token for sample in samples for token in sample.ids]]),
+            **_labels([[label for sample in samples for label in _following(sample)]]),
+            "use_cache": False,
+        }
+        lengths = [len(sample.ids) for sample in samples]
+        text = np.concatenate([np.arange(length) for length in lengths])
+        batch["position_ids"] = torch.from_numpy(text)[None]  # [1, L]
+        if self.mrope_merge is not None:
+            axes = self._mrope(samples, batch.get("image_grid_thw"), self.mrope_merge)
+            batch["position_ids"] = torch.from_numpy(np.concatenate([text[None], axes]))[:, None]  # [4, 1, L]
+        if self.segments:
+            ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+            batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+            batch |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+        return batch
+
+    def _mrope(self, samples: Sequence[Sample], grids: torch.Tensor | None, merge: int) -> npt.NDArray[np.int64]:
+        """Return the (time, height, width) positions of each sample from 0 on, side by side: int64 [3, L]."""
+        left = np.zeros((0, 3), np.int64) if grids is None else grids.numpy()
+        positions = []
+        for sample in samples:
+            mine, left = np.split(left, [len(sample.images)])
+            ids = np.array(sample.ids, dtype=np.int64)
+            positions.append(mrope_positions(ids, mine, image_token=self.image_id, merge_size=merge)[0])
+        return np.concatenate(positions, axis=1)
+
     def _inputs(self, samples: Sequence[Sample], rows: list[list[int]]) -> dict[str, Any]:
         input_ids = torch.tensor(rows)
+        paths = [path for sample in samples for path in sample.images]
         return {
             "input_ids": input_ids,
-            "mm_token_type_ids": (input_ids == self.image_id).long(),
-            **self.images([sample.record.image for sample in samples]),
+            **({"mm_token_type_ids": (input_ids == self.image_id).long()} if self.typed_tokens else {}),
+            **(self.images(paths) if paths else {}),
         }
+
+
+def _filled(row: list[int], value: int, length: int) -> list[int]:
+    return row + [value] * (length - len(row))
+
+
+def _following(sample: Sample) -> list[int]:
+    """Return for each token the one that follows it in the sample, where it is learned."""
+    pairs = zip(sample.ids[1:], sample.learned[1:], strict=True)
+    return [token if learned else IGNORE for token, learned in pairs] + [IGNORE]
+
+
+def _labels(following: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Return the labels [B, K] of the positions [K] where any row learns something.
+
+    `shift_labels` is what transformers calls labels that need no shift; it counts and computes the loss by them.
+    """
+    whole = torch.tensor(following)
+    kept = (whole != IGNORE).any(dim=0).nonzero()[:, 0]
+    labels = whole[:, kept]
+    return {"labels": labels, "shift_labels": labels, "logits_to_keep": kept}

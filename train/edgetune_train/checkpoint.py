@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families import Family, get_family
+from edgetune_runtime.families import Family, family_of
 from edgetune_runtime.families.base import Modules
-from edgetune_runtime.image import ImageSpec
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import sha256_file
+from edgetune_runtime.preprocessing.base import Preprocessing
+from edgetune_runtime.preprocessing.rules import open_preprocessing
 from edgetune_runtime.tokens import TextTokenizer
 
 # Stages draw their own progress bars.
@@ -46,7 +48,7 @@ class Checkpoint:
     config: dict[str, Any]
     family: Family
     modules: Modules
-    spec: ImageSpec
+    spec: Preprocessing
     tokenizer: TextTokenizer
 
     @classmethod
@@ -61,18 +63,27 @@ class Checkpoint:
         config = read_json(folder / "config.json")
         if "model_type" not in config:
             raise InputError(f"{folder / 'config.json'}: no 'model_type'", hint="give a Hugging Face checkpoint folder")
-        family = get_family(config["model_type"])
+        tokenizer = TextTokenizer(folder / "tokenizer.json")
+        family = family_of(config["model_type"], tokenizer.control)
         if family.modules is None:
             raise InputError(f"{folder}: {family.title} is supported for its boxes only, not for training")
         if "quantization_config" in config:
             raise InputError(
                 f"{folder}: the weights are quantized", hint="give the checkpoint that it was quantized from"
             )
-        tokenizer = TextTokenizer(folder / "tokenizer.json")
-        return cls(folder, config, family, family.modules, ImageSpec.from_checkpoint(folder), tokenizer)
+        return cls(folder, config, family, family.modules, open_preprocessing(folder, family), tokenizer)
 
-    def load_model(self, dtype: torch.dtype) -> Any:
+    @property
+    def mrope(self) -> bool:
+        """Whether the language model numbers its tokens by time, height and width (M-RoPE)."""
+        return '"mrope_section"' in json.dumps(self.config)
+
+    def load_model(self, dtype: torch.dtype, quantization: Any = None) -> Any:
         """Return the transformers model with its weights in `dtype`.
+
+        Args:
+            dtype: of the weights, or of those that are not quantized.
+            quantization: a quantization config of transformers', to quantize while loading.
 
         Raises:
             InputError: the weights do not fit the config, or some are missing.
@@ -80,7 +91,11 @@ class Checkpoint:
         loader: Any = AutoModelForImageTextToText
         try:
             model, report = loader.from_pretrained(
-                self.folder, dtype=dtype, output_loading_info=True, local_files_only=True
+                self.folder,
+                dtype=dtype,
+                quantization_config=quantization,
+                output_loading_info=True,
+                local_files_only=True,
             )
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.folder}: the model cannot be loaded: {error}") from error

@@ -76,12 +76,14 @@ def resolve_targets(model: nn.Module, modules: Modules, targets: Sequence[str], 
 
 
 def in_vision(name: str, modules: Modules) -> bool:
-    """Whether a dotted module name lies in the vision tower."""
-    return name == modules.vision_root or name.startswith(modules.vision_root + ".")
+    """Whether a dotted module name lies in the vision tower or in what turns its output into image tokens."""
+    return modules.sees(name)
 
 
-def lora_config(model: nn.Module, names: Sequence[str], settings: LoraSettings) -> LoraConfig:
-    """Return the peft configuration that adapts exactly the layers `names` of `model`.
+def lora_config(
+    model: nn.Module, names: Sequence[str], settings: LoraSettings, whole: Sequence[str] = ()
+) -> LoraConfig:
+    """Return the peft configuration that adapts exactly the layers `names` of `model`, and trains `whole` modules.
 
     Where the last parts of the names ("q_proj") select the same layers they are written instead of
     the whole names: it is the form that other tools that read adapters expect.
@@ -98,6 +100,7 @@ def lora_config(model: nn.Module, names: Sequence[str], settings: LoraSettings) 
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         target_modules=sorted(leaves if selected == chosen else chosen),
+        modules_to_save=list(whole) or None,
     )
 
 

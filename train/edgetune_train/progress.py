@@ -12,12 +12,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class Progress(TrainerCallback):
     """One bar over all optimizer steps, on stderr, silent when that is not a terminal.
 
+    Args:
+        records_per_batch: how many records a device's batch holds, on average.
+
     Attributes:
         first_step: the step that this process started from; above 0 it continued an interrupted run.
         samples_per_second: since then, over all devices, validation included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, records_per_batch: float) -> None:
+        self._records = records_per_batch
         self._bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
         self._began = 0.0
@@ -33,8 +37,12 @@ class Progress(TrainerCallback):
         self._began, self.first_step = perf_counter(), state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar and measure the speed since the start."""
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        """Move the bar and measure the speed since the start.
+
+        The loss is logged at every resume point, so that a run that continues there logs what an undisturbed one does.
+        """
+        control.should_log |= control.should_save
+        batch = self._records * args.gradient_accumulation_steps * args.world_size
         self.samples_per_second = (state.global_step - self.first_step) * batch / (perf_counter() - self._began)
         if self._bar is not None:
             self._shown["samples/s"] = f"{self.samples_per_second:.1f}"

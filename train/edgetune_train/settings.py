@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,13 @@ import torch
 from transformers import TrainingArguments
 
 from edgetune_runtime.errors import InputError
+from edgetune_train.attention import Attention
 from edgetune_train.checkpoint import library_warnings_off
 from edgetune_train.lora import LoraSettings
 
 Precision = Literal["auto", "bf16", "fp32"]
+Quantization = Literal["none", "nf4"]
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,21 @@ class TrainSettings:
     Attributes:
         lora: the adapter's shape.
         epochs: passes over the records.
-        batch_size: records per device and step.
+        batch_size: records per device and step; with `pack`, of validation only.
+        pack: tokens of a sequence that records are packed into, one per device and step; 0 pads batches instead.
+        attention: how the samples of a pack are kept apart, see `edgetune_train.attention`.
         accumulate: steps whose gradients are added up before the optimizer moves.
         learning_rate: its peak; a linear warm-up over 3 % of the steps, then a cosine to zero.
         precision: "bf16" holds the base in bfloat16 and computes under autocast, the adapter stays in float32;
             "auto" is bf16 where the hardware multiplies it natively.
+        quantize: "nf4" holds the language blocks in 4 bits (QLoRA, arXiv 2305.14314).
+        unfreeze: parts of the vision tower to train whole, "last:N" (blocks) and "merger".
+        loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354); None is one for both.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         checkpoint_steps: optimizer steps between two checkpoints that an interrupted run continues from.
         val_limit: records of the validation file that are scored after each epoch.
+        early_stop: validations without a better grounding score after which training ends; None goes on.
+        keep: the adapter to keep, of the "last" step or of the "best" validation.
         cache_mb: memory for image features (or for preprocessed images when the vision tower is trained), in MiB.
         trainer_args: further fields of `TrainingArguments`.
         seed: of the adapter's initial weights, the order of records, and dropout.
@@ -43,12 +53,19 @@ class TrainSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     epochs: float = 3.0
     batch_size: int = 8
+    pack: int = 0
+    attention: Attention = "auto"
     accumulate: int = 1
     learning_rate: float = 2e-4
     precision: Precision = "auto"
+    quantize: Quantization = "none"
+    unfreeze: tuple[str, ...] = ()
+    loraplus_ratio: float | None = None
     gradient_checkpointing: bool = False
     checkpoint_steps: int = 100
     val_limit: int = 200
+    early_stop: int | None = None
+    keep: Keep = "last"
     cache_mb: int = 2048
     trainer_args: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -66,7 +83,8 @@ _OPTION_OF_FIELD = {
     "seed": "--seed",
 }
 # Fields that this program relies on; another value would break resuming, scoring or the folder it writes.
-_FIXED = {
+FIXED = {
+    "average_tokens_across_devices",
     "disable_tqdm",
     "label_names",
     "load_best_model_at_end",
@@ -80,28 +98,40 @@ _FIXED = {
 }
 
 
-def parse_trainer_args(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_trainer_args(
+    pairs: Sequence[str],
+    arguments: type[TrainingArguments] = TrainingArguments,
+    *,
+    options: Mapping[str, str] = _OPTION_OF_FIELD,
+    fixed: Collection[str] = FIXED,
+) -> dict[str, Any]:
     """Return `KEY=VALUE` texts as fields of `TrainingArguments`.
 
     A value is read as JSON where it is JSON (`true`, `4`, `{"min_lr": 1e-5}`) and as text otherwise.
 
+    Args:
+        pairs: the texts.
+        arguments: the class whose fields they are.
+        options: fields that have an option of their own, and its name.
+        fixed: fields that must stay as they are.
+
     Raises:
         InputError: no such field, a field that has an option of its own, or one that must stay as it is.
     """
-    known = {item.name for item in dataclasses.fields(TrainingArguments) if item.init}
+    known = {item.name for item in dataclasses.fields(arguments) if item.init}
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"--trainer-arg {pair!r}: must look like KEY=VALUE")
-        if key in _OPTION_OF_FIELD:
-            raise InputError(f"--trainer-arg {key}: has an option of its own", hint=f"use {_OPTION_OF_FIELD[key]}")
-        if key in _FIXED:
+        if key in options:
+            raise InputError(f"--trainer-arg {key}: has an option of its own", hint=f"use {options[key]}")
+        if key in fixed:
             raise InputError(f"--trainer-arg {key}: cannot be changed, edgetune relies on it")
         if key not in known:
-            near = difflib.get_close_matches(key, known - _FIXED, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see transformers.TrainingArguments for the fields"
-            raise InputError(f"--trainer-arg {key}: TrainingArguments has no such field", hint=hint)
+            near = difflib.get_close_matches(key, known - set(fixed), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"see {arguments.__name__} for the fields"
+            raise InputError(f"--trainer-arg {key}: {arguments.__name__} has no such field", hint=hint)
         try:
             found[key] = json.loads(text)
         except json.JSONDecodeError:
@@ -123,7 +153,7 @@ def training_arguments(settings: TrainSettings, folder: Path, *, validate: bool)
     values: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": 1 if settings.pack else settings.batch_size,
         "per_device_eval_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,

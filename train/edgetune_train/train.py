@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from edgetune_runtime.conversation import prepare
-from edgetune_runtime.records import Record
+from edgetune_runtime.conversation import Sample, prepare
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.records import Entry
+from edgetune_train.adapt import adapted_model
 from edgetune_train.batch import Collator
+from edgetune_train.best import SCORE, BestAdapter, best_validation
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
-from edgetune_train.lora import in_vision, lora_config, resolve_targets
+from edgetune_train.launch import is_sharded
+from edgetune_train.packing import Packs
 from edgetune_train.progress import Progress
 from edgetune_train.score import SCORES, GroundingScorer
 from edgetune_train.settings import TrainSettings, dtype_of, training_arguments
-from edgetune_train.trainer import GroundingTrainer, last_checkpoint
-from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
+from edgetune_train.trainer import GroundingTrainer, last_checkpoint, logged_until
 
 LOG = "log.jsonl"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 _CHECKPOINTS = "checkpoints"
+_BEST = "best"
 
 
 def train(
-    checkpoint: Checkpoint, records: Sequence[Record], val: Sequence[Record], settings: TrainSettings, folder: Path
+    checkpoint: Checkpoint,
+    records: Sequence[Entry],
+    val: Sequence[Entry],
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train an adapter into `folder`, continuing from the checkpoints that an interrupted run left there.
 
@@ -43,93 +55,124 @@ def train(
         val: held-out records, scored after each epoch; may be empty.
         settings: everything else.
         folder: an existing folder.
+        start: the folder of an adapter of the same shape to start from, else a new one.
 
     Returns:
         The manifest's `result`: the base's weights_sha256, losses, scores, speed and sizes.
 
     Raises:
         InputError: a target matches nothing, a record cannot be used, or transformers refuses an argument.
+        MissingDependency: a library that a setting needs is not installed.
     """
     arguments = training_arguments(settings, folder / _CHECKPOINTS, validate=bool(val))
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
     val_samples = prepare(val[: settings.val_limit], *facts)
+    data = _packs(samples, settings, arguments) if settings.pack else samples
     set_seed(settings.seed)
-    model = checkpoint.load_model(dtype_of(settings.precision))
-    names = resolve_targets(model, checkpoint.modules, settings.lora.targets, vision=settings.lora.vision)
-    vision_is_frozen = not any(in_vision(name, checkpoint.modules) for name in names)
-    budget = settings.cache_mb << 20
-    images: ImageInputs = PixelInputs(checkpoint.spec, budget)
-    if vision_is_frozen and _in_one_process(arguments):
-        images = FeatureInputs(model, checkpoint.spec, budget)
-    with library_warnings_off():
-        model = get_peft_model(model, lora_config(model, names, settings.lora))
-    if arguments.gradient_checkpointing:
-        model.enable_input_require_grads()  # or the frozen embeddings would cut the graph before the first block
-    collate = Collator.of(checkpoint, images)
+    adapted = adapted_model(checkpoint, settings, arguments, start=start)
+    collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments)
     scorer = GroundingScorer(checkpoint, val_samples, collate, settings.batch_size)
-    progress = Progress()
+    scored = bool(scorer.samples) and not is_sharded(arguments)
+    if not scored and (settings.keep == "best" or settings.early_stop is not None):
+        raise InputError(
+            "--keep best and --early-stop go by the grounding score, which is not measured here",
+            hint="give --val a file with grounding records; with FSDP or DeepSpeed validation is by loss alone",
+        )
+    progress = Progress(len(samples) / len(data) if settings.pack else settings.batch_size)
     callbacks: list[Any] = [progress]
+    if scored:
+        callbacks.append(BestAdapter(folder / _BEST if settings.keep == "best" else None, settings.early_stop))
     if arguments.process_index == 0:
         board: Any = TensorBoardCallback
         callbacks.append(board(SummaryWriter(str(folder / "logs"))))
+    resume = last_checkpoint(folder / _CHECKPOINTS)
+    if resume and BestAdapter(None, settings.early_stop).is_over(logged_until(resume)):
+        arguments.max_steps = int(resume.name.rpartition("-")[2])  # stopped before it was interrupted
     trainer = GroundingTrainer(
-        scorer=scorer if scorer.samples and _is_unsharded(arguments) else None,
-        model=model,
+        scorer=scorer if scored else None,
+        loraplus_ratio=settings.loraplus_ratio,
+        model=adapted.model,
         args=arguments,
-        train_dataset=samples,
+        train_dataset=data,
         eval_dataset=val_samples or None,
         data_collator=collate,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    resume = last_checkpoint(folder / _CHECKPOINTS)
     with library_warnings_off():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     _save(trainer, folder)
+    history = trainer.state.log_history
     return {
         "family": checkpoint.family.name,
         "base_weights_sha256": weights_sha256(checkpoint.folder),
         "records": len(records),
         "steps": trainer.state.global_step,
         "resumed_from_step": progress.first_step,
-        **_figures(trainer.state.log_history),
+        **_figures(history),
+        **({"kept": _kept(history)} if settings.keep == "best" else {}),
+        **({"packing": _packing(data, settings)} if isinstance(data, Packs) else {}),
         "samples_per_second": round(progress.samples_per_second, 2),
         "precision": str(dtype_of(settings.precision)).removeprefix("torch."),
-        "adapted_layers": len(names),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "attention": adapted.attention,
+        "adapted_layers": adapted.layers,
+        "trained_parameters": adapted.trained_parameters,
     }
 
 
-def _in_one_process(arguments: TrainingArguments) -> bool:
-    """Whether the collator may run the model: it is in the training process, and its weights are whole."""
-    return arguments.dataloader_num_workers == 0 and _is_unsharded(arguments)
-
-
-def _is_unsharded(arguments: TrainingArguments) -> bool:
-    return not (arguments.fsdp or arguments.deepspeed)
+def _packs(samples: Sequence[Sample], settings: TrainSettings, arguments: TrainingArguments) -> Packs:
+    """Return the training set in packs, planned for as many epochs as there will be."""
+    epochs, processes = math.ceil(settings.epochs), arguments.world_size
+    if arguments.max_steps > 0:  # then an epoch has at least the packs that its tokens fill
+        fewest = sum(len(sample.ids) for sample in samples) / settings.pack
+        epochs = math.ceil(arguments.max_steps * settings.accumulate * processes / max(1, math.floor(fewest)))
+    return Packs(samples, settings.pack, seed=settings.seed, epochs=epochs, processes=processes)
 
 
 def _save(trainer: GroundingTrainer, folder: Path) -> None:
     """Write the adapter and the log; drop what only an interrupted run needs."""
     written = folder / _CHECKPOINTS / "final"
     trainer.save_model(str(written))  # every rank takes part: sharded weights are gathered here
-    if not trainer.is_world_process_zero():
-        return
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        shutil.move(written / name, folder / name)
-    with (folder / "logs" / LOG).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-    shutil.rmtree(folder / _CHECKPOINTS)
+    if trainer.is_world_process_zero():
+        best = folder / _BEST
+        for name in ADAPTER_FILES:
+            os.replace((best if best.is_dir() else written) / name, folder / name)
+        with (folder / "logs" / LOG).open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+        shutil.rmtree(best, ignore_errors=True)
+        shutil.rmtree(folder / _CHECKPOINTS)
+    trainer.accelerator.wait_for_everyone()
 
 
 def _figures(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Return the training loss, first and last, and the figures of each validation."""
-    losses = [entry["loss"] for entry in history if "loss" in entry]
+    """Return the training loss, first and last, how full batches were, and the figures of each validation."""
+    logged = [entry for entry in history if "loss" in entry]
+    losses = [entry["loss"] for entry in logged]
     validations: dict[float, dict[str, float]] = {}
     for entry in history:
         names = ["loss", *SCORES]
         found = {name: entry[f"eval_{name}"] for name in names if f"eval_{name}" in entry}
         if found:
             validations.setdefault(entry["epoch"], {"epoch": entry["epoch"]}).update(found)
-    return {"loss": {"first": losses[0], "last": losses[-1]}, "validation": list(validations.values())}
+    return {
+        "loss": {"first": losses[0], "last": losses[-1]},
+        "token_utilization": round(sum(entry["token_utilization"] for entry in logged) / len(logged), 4),
+        "validation": list(validations.values()),
+    }
+
+
+def _kept(history: list[dict[str, float]]) -> dict[str, float]:
+    best = best_validation(history)
+    return {"step": best["step"], "epoch": best["epoch"], SCORE: best[f"eval_{SCORE}"]}
+
+
+def _packing(packs: Packs, settings: TrainSettings) -> dict[str, Any]:
+    """Return how well the records fill the packs, and what padding would make of them."""
+    return {
+        "length": packs.length,
+        "packs_per_epoch": len(packs),
+        "records_per_pack": round(packs.records / len(packs), 2),
+        "utilization": round(packs.utilization, 4),
+        "utilization_padded": round(packs.padded_utilization(settings.batch_size), 4),
+    }

@@ -1,4 +1,4 @@
-"""transformers' `Trainer` with a grounding score added to its evaluation."""
+"""transformers' `Trainer` with our loss, and with a grounding score added to its evaluation."""
 
 from __future__ import annotations
 
@@ -7,25 +7,110 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from edgetune_train.batch import IGNORE
+from edgetune_train.objective import Objective, answer_loss
+from edgetune_train.packing import Packs
 
 Scorer = Callable[[Any], dict[str, float]]
 
 
 class GroundingTrainer(Trainer):
-    """Trains as `Trainer` does; `evaluate` also generates answers and scores their boxes.
+    """Trains as `Trainer` does, on the mean over the learned tokens of a whole optimizer step.
+
+    `evaluate` also generates answers and scores their boxes. Training logs tell which share of the places that were
+    computed held tokens.
 
     Args:
+        objective: the loss, see `Objective`.
+        loraplus_ratio: learning rate of LoRA's B over that of A; None is one for both.
         scorer: takes the model in evaluation mode and returns figures such as {"acc50": 0.8}; None leaves
             the evaluation loss alone.
         rest: the arguments of `Trainer`.
     """
 
-    def __init__(self, *, scorer: Scorer | None, **rest: Any) -> None:
+    def __init__(
+        self,
+        *,
+        scorer: Scorer | None,
+        objective: Objective = answer_loss,
+        loraplus_ratio: float | None = None,
+        **rest: Any,
+    ) -> None:
         super().__init__(**rest)
+        self._loraplus_ratio = loraplus_ratio
         self._scorer = scorer
+        self._objective = objective
+        self._places = 0
+        self._tokens: torch.Tensor | int = 0
+        self.model_accepts_loss_kwargs = True  # has `Trainer` count the learned tokens of an optimizer step
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return this batch's share of the optimizer step's loss, by the objective.
+
+        Args:
+            model: takes the batch without its labels.
+            inputs: a batch of `Collator`.
+            return_outputs: return the model's outputs as well.
+            num_items_in_batch: learned tokens of the whole step on all devices; None means those of this batch.
+        """
+        labels = inputs["labels"]
+        outputs = model(**{key: value for key, value in inputs.items() if not key.endswith("labels")})
+        tokens = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = self._objective(outputs.logits, inputs, tokens)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # for the processes' gradients are averaged
+            self._count(inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Return the optimizer, with LoRA+'s learning rates where they are asked for."""
+        if self._loraplus_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = create_loraplus_optimizer(
+            model,
+            optimizer,
+            loraplus_lr_ratio=self._loraplus_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return the order of the training set: that of the packs, which are shuffled when they are made."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(dataset) if isinstance(dataset, Packs) else super()._get_train_sampler(train_dataset)
+
+    def _count(self, inputs: dict[str, Any]) -> None:
+        """Add a batch to the tokens, and to the places that a batch of its kind takes."""
+        if "attention_mask" in inputs:
+            self._tokens += inputs["attention_mask"].sum()  # on its device: reading it here would wait for the step
+            self._places += inputs["attention_mask"].numel()
+        else:
+            self._tokens += inputs["input_ids"].numel()
+            assert isinstance(self.train_dataset, Packs)
+            self._places += self.train_dataset.length
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log figures; those of training steps with the token utilization since the last ones."""
+        if "loss" in logs and self._places:
+            logs["token_utilization"] = round(int(self._tokens) / self._places, 4)
+            self._tokens = self._places = 0
+        super().log(logs, start_time)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -36,11 +121,21 @@ class GroundingTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model)
             was_training = model.training
             model.eval()
-            scores = {f"{metric_key_prefix}_{name}": value for name, value in self._scorer(model).items()}
+            with self.compute_loss_context_manager():  # computes as training does: in bfloat16 where that is so
+                found = self._scorer(model)
+            scores = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             model.train(was_training)
             self.log(scores)
             metrics |= scores
         return metrics
+
+
+def logged_until(checkpoint: Path) -> list[dict[str, float]]:
+    """Return what the run had logged when it wrote a checkpoint."""
+    history: list[dict[str, float]] = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))[
+        "log_history"
+    ]
+    return history
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -18,11 +18,29 @@ if TYPE_CHECKING:
 
 @verb(writes=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Hugging Face folder of the base.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL file with the training records.")
-@click.option("--val", type=click.Path(path_type=Path), help="JSONL file that is scored after each epoch.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Training records, in any format that data convert reads.",
+)
+@click.option("--val", type=click.Path(path_type=Path), help="Records that are scored after each epoch.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write the adapter to.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=3.0, help="Passes over the records.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Records per device and step.")
+@click.option(
+    "--pack",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="TOKENS",
+    help="Pack records into sequences of this length, one per device and step; 0 pads batches instead.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["auto", "sdpa", "torch_varlen", "flash_attention_2", "flash_attention_3"]),
+    default="auto",
+    help="What keeps packed records apart; auto is the fastest that is there.",
+)
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, help="Steps added up per optimizer step.")
 @click.option(
     "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=2e-4, help="Peak of the schedule."
@@ -46,10 +64,38 @@ if TYPE_CHECKING:
     default="auto",
     help="What the base is held and computed in; auto is bf16 where the hardware has it.",
 )
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "nf4"]),
+    default="none",
+    help="Hold the language blocks in 4 bits (QLoRA); merge takes the unquantized base.",
+)
+@click.option(
+    "--unfreeze",
+    metavar="PARTS",
+    help="Train parts of the vision tower whole: vision.last:N, merger, or both with a comma.",
+)
+@click.option(
+    "--loraplus-ratio",
+    type=click.FloatRange(min=1),
+    help="Learning rate of LoRA's B over that of A (LoRA+).",
+)
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory in the backward pass.")
 @click.option("--checkpoint-steps", type=click.IntRange(min=1), default=100, help="Steps between resume points.")
 @click.option("--limit", type=click.IntRange(min=1), help="Train on the first N records only.")
 @click.option("--val-limit", type=click.IntRange(min=1), default=200, help="Validation records to score.")
+@click.option(
+    "--early-stop",
+    type=click.IntRange(min=1),
+    metavar="PATIENCE",
+    help="Stop after this many validations without a better mIoU.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    help="Which adapter to keep: the last one, or that of the best mIoU on --val.",
+)
 @click.option("--allow-overlap", is_flag=True, help="Accept validation images that are trained on.")
 @click.option("--cache-mb", type=click.IntRange(min=0), default=2048, help="Memory for image features, in MiB.")
 @click.option("--seed", type=int, default=0, help="Seed of initial weights, order and dropout.")
@@ -72,7 +118,7 @@ def command(
 
     The same command continues an interrupted run from its last resume point.
     """
-    from edgetune_runtime.records import read_records
+    from edgetune_data.read import load, stage_inputs
     from edgetune_train.checkpoint import Checkpoint
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
     from edgetune_train.launch import main_process, work_folder
@@ -80,8 +126,8 @@ def command(
 
     settings = _settings(options)
     base = Checkpoint.open(checkpoint)
-    records = read_records(data)[:limit]
-    val_records = read_records(val) if val else []
+    records = load(data)[:limit]
+    val_records = load(val) if val else []
     images = image_hashes([*records, *val_records])
     if not allow_overlap:
         check_disjoint(records, val_records, images)
@@ -93,7 +139,7 @@ def command(
         run_stage,
         "train",
         output,
-        inputs={"checkpoint": checkpoint, "data": data} | ({"val": val} if val else {}),
+        inputs={"checkpoint": checkpoint, **stage_inputs("data", data), **(stage_inputs("val", val) if val else {})},
         settings=asdict(settings) | {"limit": limit, "images_sha256": tree_hash(images)},
         build=build,
         seed=settings.seed,
@@ -113,8 +159,9 @@ def _settings(options: dict[str, Any]) -> TrainSettings:
 
     shape = {name: options.pop(name) for name in ("rank", "alpha", "dropout", "rslora", "dora", "targets")}
     lora = LoraSettings(**shape, vision=options.pop("vision_lora"))
+    unfreeze = tuple((options.pop("unfreeze") or "").replace(",", " ").split())
     trainer_args = parse_trainer_args(options.pop("trainer_args"))
-    return TrainSettings(lora=lora, trainer_args=trainer_args, **options)
+    return TrainSettings(lora=lora, unfreeze=unfreeze, trainer_args=trainer_args, **options)
 
 
 def _report(console: Console, stage: StageResult, records: int, *, dry_run: bool) -> None:

@@ -1,0 +1,172 @@
+"""Packing: every sample once an epoch, none longer than a pack, and the losses and gradients of single samples."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import get_peft_model
+from transformers import AutoModelForImageTextToText
+
+from edgetune_runtime.conversation import Sample, prepare
+from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.records import read_entries
+from edgetune_train.attention import choose_attention
+from edgetune_train.batch import Collator
+from edgetune_train.checkpoint import Checkpoint
+from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
+from edgetune_train.objective import answer_loss
+from edgetune_train.packing import Packs, best_fit
+from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
+from train.conftest import RECORDS, write_records
+
+DIALOGUES: list[dict[str, Any]] = [
+    {
+        "images": ["0.png", "2.png"],
+        "messages": [
+            {"role": "user", "content": "<image><image>Which shows a clock?"},
+            {"role": "assistant", "content": "The first."},
+            {"role": "user", "content": "Where is it?"},
+            {"role": "assistant", "content": "<bbox>"},
+        ],
+        "objects": {"ref": [], "bbox": [[10, 20, 110, 100]]},
+    },
+    {"images": [], "messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]},
+]
+
+
+@pytest.fixture(params=["qwen3_vl", "qwen2_5_vl"])
+def base(request: pytest.FixtureRequest) -> Checkpoint:
+    return Checkpoint.open(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def samples(base: Checkpoint, tmp_path: Path) -> list[Sample]:
+    path = write_records(tmp_path / "data", records=[*RECORDS, *DIALOGUES])
+    return prepare(read_entries(path), base.family, base.spec, base.tokenizer)
+
+
+def answers(samples: list[Sample]) -> int:
+    return sum(sum(sample.learned) for sample in samples)
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 120))
+@settings(max_examples=100, deadline=None)
+def test_best_fit_places_everything_once_and_wastes_little(lengths: list[int], capacity: int) -> None:
+    bins = best_fit(lengths, capacity)
+    assert sorted(index for found in bins for index in found) == list(range(len(lengths)))
+    fills = [sum(lengths[index] for index in found) for found in bins]
+    assert all(fill <= capacity for fill in fills)
+    # No two bins could be one, which keeps every packing within twice the best possible.
+    assert all(a + b > capacity for i, a in enumerate(fills) for b in fills[:i])
+
+
+def test_epochs_hold_every_sample_once_and_differ(samples: list[Sample]) -> None:
+    many = samples * 20
+    packs = Packs(many, 400, seed=3, epochs=3, processes=4)
+    assert len(packs) % 4 == 0
+    seen = []
+    for epoch in range(3):
+        packs.set_epoch(epoch)
+        content = [packs[i] for i in range(len(packs))]
+        assert Counter(id(sample) for pack in content for sample in pack) == {id(sample): 20 for sample in samples}
+        assert all(0 < sum(len(sample.ids) for sample in pack) <= 400 for pack in content)
+        seen.append([[id(sample) for sample in pack] for pack in content])
+    assert seen[0] != seen[1] != seen[2]
+    again = Packs(many, 400, seed=3, epochs=3, processes=4)
+    again.set_epoch(2)
+    assert [[id(sample) for sample in again[i]] for i in range(len(again))] == seen[2]
+    tokens = sum(len(sample.ids) for sample in many)
+    assert packs.utilization == pytest.approx(tokens / (len(packs) * 400))
+    assert Packs(many, 400, seed=3, epochs=1).utilization > 0.9 > packs.padded_utilization(8)
+
+
+def test_a_sample_longer_than_a_pack_names_its_line(samples: list[Sample]) -> None:
+    longest = max(samples, key=lambda sample: len(sample.ids))
+    with pytest.raises(InputError, match=f"{longest.record.source}: takes {len(longest.ids)} tokens") as caught:
+        Packs(samples, len(longest.ids) - 1, seed=0, epochs=1)
+    assert f"--pack {len(longest.ids)}" in (caught.value.hint or "")
+    with pytest.raises(InputError, match="too few for 100 processes"):
+        Packs(samples, 400, seed=0, epochs=1, processes=100)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_loss_and_gradients_are_those_of_single_samples(base: Checkpoint, samples: list[Sample], cached: bool) -> None:
+    """One pack against transformers alone on one sample at a time: its own masks, positions and loss."""
+    model = base.load_model(torch.float32).eval()
+    images: ImageInputs = FeatureInputs(model, base.spec, 0) if cached else PixelInputs(base.spec)
+    batch = Collator.of(base, images)([tuple(samples)])
+    outputs = model(**{key: value for key, value in batch.items() if not key.endswith("labels")})
+    loss = answer_loss(outputs.logits, batch, answers(samples))
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = AutoModelForImageTextToText.from_pretrained(base.folder, dtype=torch.float32).eval()
+    total = 0.0
+    for sample in samples:
+        ids = torch.tensor([sample.ids])
+        inputs: dict[str, Any] = {"input_ids": ids, "labels": ids.masked_fill(~torch.tensor([sample.learned]), -100)}
+        if sample.images:
+            kind = {"mm_token_type_ids": (ids == plain.config.image_token_id).long()}
+            inputs |= {**kind, **PixelInputs(base.spec)(sample.images)}
+        one = plain(**inputs).loss * sum(sample.learned) / answers(samples)
+        one.backward()
+        total += float(one.detach())
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+    expected = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    text = {name for name in expected if "visual" not in name}
+    assert gradients.keys() == (text if cached else expected.keys())
+    for name, gradient in gradients.items():
+        error = (gradient - expected[name]).norm() / expected[name].norm().clamp_min(1e-12)
+        assert float(error) < 1e-5, name
+
+
+def test_a_padded_batch_has_the_same_loss_as_a_pack(base: Checkpoint, samples: list[Sample]) -> None:
+    model = base.load_model(torch.float32).eval()
+    collate = Collator.of(base, PixelInputs(base.spec))
+    losses = []
+    with torch.no_grad():
+        for rows in ([tuple(samples)], samples, [tuple(samples[:3])], [tuple(samples[3:])]):
+            batch = collate(rows)
+            logits = model(**{key: value for key, value in batch.items() if not key.endswith("labels")}).logits
+            losses.append(float(answer_loss(logits, batch, answers(samples))))
+    packed, padded, first, second = losses
+    assert padded == pytest.approx(packed, rel=1e-5)
+    assert first + second == pytest.approx(packed, rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient_of_a_pack(base: Checkpoint, samples: list[Sample]) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = base.load_model(torch.float32)
+        names = resolve_targets(model, base.modules, ["auto"], vision=False)
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, lora_config(model, names, LoraSettings(rank=2)))
+        if checkpointing:
+            adapted.gradient_checkpointing_enable({"use_reentrant": False})
+            adapted.enable_input_require_grads()
+        adapted.train()
+        batch = Collator.of(base, PixelInputs(base.spec))([tuple(samples)])
+        outputs = adapted(**{key: value for key, value in batch.items() if not key.endswith("labels")})
+        answer_loss(outputs.logits, batch, answers(samples)).backward()
+        found.append({name: p.grad for name, p in adapted.named_parameters() if p.grad is not None})
+    plain, checkpointed = found
+    assert plain
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        np.testing.assert_allclose(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has what this refuses")
+def test_attention_that_is_not_there_is_named() -> None:
+    assert choose_attention("auto", torch.bfloat16) == "sdpa"
+    with pytest.raises(MissingDependency, match="flash_attention_2: it is not installed"):
+        choose_attention("flash_attention_2", torch.bfloat16)
+    assert json.dumps(choose_attention("sdpa", torch.float32)) == '"sdpa"'
