@@ -113,6 +113,16 @@ def token_id(tokenizer: TextTokenizer, token: str) -> int:
     return ids[0]
 
 
+def stop_ids(tokenizer: TextTokenizer, family: Family) -> list[int]:
+    """Return the ids of the tokens that end an answer. Not every checkpoint of a family has all of them.
+
+    Raises:
+        InputError: the tokenizer lacks the one that the family's own template writes.
+    """
+    others = [token for token in family.stop_tokens if token in tokenizer.control and token != family.chat.end]
+    return [token_id(tokenizer, token) for token in (family.chat.end, *others)]
+
+
 def _question(record: Record, geometry: image.Geometry, family: Family) -> tuple[Turn, Turn]:
     asked = Turn("user", (Picture(0), record.prompt(family)), learned=False)
     return asked, Turn("assistant", (answer(record, geometry, family),), learned=True)

@@ -96,23 +96,23 @@ def _write(
     """
     files = weight_files(base.folder)
     _copy_others(base.folder, folder, {path.name for path in files})
-    by_file_name = {name: tensor for ours, tensor in weights.items() for name in {ours, base.modules.hub_name(ours)}}
+    head = _head_name(base, files)
     changed, dtypes = 0, {torch.float32}
     for path in tqdm(files, desc="write", unit="file", disable=None, delay=2):
         with safe_open(path, framework="pt") as source:
             metadata = source.metadata()
             tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
         for name, old in tensors.items():
-            new = by_file_name.get(name)
+            new = weights.get(base.modules.memory_name(name), weights.get(name))
             if new is None or torch.equal(new, old.float()):
                 continue
             tensors[name] = new.to(old.dtype).contiguous()
             dtypes.add(old.dtype)
             changed += 1
-        if untie and path == files[-1] and not _has(files, _HEAD):
+        if untie and path == files[-1] and not _has(files, head):
             like = next(iter(tensors.values())).dtype
-            tensors[_HEAD] = weights[_HEAD].to(like).contiguous()
-            _add_to_index(folder, path.name)
+            tensors[head] = weights[_HEAD].to(like).contiguous()
+            _add_to_index(folder, head, path.name)
             changed += 1
         save_file(tensors, folder / path.name, metadata=metadata)
     if untie:
@@ -131,6 +131,13 @@ def _copy_others(source: Path, target: Path, skip: set[str]) -> None:
             shutil.copyfile(path, target / path.name)
 
 
+def _head_name(base: Checkpoint, files: list[Path]) -> str:
+    """Return the output head's name in this checkpoint: beside published names stands its published one."""
+    embeddings = f"{base.modules.text_root}.embed_tokens.weight"
+    published = base.modules.hub_name(embeddings)
+    return base.modules.hub_name(_HEAD) if published != embeddings and _has(files, published) else _HEAD
+
+
 def _has(files: list[Path], name: str) -> bool:
     for path in files:
         with safe_open(path, framework="pt") as file:
@@ -139,11 +146,11 @@ def _has(files: list[Path], name: str) -> bool:
     return False
 
 
-def _add_to_index(folder: Path, file_name: str) -> None:
+def _add_to_index(folder: Path, name: str, file_name: str) -> None:
     path = folder / _INDEX
     if path.is_file():
         index = read_json(path)
-        index["weight_map"][_HEAD] = file_name
+        index["weight_map"][name] = file_name
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

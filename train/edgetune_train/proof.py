@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from edgetune_runtime import grounding, image
+from edgetune_runtime import grammar, grounding
+from edgetune_runtime.conversation import token_id
 from edgetune_runtime.errors import ParityError
 from edgetune_train.checkpoint import Checkpoint
 
@@ -56,10 +57,9 @@ def proof_inputs(base: Checkpoint) -> list[dict[str, Any]]:
     """Return the model's keyword arguments for each prompt: grounding requests with their answers, and a text."""
     inputs = []
     for (width, height), phrase in zip(_SIZES, _PHRASES, strict=True):
-        pixels = image.preprocess(_picture(width, height), base.spec)
         box = np.array([[0.2 * width, 0.25 * height, 0.6 * width, 0.8 * height]])
-        answer = grounding.encode(box, [phrase], pixels.geometry, base.family)
-        inputs.append(_one(base, base.family.ground_prompt.format(phrase=phrase), answer, pixels))
+        answer = grounding.encode(box, [phrase], base.spec.plan(width, height).geometry, base.family)
+        inputs.append(_one(base, base.family.ground_prompt.format(phrase=phrase), answer, _picture(width, height)))
     inputs.append(_one(base, _QUESTION, "A picture.", None))
     return inputs
 
@@ -135,18 +135,18 @@ def _picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(rgb.astype(np.uint8))
 
 
-def _one(base: Checkpoint, text: str, answer: str, pixels: image.Pixels | None) -> dict[str, Any]:
+def _one(base: Checkpoint, text: str, answer: str, picture: Image.Image | None) -> dict[str, Any]:
     """Return the keyword arguments of one prompt followed by an answer."""
-    chat = base.family.chat
-    image_id = base.tokenizer.encode(chat.image_token)[0]
-    tokens = pixels.image_tokens if pixels else 0
-    prompt = base.tokenizer.prompt(chat, text, image_tokens=tokens, image_token=image_id).tolist()
-    ids = torch.tensor([prompt + base.tokenizer.encode(answer + chat.end)])
+    chat, tokenizer = base.family.chat, base.tokenizer
+    image_id = token_id(tokenizer, chat.image_token)
+    pieces = base.spec.plan(*picture.size).pieces if picture else 0
+    allowed = grammar.tags(base.family.box_style)
+    prompt = tokenizer.prompt(chat, text, image_tokens=pieces, image_token=image_id, allowed=allowed).tolist()
+    ids = torch.tensor([prompt + tokenizer.encode(chat.before_answer + answer + chat.end, after=chat.suffix)])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if pixels is None:
+    if picture is None:
         return inputs
-    return inputs | {
-        "mm_token_type_ids": (ids == image_id).long(),
-        "pixel_values": torch.from_numpy(pixels.pixel_values),
-        "image_grid_thw": torch.from_numpy(pixels.grid_thw),
-    }
+    if base.spec.typed_tokens:
+        inputs["mm_token_type_ids"] = (ids == image_id).long()
+    arrays = base.spec.join([base.spec.arrays(picture)])
+    return inputs | {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from edgetune_runtime import grounding, metrics
-from edgetune_runtime.conversation import Sample, token_id
+from edgetune_runtime.conversation import Sample, stop_ids
 from edgetune_runtime.records import Record
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ class GroundingScorer:
         self._collate = collate
         self._batch_size = batch_size
         self._limit = max((len(sample.answer_ids) for sample in self.samples), default=0) + _SLACK
-        self._stop = [token_id(base.tokenizer, token) for token in base.family.stop_tokens]
+        self._stop = stop_ids(base.tokenizer, base.family)
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Return Acc@0.5, the mean IoU and the refusal accuracy (see `metrics.GroundingScores`), each 0 to 1.
@@ -61,7 +61,10 @@ class GroundingScorer:
 
     @torch.no_grad()
     def generate(self, model: Any, samples: Sequence[Sample]) -> list[str]:
-        """Return the model's greedy answers, without control tokens."""
+        """Return the model's greedy answers, up to the token that ends them.
+
+        Other control tokens stay: some families write their boxes in them.
+        """
         inputs = self._collate.prompts(samples)
         prompt_length = inputs["input_ids"].shape[1]
         output = model.generate(
@@ -71,7 +74,12 @@ class GroundingScorer:
             eos_token_id=self._stop,
             pad_token_id=self._collate.pad_id,
         )
-        return [self._base.tokenizer.decode(row) for row in output[:, prompt_length:].tolist()]
+        return [self._text(row) for row in output[:, prompt_length:].tolist()]
+
+    def _text(self, row: Sequence[int]) -> str:
+        ended = next((place for place, token in enumerate(row) if token in self._stop), len(row))
+        text = self._base.tokenizer.decode(list(row[:ended]), keep_control=True)
+        return text.removeprefix(self._base.family.chat.before_answer)
 
 
 def _to(value: Any, device: torch.device) -> Any:

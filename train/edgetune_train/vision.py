@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,25 @@ from typing import Any
 import torch
 from transformers.utils.generic import ModelOutput
 
-from edgetune_runtime import image
+from edgetune_runtime.image import load_image
+from edgetune_runtime.preprocessing.base import Arrays, Preprocessing
 
 ImageInputs = Callable[[Sequence[Path]], dict[str, Any]]
 """Takes the paths of a batch's images and returns the image part of the model's keyword arguments."""
+
+PIXELS = "pixel_values"
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One preprocessed image: the model's arrays, and how many tokens they become."""
+
+    arrays: Arrays
+    tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 class PixelInputs:
@@ -24,38 +39,51 @@ class PixelInputs:
         budget_bytes: memory for kept images.
     """
 
-    def __init__(self, spec: image.ImageSpec, budget_bytes: int = 0) -> None:
+    def __init__(self, spec: Preprocessing, budget_bytes: int = 0) -> None:
         self._spec = spec
         self._room = budget_bytes
-        self._kept: dict[Path, image.Pixels] = {}
+        self._kept: dict[Path, _Picture] = {}
 
     def __call__(self, paths: Sequence[Path]) -> dict[str, Any]:
-        """Return pixel_values float32 [patches, C·T·P·P] and image_grid_thw int64 [images, 3].
+        """Return what the preprocessing gives the model: pixel_values float32, and what belongs to them.
 
         Raises:
             ImageError: an image cannot be read.
         """
-        pixels = [self._pixels(path) for path in paths]
-        return {
-            "pixel_values": torch.cat([torch.from_numpy(item.pixel_values) for item in pixels]),
-            "image_grid_thw": torch.cat([torch.from_numpy(item.grid_thw) for item in pixels]),
-        }
+        return self.join([self.picture(path) for path in paths])
 
-    def _pixels(self, path: Path) -> image.Pixels:
+    def picture(self, path: Path) -> _Picture:
+        """Return one preprocessed image.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
         if path in self._kept:
             return self._kept[path]
-        pixels = image.preprocess(image.load_image(path), self._spec)
-        if pixels.pixel_values.nbytes <= self._room:
-            self._room -= pixels.pixel_values.nbytes
-            self._kept[path] = pixels
-        return pixels
+        image = load_image(path)
+        picture = _Picture(self._spec.arrays(image), self._spec.plan(*image.size).image_tokens)
+        if picture.nbytes <= self._room:
+            self._room -= picture.nbytes
+            self._kept[path] = picture
+        return picture
+
+    def join(self, pictures: Sequence[_Picture]) -> dict[str, Any]:
+        """Return images as the model takes them together."""
+        joined = self._spec.join([picture.arrays for picture in pictures])
+        return {name: torch.from_numpy(array) for name, array in joined.items()}
 
 
 @dataclass(frozen=True)
 class _Features:
-    """What the tower makes of one image: grid [1, 3], features [tokens, H], and those of each DeepStack level."""
+    """What the tower makes of one image.
 
-    grid: torch.Tensor
+    Attributes:
+        arrays: what the model takes beside pixels, such as image_grid_thw.
+        pooled: features [tokens, H].
+        deepstack: those of each DeepStack level.
+    """
+
+    arrays: Arrays
     pooled: torch.Tensor
     deepstack: tuple[torch.Tensor, ...]
 
@@ -75,15 +103,17 @@ class FeatureInputs:
         budget_bytes: memory for kept features, in the model's dtype on the CPU.
     """
 
-    def __init__(self, model: Any, spec: image.ImageSpec, budget_bytes: int) -> None:
+    def __init__(self, model: Any, spec: Preprocessing, budget_bytes: int) -> None:
         self._model = model
+        self._spec = spec
         self._pixels = PixelInputs(spec)
         self._room = budget_bytes
         self._kept: dict[Path, _Features] = {}
+        self._form: Callable[[list[torch.Tensor]], Any] = list
         self._output_class: type[ModelOutput] | None = None  # known after the first image
 
     def __call__(self, paths: Sequence[Path]) -> dict[str, Any]:
-        """Return mm_encoder_outputs (what `get_image_features` returns) and image_grid_thw int64 [images, 3].
+        """Return mm_encoder_outputs (what `get_image_features` returns), and what the model takes beside pixels.
 
         Raises:
             ImageError: an image cannot be read.
@@ -97,29 +127,41 @@ class FeatureInputs:
                     self._room -= features.nbytes
                     self._kept[path] = features
         chosen = [known[path] for path in paths]
-        fields: dict[str, Any] = {"pooler_output": [item.pooled for item in chosen]}
+        fields: dict[str, Any] = {"pooler_output": self._form([item.pooled for item in chosen])}
         if chosen[0].deepstack:
             fields["deepstack_features"] = [list(level) for level in zip(*(f.deepstack for f in chosen), strict=True)]
         assert self._output_class is not None
+        beside = self._spec.join([item.arrays for item in chosen])
         return {
             "mm_encoder_outputs": {"image": self._output_class(**fields)},
-            "image_grid_thw": torch.cat([item.grid for item in chosen]),
+            **{name: torch.from_numpy(array) for name, array in beside.items()},
         }
 
     @torch.no_grad()
     def _compute(self, paths: Sequence[Path]) -> list[_Features]:
-        inputs = self._pixels(paths)
-        device = self._model.device
-        grids = inputs["image_grid_thw"]
-        outputs = self._model.get_image_features(inputs["pixel_values"].to(device), grids.to(device), return_dict=True)
+        pictures = [self._pixels.picture(path) for path in paths]
+        inputs = {name: tensor.to(self._model.device) for name, tensor in self._pixels.join(pictures).items()}
+        outputs = self._model.get_image_features(**inputs, return_dict=True)
         self._output_class = type(outputs)
-        levels = getattr(outputs, "deepstack_features", None) or []
-        # Clones: a part is a view, and keeping one would keep the whole batch in memory.
+        # Some models take the features back as one tensor, the others as a list that they concatenate themselves.
+        self._form = torch.cat if isinstance(outputs.pooler_output, torch.Tensor) else list
+        counts = [picture.tokens for picture in pictures]
+        pooled = _by_image(outputs.pooler_output, counts)
+        levels = [_by_image(level, counts) for level in getattr(outputs, "deepstack_features", None) or []]
         return [
-            _Features(
-                grids[i : i + 1].clone(),
-                outputs.pooler_output[i].cpu().clone(),
-                tuple(level[i].cpu().clone() for level in levels),
-            )
-            for i in range(len(paths))
+            _Features(_beside(picture.arrays), pooled[i], tuple(level[i] for level in levels))
+            for i, picture in enumerate(pictures)
         ]
+
+
+def _by_image(features: torch.Tensor | Sequence[torch.Tensor], counts: Sequence[int]) -> list[torch.Tensor]:
+    """Return each image's features [tokens, H] on the CPU, however the model has grouped them.
+
+    Clones: a part is a view, and keeping one would keep the whole batch in memory.
+    """
+    parts = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+    return [part.cpu().clone() for part in parts.flatten(end_dim=-2).split(list(counts))]
+
+
+def _beside(arrays: Mapping[str, Any]) -> Arrays:
+    return {name: array for name, array in arrays.items() if name != PIXELS}
