@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgetune_data.formats import FORMATS, Format, sniff
+from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
 from edgetune_data.source import Options, Row, Source, Value
 from edgetune_runtime.errors import InputError
@@ -212,3 +213,15 @@ def with_pictures(value: Mapping[str, Any], names: Mapping[str, str]) -> Value:
     if "image" in value:
         return {**value, "image": names[value["image"]]}
     return {**value, "images": [names[name] for name in value["images"]]} if "images" in value else dict(value)
+
+
+def stage_inputs(role: str, path: Path) -> dict[str, Path]:
+    """Return what a stage that reads a data set depends on: its files by role, and its manifest where it has one.
+
+    Raises:
+        InputError: the data set is not there, or not recognised.
+    """
+    files = [path] if _is_plain(path, "auto", None) else Reading(path).files
+    inputs = {role if number == 1 else f"{role} {number}": file for number, file in enumerate(files, start=1)}
+    listed = beside(files[0])
+    return inputs | ({f"{role} manifest": listed} if listed else {})

@@ -36,12 +36,14 @@ def _numbers(allowed: tuple[int, ...], context: click.Context, option: click.Par
     required=True,
     help="Hugging Face checkpoint, merged (not an adapter).",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="JSONL file with the records to calibrate on.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Records to calibrate on, in any format that data convert reads."
+)
 @click.option(
     "--eval",
     "evaluation",
     type=click.Path(path_type=Path),
-    help="JSONL file you will evaluate on: a picture in both is an error.",
+    help="Records you will evaluate on: a picture in both is an error.",
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the weight set.")
 @click.option("--method", type=click.Choice(["gptq", "awq", "rtn"]), default="gptq", help="How codes are found.")
@@ -111,8 +113,11 @@ def command(
         )
     from edgetune_calibrate.checkpoint import Checkpoint
     from edgetune_calibrate.samples import calibration_set
+    from edgetune_data.read import canonical_file, stage_inputs
 
     settings = _settings(options)
+    inputs = stage_inputs("data", data) | (stage_inputs("eval", evaluation) if evaluation else {})
+    data, evaluation = canonical_file(data), canonical_file(evaluation) if evaluation else None
     chosen = calibration_set(
         Checkpoint.open(checkpoint), data, samples=settings.samples, seed=settings.seed, evaluation=evaluation
     )
@@ -122,7 +127,7 @@ def command(
     stage = run_stage(
         "calibrate",
         output,
-        inputs={"checkpoint": checkpoint, "data": data} | ({"eval": evaluation} if evaluation else {}),
+        inputs={"checkpoint": checkpoint, **inputs},
         settings=asdict(settings) | {"samples_sha256": chosen.sha256},
         build=lambda work: _build(checkpoint, data, work, settings, evaluation),
         seed=settings.seed,

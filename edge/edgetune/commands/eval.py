@@ -13,7 +13,12 @@ from edgetune.commands._common import Console, verb
 
 @verb(writes=True)
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL of records with their answers.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Records with their answers, in any format that data convert reads.",
+)
 @click.option("--adapter", type=click.Path(path_type=Path), help="LoRA adapter to apply to the checkpoint.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for predictions and results.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first N records.")
@@ -43,11 +48,12 @@ def command(
     from edgetune_bench import table
     from edgetune_bench.study import prepare
     from edgetune_bench.targets import identify
+    from edgetune_data.read import canonical_file
     from edgetune_runtime.bench.machine import usable_cores
     from edgetune_runtime.bench.matrix import Options
 
     options = Options(limit, device, threads or usable_cores(), warmup=0, max_new_tokens=max_new_tokens)
-    study = prepare([identify(target, adapter=adapter)], data, options=options, pictures=pictures or 0)
+    study = prepare([identify(target, adapter=adapter)], canonical_file(data), options=options, pictures=pictures or 0)
 
     def show(results: Mapping[str, Any]) -> None:
         console.table(table.accuracy_table(results["rows"]))
