@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgetune_data.check.boxes import written
 from edgetune_data.check.findings import Finding
 from edgetune_data.check.material import Material
 from edgetune_runtime.errors import InputError
@@ -27,7 +28,6 @@ _BROKEN = 0.9  # below this share the boxes as they stand do not
 _CHANCE = 1e-9  # the probability from which on a coincidence is no longer believed
 _REACHES = 0.9  # of the other frame's width and height, by some box; asked where the corner may be a real one
 _SLACK = 1.005  # rounding in the tools that wrote them
-_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,14 @@ def check(material: Material) -> Iterator[Finding]:
     if found is None:
         return
     frame, evidence = found
-    entries = list(dict.fromkeys(entry for entry, _, _ in placed[:_EXAMPLES]))
-    image = placed[0][1].path
+    first, facts, numbers = placed[0]
     yield material.finding(
         "frame",
         [],
-        f"the {len(boxes)} boxes look like {frame.title}: {evidence}; e.g. line {entries[0].line} has "
-        f"{boxes[0].tolist()} on a {sizes[0, 0]:g}x{sizes[0, 1]:g} picture",
-        image=image,
-        boxes=[numbers for _, facts, numbers in placed if facts.path == image],
+        f"the {len(boxes)} boxes look like {frame.title}: {evidence}; e.g. {first.source} has {written(numbers)} on a "
+        f"{facts.width}x{facts.height} picture",
+        image=facts.path,
+        boxes=[numbers for _, other, numbers in placed if other is facts],
         badness=len(boxes),
     )
 

@@ -8,8 +8,10 @@ from edgetune.commands._common import Console, verb
 from edgetune.commands._data_check import check
 from edgetune.commands._data_convert import convert
 from edgetune.commands._data_crop import crop
+from edgetune.commands._data_split import split
+from edgetune.commands._data_stats import stats
 
-SUBCOMMANDS: dict[str, click.Command] = {"convert": convert, "check": check, "crop": crop}
+SUBCOMMANDS: dict[str, click.Command] = {"convert": convert, "check": check, "crop": crop, "split": split, "stats": stats}
 
 
 @verb(subcommands=SUBCOMMANDS)
