@@ -57,7 +57,8 @@ def _accuracy_line(row: Mapping[str, Any]) -> Line:
     for key, title in (("acc50", "Acc@0.5"), ("acc75", "Acc@0.75"), ("acc90", "Acc@0.9")):
         line[title] = _percent(ground.get(key))
     line["mIoU [95 %]"] = _share(ground, "miou")
-    line["refused absent"] = _of(ground["refused_absent"], ground["samples"] - ground["present"]) if ground else None
+    line["refusal recall"] = _of(ground["refused_absent"], ground["samples"] - ground["present"]) if ground else None
+    line["refusal precision"] = _of(ground["refused_absent"], ground.get("refused", 0)) if ground else None
     line["no valid box"] = _of(ground["unparsed"], ground["samples"]) if ground else None
     line["VQA acc"] = _percent(vqa.get("accuracy"))
     line["ANLS"] = _percent(vqa.get("anls"))

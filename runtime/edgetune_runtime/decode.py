@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,6 +55,13 @@ def step(backend: Backend, token: int, position: int) -> Float:
     return backend.forward(backend.embed(np.array([token], np.int64)), np.full((3, 1), position, np.int64))
 
 
+class Step(NamedTuple):
+    """A generated token and the probability (0-1) it was chosen with; None where the engine keeps its logits."""
+
+    token: int
+    probability: float | None
+
+
 def greedy(
     backend: Backend, prompt: Prompt, *, stop: Collection[int], max_new_tokens: int, max_length: int
 ) -> Iterator[int]:
@@ -62,6 +70,22 @@ def greedy(
     Raises:
         InputError: the prompt and `max_new_tokens` together exceed `max_length`.
     """
+    steps = greedy_steps(
+        backend, prompt, stop=stop, max_new_tokens=max_new_tokens, max_length=max_length, probabilities=False
+    )
+    return (found.token for found in steps)
+
+
+def greedy_steps(
+    backend: Backend,
+    prompt: Prompt,
+    *,
+    stop: Collection[int],
+    max_new_tokens: int,
+    max_length: int,
+    probabilities: bool = True,
+) -> Iterator[Step]:
+    """Generate as `greedy` does, each token with its probability unless that is not wanted."""
     size = len(prompt.token_ids)
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -72,15 +96,21 @@ def greedy(
         )
     logits = prefill(backend, prompt, room=max_new_tokens)
     if isinstance(backend, GreedyBackend):
-        yield from _chunks(backend, int(logits.argmax()), prompt.next_position, max_new_tokens, stop)
+        tokens = _chunks(backend, int(logits.argmax()), prompt.next_position, max_new_tokens, stop)
+        yield from (Step(token, None) for token in tokens)
         return
     for count in range(max_new_tokens):
         token = int(logits.argmax())
-        yield token
+        yield Step(token, _probability(logits, token) if probabilities else None)
         if token in stop:
             return
         if count + 1 < max_new_tokens:
             logits = step(backend, token, prompt.next_position + count)
+
+
+def _probability(logits: Float, token: int) -> float:
+    """Softmax of logits float32 [V] at the largest of them."""
+    return float(1 / np.exp(logits - logits[token]).sum(dtype=np.float64))
 
 
 def _chunks(backend: GreedyBackend, token: int, position: int, count: int, stop: Collection[int]) -> Iterator[int]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime import grammar
+from edgetune_runtime.confidence import BoxScores, TokenProbability
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Family
 from edgetune_runtime.geometry import (
@@ -53,7 +54,7 @@ class Detection:
     Attributes:
         box: (x1, y1, x2, y2) in float pixels of the original upright image.
         label: what the model calls it; "" where it gave no name.
-        score: confidence in 0-1, or None where there is none.
+        score: confidence in 0-1 (see `edgetune_runtime.confidence`), or None where there is none.
     """
 
     box: tuple[float, float, float, float]
@@ -185,13 +186,14 @@ def _written(box: Boxes, geometry: Geometry, family: Family) -> list[str]:
     return _formatted(numbers, family)
 
 
-def parse(text: str, geometry: Geometry, family: Family) -> Answer:
+def parse(text: str, geometry: Geometry, family: Family, tokens: Sequence[TokenProbability] = ()) -> Answer:
     """Read a model's answer. Never raises: what is wrong with the text is reported in the result.
 
     Args:
         text: the answer, with or without special tokens.
         geometry: sizes of the image it speaks about.
         family: who wrote it.
+        tokens: the tokens of the text with their probabilities, for the boxes' scores; none where they are unknown.
     """
     body = text
     for token in (family.chat.end, *family.stop_tokens):
@@ -205,13 +207,15 @@ def parse(text: str, geometry: Geometry, family: Family) -> Answer:
     detections = []
     # A legal coordinate may come back half a step outside, where the frame's edge is not the image's (LLaVA).
     slack = step_in_pixels(geometry, family)[:2] / 2 + 1e-6
+    scores = BoxScores(text, tokens)
     for numbers, label in reading.boxes:
+        score = scores.next(numbers)
         box = to_image([numbers], geometry, family)[0]
         if complaint := _complaint(box, geometry, slack):
             problems.append(f"box {_show(numbers)} {complaint}")
         if box[0] < box[2] and box[1] < box[3]:
             x1, y1, x2, y2 = box.tolist()
-            detections.append(Detection((x1, y1, x2, y2), label))
+            detections.append(Detection((x1, y1, x2, y2), label, score))
     refused = reading.empty_list and not reading.boxes and reading.complete and not problems
     if not reading.complete:
         problems.insert(0, f"the text breaks off after {len(reading.boxes)} complete boxes")

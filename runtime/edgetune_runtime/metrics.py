@@ -117,7 +117,8 @@ class GroundingScores:
         acc75: share with IoU >= 0.75.
         acc90: share with IoU >= 0.9.
         miou: mean IoU.
-        refusal_accuracy: share of the absent objects that were refused.
+        refusal_accuracy: share of the absent objects that were refused: the recall of refusing.
+        refusal_precision: share of the refusals whose object was absent.
         false_refusals: share of the present objects that were refused.
         parse_failures: share of all answers that were neither boxes nor a refusal.
     """
@@ -129,6 +130,7 @@ class GroundingScores:
     acc90: float
     miou: float
     refusal_accuracy: float
+    refusal_precision: float
     false_refusals: float
     parse_failures: float
 
@@ -141,6 +143,7 @@ def summarize(samples: Sequence[SampleScore]) -> GroundingScores:
     """Return the scores over samples."""
     ious = [sample.iou for sample in samples if sample.iou is not None]
     absent = [sample for sample in samples if sample.iou is None]
+    refused = [sample for sample in samples if sample.status == "refused"]
     return GroundingScores(
         samples=len(samples),
         present=len(ious),
@@ -149,6 +152,7 @@ def summarize(samples: Sequence[SampleScore]) -> GroundingScores:
         acc90=_mean([value >= 0.9 for value in ious]),
         miou=_mean(ious),
         refusal_accuracy=_mean([sample.status == "refused" for sample in absent]),
+        refusal_precision=_mean([sample.iou is None for sample in refused]),
         false_refusals=_mean([sample.status == "refused" for sample in samples if sample.iou is not None]),
         parse_failures=_mean([sample.status == "unparsed" for sample in samples]),
     )

@@ -6,13 +6,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from edgetune_runtime.backends import Backend, ImageFeatures, Int, load_backend
 from edgetune_runtime.bundle import Bundle
-from edgetune_runtime.decode import Prompt, greedy
+from edgetune_runtime.confidence import token_probabilities
+from edgetune_runtime.decode import Prompt, Step, greedy_steps
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.grounding import Answer, Detection, parse
 from edgetune_runtime.image import Geometry, image_hash, load_image, preprocess
@@ -110,10 +112,13 @@ class Session:
         """Send the user's whole words and read the reply as boxes, with its text and status. Raises as `ground`."""
         started = time.perf_counter()
         encoded, vision_s = self._encode(image)
-        ids = list(self._generate(encoded, prompt, max_new_tokens, started, vision_s))
+        steps = list(self._generate(encoded, prompt, max_new_tokens, started, vision_s, probabilities=True))
         # Some families write boxes with control tokens, so these stay in the text.
-        text = self._tokenizer.decode(ids, keep_control=True)
-        self.last_answer = parse(text, encoded.geometry, self.bundle.family)
+        decode = partial(self._tokenizer.decode, keep_control=True)
+        ids = [step.token for step in steps]
+        known = [step.probability for step in steps if step.probability is not None]
+        tokens = token_probabilities(ids, known, decode) if len(known) == len(ids) else []
+        self.last_answer = parse(decode(ids), encoded.geometry, self.bundle.family, tokens)
         return self.last_answer
 
     def ask(self, image: ImageSource | None, question: str, *, max_new_tokens: int = 256) -> str:
@@ -125,8 +130,8 @@ class Session:
         started = time.perf_counter()
         encoded, vision_s = (None, 0.0) if image is None else self._encode(image)
         text = TextStream(self._tokenizer)
-        for token in self._generate(encoded, prompt, max_new_tokens, started, vision_s):
-            if piece := text.push(token):
+        for step in self._generate(encoded, prompt, max_new_tokens, started, vision_s, probabilities=False):
+            if piece := text.push(step.token):
                 yield piece
         if piece := text.finish():
             yield piece
@@ -150,25 +155,33 @@ class Session:
         return encoded, seconds
 
     def _generate(
-        self, encoded: EncodedImage | None, text: str, max_new_tokens: int, started: float, vision_s: float
-    ) -> Iterator[int]:
-        """Yield generated token ids without the stop token, and leave the timings behind."""
+        self,
+        encoded: EncodedImage | None,
+        text: str,
+        max_new_tokens: int,
+        started: float,
+        vision_s: float,
+        *,
+        probabilities: bool,
+    ) -> Iterator[Step]:
+        """Yield generated tokens without the stop token, and leave the timings behind."""
         prompt = self._prompt(encoded, text)
         ready = time.perf_counter()
         first = ready
         count = 0
-        tokens = greedy(
+        steps = greedy_steps(
             self._backend,
             prompt,
             stop=self._stop,
             max_new_tokens=max_new_tokens,
             max_length=self.bundle.limits.max_length,
+            probabilities=probabilities,
         )
-        for count, token in enumerate(tokens, start=1):
+        for count, step in enumerate(steps, start=1):
             if count == 1:
                 first = time.perf_counter()
-            if token not in self._stop:
-                yield token
+            if step.token not in self._stop:
+                yield step
         ended = time.perf_counter()
         self.last_timings = Timings(
             preprocess=ready - started - vision_s,

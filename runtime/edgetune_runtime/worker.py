@@ -153,6 +153,7 @@ def _row(record: Record, reply: Reply) -> dict[str, Any]:
         "truth": [[float(x) for x in box] for box in record.boxes],
         "boxes": [[float(x) for x in found.box] for found in reply.answer.detections],
         "labels": [found.label for found in reply.answer.detections],
+        "scores": [found.score for found in reply.answer.detections],
         "status": reply.answer.status,
         "complete": reply.answer.complete,
         "problem": reply.answer.problem,

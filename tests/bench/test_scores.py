@@ -46,6 +46,7 @@ def test_every_kind_of_answer_is_counted_once_and_over_the_right_records() -> No
     assert (scores["acc50"], scores["acc75"], scores["acc90"]) == (3 / 5, 2 / 5, 1 / 5)
     assert scores["miou"] == pytest.approx(2.4 / 5)
     assert (scores["refused_absent"], scores["refusal_accuracy"], scores["false_refusals"]) == (1, 1 / 2, 1 / 5)
+    assert (scores["refused"], scores["refusal_precision"]) == (2, 1 / 2)
     assert (scores["unparsed"], scores["parse_failures"]) == (1, 1 / 7)
     vqa_scores = found["vqa"]
     assert (vqa_scores["samples"], vqa_scores["accuracy"]) == (2, 0.5)

@@ -81,7 +81,8 @@ def test_summary() -> None:
     assert (scores.samples, scores.present) == (8, 5)
     assert (scores.acc50, scores.acc75, scores.acc90) == (0.6, 0.4, 0.2)
     assert scores.miou == pytest.approx(2.2 / 5)
-    assert scores.refusal_accuracy == pytest.approx(2 / 3)
+    assert scores.refusal_accuracy == scores.refusal_precision == pytest.approx(2 / 3)
+    assert summarize(samples[3:4]).refusal_precision == 0 and math.isnan(summarize(samples[:1]).refusal_precision)
     assert scores.false_refusals == 0.2 and scores.parse_failures == 1 / 8
     assert [sample.correct() for sample in samples] == [True, True, True, False, False, True, True, False]
 

@@ -142,11 +142,16 @@ def _ground(rows: Sequence[Row]) -> dict[str, Any] | None:
     scores = metrics.summarize([SampleScore(row["iou"], row["status"]) for row in rows]).to_dict()
     present = [row for row in rows if row["iou"] is not None]
     ious = np.array([row["iou"] for row in present])
-    images = [row["image"] for row in present]
+    images = _images(present)
+    absent = [row for row in rows if row["iou"] is None]
+    refused = [row for row in rows if row["status"] == "refused"]
     return scores | {
         "acc50_interval": _mean(ious >= 0.5, images),
         "miou_interval": _mean(ious, images),
-        "refused_absent": sum(row["status"] == "refused" for row in rows if row["iou"] is None),
+        "refused": len(refused),
+        "refused_absent": sum(row["iou"] is None for row in refused),
+        "refusal_accuracy_interval": _mean([row["status"] == "refused" for row in absent], _images(absent)),
+        "refusal_precision_interval": _mean([row["iou"] is None for row in refused], _images(refused)),
         "unparsed": sum(row["status"] == "unparsed" for row in rows),
         "truncated": sum(not row["complete"] for row in rows),
     }
@@ -155,12 +160,15 @@ def _ground(rows: Sequence[Row]) -> dict[str, Any] | None:
 def _vqa(rows: Sequence[Row]) -> dict[str, Any] | None:
     if not rows:
         return None
-    images = [row["image"] for row in rows]
     found: dict[str, Any] = {"samples": len(rows)}
     for key in ("accuracy", "anls", "exact"):
         values = [row[key] for row in rows]
-        found |= {key: float(np.mean(values)), f"{key}_interval": _mean(values, images)}
+        found |= {key: float(np.mean(values)), f"{key}_interval": _mean(values, _images(rows))}
     return found
+
+
+def _images(rows: Sequence[Row]) -> list[str]:
+    return [row["image"] for row in rows]
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
