@@ -54,8 +54,8 @@ class Checkpoint:
             raise InputError(f"{folder}: no config.json", hint=hint)
         config = read_json(path)
         family = get_family(str(config.get("model_type")))
-        if family.modules is None:
-            raise InputError(f"{folder}: {family.title} is supported for its boxes only, not for calibration")
+        if family.modules is None or not family.exports:
+            raise InputError(f"{folder}: {family.title} cannot be exported, so there is nothing to calibrate for")
         if "quantization_config" in config:
             raise InputError(f"{folder}: the weights are quantized", hint="give the checkpoint it was made from")
         dtype = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype")

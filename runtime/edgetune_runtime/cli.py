@@ -6,7 +6,7 @@ import argparse
 import errno
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -62,21 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(options: argparse.Namespace) -> None:
-    """Answer every phrase and write what was asked for; raises what `Session` raises."""
+def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] | None = None) -> None:
+    """Answer every phrase and write what was asked for; raises what `Session` raises.
+
+    Args:
+        options: of `build_parser`.
+        load: makes what answers in a session's place, with its `ground`, `ask`, `last_answer` and `last_timings`.
+    """
     from edgetune_runtime.loading import load_image
-    from edgetune_runtime.session import Session
 
     if options.out is not None:
         check_picture(options.out, asking=options.ask)
     image = load_image(options.image)
-    session = Session.load(
-        options.bundle,
-        device=options.device,
-        threads=options.threads,
-        engine=options.engine,
-        verify=not options.no_verify,
-    )
+    session = (load or _session)(options)
     limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     rows, found = [], []
     for phrase in options.phrases:
@@ -101,6 +99,18 @@ def run(options: argparse.Namespace) -> None:
                 {"image": options.image, "width": image.width, "height": image.height, "results": rows}, indent=2
             )
         )
+
+
+def _session(options: argparse.Namespace) -> Any:
+    from edgetune_runtime.session import Session
+
+    return Session.load(
+        options.bundle,
+        device=options.device,
+        threads=options.threads,
+        engine=options.engine,
+        verify=not options.no_verify,
+    )
 
 
 def _boxes(session: Any) -> dict[str, Any]:

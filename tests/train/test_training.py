@@ -127,14 +127,23 @@ def test_variants_move_their_weights(
     assert (config["use_dora"], config["use_rslora"]) == (("--dora" in options),) * 2
 
 
-def test_a_killed_run_continues_to_the_same_end(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
-    options = ["--epochs", "20", "--checkpoint-steps", "5", "--dropout", "0.1"]  # 40 steps
+@pytest.mark.parametrize(
+    "layout",
+    [["--batch-size", "3", "--epochs", "12"], ["--pack", "200", "--accumulate", "2", "--epochs", "12"]],
+    ids=["padded", "packed"],
+)
+def test_a_killed_run_continues_with_the_same_losses(
+    qwen3_vl: Path, data: Path, tmp_path: Path, layout: list[str]
+) -> None:
+    # Kept features would be of groups of pictures that depend on where the run began, and so would their last bits.
+    exact = ["--cache-mb", "0", "--trainer-arg", "logging_steps=2"]
+    options = [*layout, "--checkpoint-steps", "5", "--dropout", "0.1", *exact]
     whole = trained(qwen3_vl, data, tmp_path / "whole", *options)
     output = tmp_path / "killed"
     paths = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(output)]
     process = subprocess.Popen(
         [sys.executable, "-m", "edgetune", "train", *paths, *QUICK, *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     state = tmp_path / ".killed.partial" / "checkpoints" / "checkpoint-10" / "trainer_state.json"
     while not state.is_file() and process.poll() is None:
@@ -144,13 +153,35 @@ def test_a_killed_run_continues_to_the_same_end(qwen3_vl: Path, data: Path, tmp_
     assert not output.exists()
 
     resumed = trained(qwen3_vl, data, output, *options)
-    assert 10 <= resumed["result"]["resumed_from_step"] < 40
-    assert resumed["result"]["loss"] == pytest.approx(whole["result"]["loss"])
+    assert 10 <= resumed["result"]["resumed_from_step"] < whole["result"]["steps"]
+    curves = []
+    for name in ("whole", "killed"):
+        lines = (tmp_path / name / "logs" / "log.jsonl").read_text().splitlines()
+        logged = [json.loads(line) for line in lines]
+        curves.append([(entry["step"], entry["loss"], entry["grad_norm"]) for entry in logged if "loss" in entry])
+    assert curves[0] == curves[1]
+    assert len(curves[0]) >= 10
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
     assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+def test_packs_that_are_added_up_train_as_one_padded_batch(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    """All six records in each optimizer step: at once with padding, or in packs; the loss is a mean over tokens."""
+    options = ["--epochs", "4", "--learning-rate", "0.01", "--batch-size", "6"]
+    padded = trained(qwen3_vl, data, tmp_path / "padded", *options)["result"]
+    packed = trained(qwen3_vl, data, tmp_path / "packed", *options, "--pack", "200", "--accumulate", "10")["result"]
+    assert padded["steps"] == packed["steps"] == 4
+    assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
+    packing = packed["packing"]
+    assert packing["packs_per_epoch"] > 1
+    assert packing["records_per_pack"] == pytest.approx(6 / packing["packs_per_epoch"], abs=0.01)
+    assert packed["token_utilization"] == pytest.approx(packing["utilization"], abs=1e-3)
+    assert padded["token_utilization"] == pytest.approx(packing["utilization_padded"], abs=1e-3)
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("padded", "packed"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-3)
 
 
 def test_two_processes_train_as_one_that_accumulates(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
@@ -204,7 +235,7 @@ def test_a_bad_record_is_one_line_with_its_place(qwen3_vl: Path, tmp_path: Path,
         ("preprocessor_config.json", None, "preprocessor_config.json"),
         ("tokenizer.json", None, "tokenizer.json"),
         ("config.json", '{"model_type": "qwen9_vl"}', "qwen9_vl"),
-        ("config.json", '{"model_type": "llava"}', "boxes only"),
+        ("config.json", '{"model_type": "qwen"}', "boxes only"),
         ("config.json", "{", "not valid JSON"),
         ("config.json", None, "config.json"),
     ],

@@ -1,9 +1,10 @@
-"""`edgetune run`: try a bundle on a picture; the same as the runtime's own `edgetune-run`."""
+"""`edgetune run`: try a bundle or a checkpoint on a picture; with bundles, the same as `edgetune-run`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,8 +22,39 @@ from edgetune.commands._common import Console, verb
 @click.option("--engine", default=None, help="An installed engine in place of the runtime's own for the format.")
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer; by default 128, with --ask 256.")
 @click.option("--no-verify", is_flag=True, help="Start without checking the bundle's sha256 sums.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="LoRA adapter to apply to a checkpoint.")
 def command(console: Console, **options: object) -> None:
-    """Find what phrases name in a picture, or ask about it, with a bundle."""
+    """Find what phrases name in a picture, or ask about it, with a bundle or a checkpoint."""
     from edgetune_runtime import cli
+    from edgetune_runtime.bench.targets import is_bundle
+    from edgetune_runtime.errors import InputError
 
-    cli.run(argparse.Namespace(json=console.as_json, **options))
+    chosen = argparse.Namespace(json=console.as_json, **options)
+    if (chosen.bundle / "config.json").is_file() and not is_bundle(chosen.bundle):
+        cli.run(chosen, _checkpoint)
+        return
+    if chosen.adapter is not None:
+        raise InputError(f"{chosen.bundle}: only a checkpoint takes an --adapter", hint="merge it, then export")
+    cli.run(chosen)
+
+
+def _checkpoint(options: argparse.Namespace) -> Any:
+    """Return a checkpoint that answers under torch."""
+    from edgetune_runtime.errors import InputError, MissingDependency
+
+    if options.engine is not None:
+        raise InputError(f"{options.bundle}: a checkpoint runs under torch; --engine is for bundles")
+    try:
+        import torch
+        from transformers.utils import logging
+
+        from edgetune_bench.torch_model import TorchModel
+    except ImportError as error:
+        raise MissingDependency(
+            "a checkpoint needs torch and transformers", hint="pip install 'edgetune[train]'"
+        ) from error
+    notices: Any = logging
+    notices.disable_progress_bar()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return TorchModel(options.bundle, adapter=options.adapter, device=options.device, max_new_tokens=128)
