@@ -21,13 +21,10 @@ from edgetune_runtime.records import Entry
 from edgetune_train.adapt import adapted_model
 from edgetune_train.batch import Collator
 from edgetune_train.best import SCORE, BestAdapter, best_validation
-from edgetune_train.box_loss import BoxAware, BoxLocator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
 from edgetune_train.launch import is_sharded
-from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
 from edgetune_train.progress import Progress
-from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer
 from edgetune_train.settings import TrainSettings, dtype_of, training_arguments
 from edgetune_train.template import check_own_template
@@ -76,8 +73,7 @@ def train(
     data = _packs(samples, settings, arguments) if settings.pack else samples
     set_seed(settings.seed)
     adapted = adapted_model(checkpoint, settings, arguments, start=start)
-    boxes = BoxLocator.of(checkpoint, samples) if settings.box_loss else None
-    collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments, boxes=boxes)
+    collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments)
     scorer = GroundingScorer(checkpoint, val_samples, collate, settings.batch_size)
     scored = bool(scorer.samples) and not is_sharded(arguments)
     if not scored and (settings.keep == "best" or settings.early_stop is not None):
@@ -86,7 +82,7 @@ def train(
             hint="give --val a file with grounding records; with FSDP or DeepSpeed validation is by loss alone",
         )
     progress = Progress(len(samples) / len(data) if settings.pack else settings.batch_size)
-    callbacks: list[Any] = [Rhythm(), progress]
+    callbacks: list[Any] = [progress]
     if scored:
         callbacks.append(BestAdapter(folder / _BEST if settings.keep == "best" else None, settings.early_stop))
     if arguments.process_index == 0:
@@ -96,7 +92,6 @@ def train(
     if resume and BestAdapter(None, settings.early_stop).is_over(logged_until(resume)):
         arguments.max_steps = int(resume.name.rpartition("-")[2])  # stopped before it was interrupted
     trainer = GroundingTrainer(
-        objective=BoxAware(settings.box_loss) if settings.box_loss else answer_loss,
         scorer=scorer if scored else None,
         loraplus_ratio=settings.loraplus_ratio,
         model=adapted.model,
