@@ -1,0 +1,94 @@
+"""Redactors are plugins: an installed package is found, a real detector finds a face, a wrong name is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from data.broken import Writer, face, photographs
+from edgetune.cli import cli
+
+PLUGIN = '''
+from edgetune_data.redactors import Region
+
+class Reds:
+    """Finds the bounding box of pure red."""
+
+    def find(self, image):
+        bands = image.split()
+        mask = bands[0].point(lambda v: 255 * (v > 250))
+        for band in bands[1:]:
+            mask = Image.composite(mask, Image.new("L", image.size), band.point(lambda v: 255 * (v < 5)))
+        box = mask.getbbox()
+        return [Region(tuple(map(float, box)), "red", 0.5)] if box else []
+
+from PIL import Image
+'''
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["data", "check", *map(str, arguments)], prog_name="edgetune")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package with a redactor, installed as pip leaves one."""
+    site = tmp_path / "site"
+    (site / "reds-1.0.dist-info").mkdir(parents=True)
+    (site / "reds-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: reds\nVersion: 1.0\n")
+    (site / "reds-1.0.dist-info" / "entry_points.txt").write_text("[edgetune.redactors]\nreds = reds_plugin:Reds\n")
+    (site / "reds_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "reds_plugin", raising=False)
+
+
+def write(folder: Path) -> Path:
+    writer = Writer(folder)
+    for name in ("a.png", "b.png"):
+        picture = Image.effect_noise((200, 100), 60).convert("RGB")
+        if name == "b.png":
+            picture.paste((255, 0, 0), (30, 40, 80, 90))
+        picture.save(folder / name)
+        writer.add({"image": name, "question": f"What is in {name}?", "answer": "noise"})
+    return writer.write("data.jsonl")
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_plugin_is_asked_and_its_regions_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    done = run(path, "--redactor", "reds", "--json")
+    [finding] = [finding for finding in json.loads(done.stdout)["findings"] if finding["rule"] == "private"]
+    assert finding["source"] == f"{path}:2" and finding["boxes"] == [[30, 40, 80, 90]]
+    assert "reds found 1 of red in b.png" in finding["message"]
+    done = run(path, "--redactor", "reds", "--fix", "private", "--output", tmp_path / "out")
+    assert done.exit_code == 0
+    assert len((tmp_path / "out" / "data.jsonl").read_text().splitlines()) == 1
+
+
+def test_faces_are_found_and_landscapes_have_none(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="the extra 'redact' is not installed")
+    writer = Writer(tmp_path)
+    face().resize((640, 640)).save(tmp_path / "face.png")
+    for path in (tmp_path / "face.png", *photographs()):
+        writer.add({"image": str(path), "question": f"Who is in {path.stem}?", "answer": "nobody"})
+    done = run(writer.write("data.jsonl"), "--redactor", "faces", "--json")
+    [finding] = [finding for finding in json.loads(done.stdout)["findings"] if finding["rule"] == "private"]
+    [[x1, y1, x2, y2]] = finding["boxes"]
+    assert finding["image"].endswith("face.png")
+    assert x1 < 260 < 380 < x2 and y1 < 290 < 440 < y2  # eyes and mouth, as drawn
+
+
+def test_without_opencv_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    done = run(write(tmp_path), "--redactor", "faces")
+    assert done.exit_code == 3 and 'pip install "edgetune[redact]"' in done.stderr
+
+
+def test_a_mistyped_redactor_is_told(tmp_path: Path) -> None:
+    done = run(write(tmp_path), "--redactor", "face")
+    assert done.exit_code == 2 and "did you mean 'faces'?" in done.stderr
