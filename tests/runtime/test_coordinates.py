@@ -1,4 +1,4 @@
-"""Where coordinates stand in an answer's text and tokens, and where each choice leads: against brute force and parsers."""
+"""Where coordinates stand in an answer, in text and tokens, and where each choice leads."""
 
 from __future__ import annotations
 

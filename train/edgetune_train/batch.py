@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ IGNORE = -100  # the label that torch's cross entropy leaves out of the loss
 Pack = tuple[Sample, ...]
 """Samples that share one sequence; each sees only itself."""
 
+LocateBoxes = Callable[[Sequence[Sample], Sequence[tuple[int, int]], torch.Tensor], dict[str, torch.Tensor]]
+"""Finds the boxes of a batch, see `box_loss.BoxLocator`: from the samples, the row and position where each begins, and
+the positions [K] that have logits."""
+
 
 @dataclass(frozen=True)
 class Collator:
@@ -33,6 +38,7 @@ class Collator:
         mrope_merge: patches per side of an image token where positions are multimodal (M-RoPE), else None.
         segments: tell the model where the samples of a pack begin, for attention that skips masks.
         typed_tokens: tell the model which tokens are image tokens (mm_token_type_ids).
+        boxes: tells the objective where boxes are written, for one that wants to know.
     """
 
     image_id: int
@@ -41,9 +47,12 @@ class Collator:
     mrope_merge: int | None = None
     segments: bool = False
     typed_tokens: bool = True
+    boxes: LocateBoxes | None = None
 
     @classmethod
-    def of(cls, base: Checkpoint, images: ImageInputs, *, segments: bool = False) -> Collator:
+    def of(
+        cls, base: Checkpoint, images: ImageInputs, *, segments: bool = False, boxes: LocateBoxes | None = None
+    ) -> Collator:
         """Return the collator of a checkpoint.
 
         Raises:
@@ -52,7 +61,7 @@ class Collator:
         chat, special = base.family.chat, base.family.special_tokens
         image_id, pad_id = token_id(base.tokenizer, chat.image_token), token_id(base.tokenizer, special["pad"])
         merge = base.spec.merge_size if isinstance(base.spec, ImageSpec) else None
-        return cls(image_id, pad_id, images, merge, segments, base.spec.typed_tokens)
+        return cls(image_id, pad_id, images, merge, segments, base.spec.typed_tokens, boxes)
 
     def __call__(self, rows: Sequence[Sample | Pack]) -> dict[str, Any]:
         """Return a training batch: B sequences of length L, padded on the right, or the one sequence of a pack.
@@ -63,16 +72,19 @@ class Collator:
         Returns:
             input_ids, mm_token_type_ids (1 on image tokens): int64 [B, L]; logits_to_keep: int64 [K], positions;
             labels and shift_labels: the token that follows each of those where it is learned, else -100, int64
-            [B, K]; what `images` gives; attention_mask int64 [B, L], or for a pack what keeps its samples apart.
+            [B, K]; what `images` gives; attention_mask int64 [B, L], or for a pack what keeps its samples apart;
+            with `boxes`, what it gives as `box_labels`.
         """
         packs = [row for row in rows if isinstance(row, tuple)]
         if packs:
             return self._packed([sample for pack in packs for sample in pack])
         samples = [row for row in rows if not isinstance(row, tuple)]
         length = max(len(sample.ids) for sample in samples)
+        labels = _labels([_filled(_following(sample), IGNORE, length) for sample in samples])
         return {
             **self._inputs(samples, [_filled(sample.ids, self.pad_id, length) for sample in samples]),
-            **_labels([_filled(_following(sample), IGNORE, length) for sample in samples]),
+            **labels,
+            **self._boxes(samples, [(row, 0) for row in range(len(samples))], labels),
             "attention_mask": torch.tensor([_filled([1] * len(sample.ids), 0, length) for sample in samples]),
         }
 
@@ -95,12 +107,14 @@ class Collator:
         There is no attention mask: positions that start again at 0 tell transformers where a sample begins, and it
         makes the mask (or the segments of FlashAttention) of that, provided that no cache is used.
         """
+        lengths = [len(sample.ids) for sample in samples]
+        labels = _labels([[label for sample in samples for label in _following(sample)]])
         batch = {
             **self._inputs(samples, [[token for sample in samples for token in sample.ids]]),
-            **_labels([[label for sample in samples for label in _following(sample)]]),
+            **labels,
+            **self._boxes(samples, [(0, start) for start in accumulate(lengths, initial=0)][:-1], labels),
             "use_cache": False,
         }
-        lengths = [len(sample.ids) for sample in samples]
         text = np.concatenate([np.arange(length) for length in lengths])
         batch["position_ids"] = torch.from_numpy(text)[None]  # [1, L]
         if self.mrope_merge is not None:
@@ -121,6 +135,11 @@ class Collator:
             ids = np.array(sample.ids, dtype=np.int64)
             positions.append(mrope_positions(ids, mine, image_token=self.image_id, merge_size=merge)[0])
         return np.concatenate(positions, axis=1)
+
+    def _boxes(
+        self, samples: Sequence[Sample], starts: Sequence[tuple[int, int]], labels: dict[str, torch.Tensor]
+    ) -> dict[str, Any]:
+        return {} if self.boxes is None else {"box_labels": self.boxes(samples, starts, labels["logits_to_keep"])}
 
     def _inputs(self, samples: Sequence[Sample], rows: list[list[int]]) -> dict[str, Any]:
         input_ids = torch.tensor(rows)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
 from edgetune_train.batch import IGNORE
 
-Objective = Callable[[torch.Tensor, Mapping[str, Any], "torch.Tensor | int"], torch.Tensor]
-"""Takes logits [B, K, V], the batch (see `Collator`; its labels [B, K] belong to the logits one by one) and the number
-of learned tokens in the whole optimizer step; returns this batch's share of the loss, a scalar."""
+
+class Objective(Protocol):
+    """A loss over batches. One with a method `figures() -> dict[str, float]` has them logged beside the loss."""
+
+    def __call__(self, logits: torch.Tensor, batch: Mapping[str, Any], tokens: torch.Tensor | int, /) -> torch.Tensor:
+        """Return a batch's share of the loss, a scalar.
+
+        Args:
+            logits: [B, K, V].
+            batch: see `Collator`; its labels [B, K] belong to the logits one by one.
+            tokens: learned tokens in the whole optimizer step.
+        """
+        ...
 
 
 def answer_loss(logits: torch.Tensor, batch: Mapping[str, Any], tokens: torch.Tensor | int) -> torch.Tensor:

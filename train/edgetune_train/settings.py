@@ -30,6 +30,7 @@ class TrainSettings:
     Attributes:
         lora: the adapter's shape.
         epochs: passes over the records.
+        box_loss: weight of the box term in the loss, see `edgetune_train.box_loss`; 0 is cross entropy alone.
         batch_size: records per device and step; with `pack`, of validation only.
         pack: tokens of a sequence that records are packed into, one per device and step; 0 pads batches instead.
         attention: how the samples of a pack are kept apart, see `edgetune_train.attention`.
@@ -52,6 +53,7 @@ class TrainSettings:
 
     lora: LoraSettings = field(default_factory=LoraSettings)
     epochs: float = 3.0
+    box_loss: float = 0.0
     batch_size: int = 8
     pack: int = 0
     attention: Attention = "auto"

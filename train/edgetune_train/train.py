@@ -21,8 +21,10 @@ from edgetune_runtime.records import Entry
 from edgetune_train.adapt import adapted_model
 from edgetune_train.batch import Collator
 from edgetune_train.best import SCORE, BestAdapter, best_validation
+from edgetune_train.box_loss import BoxAware, BoxLocator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
 from edgetune_train.launch import is_sharded
+from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
 from edgetune_train.progress import Progress
 from edgetune_train.score import SCORES, GroundingScorer
@@ -73,7 +75,8 @@ def train(
     data = _packs(samples, settings, arguments) if settings.pack else samples
     set_seed(settings.seed)
     adapted = adapted_model(checkpoint, settings, arguments, start=start)
-    collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments)
+    boxes = BoxLocator.of(checkpoint, samples) if settings.box_loss else None
+    collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments, boxes=boxes)
     scorer = GroundingScorer(checkpoint, val_samples, collate, settings.batch_size)
     scored = bool(scorer.samples) and not is_sharded(arguments)
     if not scored and (settings.keep == "best" or settings.early_stop is not None):
@@ -92,6 +95,7 @@ def train(
     if resume and BestAdapter(None, settings.early_stop).is_over(logged_until(resume)):
         arguments.max_steps = int(resume.name.rpartition("-")[2])  # stopped before it was interrupted
     trainer = GroundingTrainer(
+        objective=BoxAware(settings.box_loss) if settings.box_loss else answer_loss,
         scorer=scorer if scored else None,
         loraplus_ratio=settings.loraplus_ratio,
         model=adapted.model,

@@ -110,6 +110,7 @@ class GroundingTrainer(Trainer):
         if "loss" in logs and self._places:
             logs["token_utilization"] = round(int(self._tokens) / self._places, 4)
             self._tokens = self._places = 0
+            logs |= getattr(self._objective, "figures", dict)()
         super().log(logs, start_time)
 
     def evaluate(

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 @click.option("--val", type=click.Path(path_type=Path), help="Records that are scored after each epoch.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write the adapter to.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=3.0, help="Passes over the records.")
+@click.option(
+    "--box-loss",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="WEIGHT",
+    help="Weight of a term for how far the expected boxes are off (L1 + GIoU).",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Records per device and step.")
 @click.option(
     "--pack",
