@@ -29,4 +29,17 @@ def _convert(source: Source, record: Mapping[str, Any]) -> Value:
         value["image"] = str(root / value["image"])
     if isinstance(value.get("images"), list):
         value["images"] = [str(root / image) if isinstance(image, str) else image for image in value["images"]]
-    return value
+    return _messages(value) if "conversations" in value else value
+
+
+def _messages(value: Value) -> Value:
+    """Return a conversation in LLaVA's words in ours; one that is malformed stays, for its check to say why."""
+    turns = value["conversations"]
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and set(turn) == {"from", "value"} for turn in turns
+    ):
+        return value
+    roles = {"human": "user", "gpt": "assistant"}
+    said = [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+    rest = {key: item for key, item in value.items() if key not in ("conversations", "image")}
+    return {"messages": said, "images": [value["image"]] if "image" in value else [], **rest}

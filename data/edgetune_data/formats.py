@@ -76,7 +76,7 @@ def sniff(path: Path) -> Format:
     if name is None:
         raise InputError(
             f"{path}: not recognised as any of {', '.join(FORMATS)}",
-            hint="name its format with --format, or see docs/data.md",
+            hint="name its format: edgetune data convert --format NAME",
         )
     return FORMATS[name]
 
@@ -96,7 +96,7 @@ def _file(path: Path) -> str | None:
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".parquet"):
         return "csv" if suffix != ".parquet" else "parquet"
-    if suffix in (".p", ".pkl", ".pickle"):
+    if is_refs(path) or suffix in (".p", ".pkl", ".pickle"):
         return "refcoco"
     if is_json_lines(path):
         return _lines(path)

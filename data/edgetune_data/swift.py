@@ -156,7 +156,7 @@ def _dialogue(source: Source, given: Mapping[str, Any], turns: Any) -> Value:
     said = read_turns(turns, system=given[system_key] if system_key else None, images=_images(given))
     images = [source.pictures.path(image) for image in said.images]
     if said.marks_added:
-        source.notes["<image> marks put before the first message, which had fewer of them than pictures"] += 1
+        source.notes["records whose first message got <image> marks for pictures that had none"] += 1
     value: Value = {"messages": said.messages, "images": images}
     if given.get("objects"):
         texts = [message["content"] for message in said.messages]

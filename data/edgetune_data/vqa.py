@@ -15,7 +15,8 @@ from edgetune_data.source import Options, Row, Source, Value, is_json_lines, obj
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.record_forms import FormError
 
-_OURS = ("image", "question", "answer", "answers", "id", "meta")
+_IDS = ("id", "question_id", "questionId")
+_OURS = ("image", "question", "answer", "answers", "meta")
 
 
 def files(path: Path, options: Options) -> list[Path]:
@@ -112,8 +113,9 @@ def _flat(source: Source, record: Mapping[str, Any]) -> Value:
     answers = record.get("answers", record.get("answer"))
     value: Value = {"image": source.pictures.path(record["image"]), "question": record["question"]}
     value["answer"] = answers if isinstance(answers, str) else _texts(answers)
-    name = next((record[key] for key in ("id", "question_id", "questionId") if record.get(key) is not None), None)
-    meta = {key: item for key, item in record.items() if key not in _OURS and item is not None} | record.get("meta", {})
+    name = next((record[key] for key in _IDS if record.get(key) is not None), None)
+    rest = {key: item for key, item in record.items() if key not in (*_OURS, *_IDS) and item is not None}
+    meta = rest | record.get("meta", {})
     return value | ({} if name is None else {"id": name}) | ({"meta": meta} if meta else {})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgetune_runtime.records import read_records
+from edgetune_runtime.records import Record, read_entries
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -27,7 +27,8 @@ def test_records_in_the_data_page_are_read(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(blocks), encoding="utf-8")
     Image.new("RGB", (160, 160)).save(tmp_path / "desk.jpg")
-    records = read_records(path)
-    assert len(records) == len(path.read_text().splitlines()) == 7
+    entries = read_entries(path)
+    assert len(entries) == len(path.read_text().splitlines()) == 8
     assert all(json.loads(line) for line in path.read_text().splitlines())
-    assert [record.kind for record in records] == ["ground"] * 3 + ["vqa"] * 3 + ["ground"]
+    kinds = [entry.kind if isinstance(entry, Record) else "dialogue" for entry in entries]
+    assert kinds == ["ground"] * 3 + ["vqa"] * 2 + ["ground", "dialogue", "vqa"]

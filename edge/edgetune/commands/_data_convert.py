@@ -105,10 +105,10 @@ def convert(
         dry_run=dry_run,
     )
     for remark, count in reading.notes.items():
-        console.note(f"{path}: {count} {remark}")
+        console.note(f"{path}: {remark}: {count}")
     if converted.rejected:
         first = converted.rejected[0]["problem"]
-        console.note(f"{path}: {len(converted.rejected)} records rejected, the first: {first}")
+        console.note(f"{path}: records rejected: {len(converted.rejected)}, the first: {first}")
     _report(console, stage, len(converted.values), reading.format.name, dry_run=dry_run)
 
 
