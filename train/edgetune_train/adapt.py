@@ -71,6 +71,10 @@ def adapted_model(
     names = resolve_targets(model, checkpoint.modules, settings.lora.targets, vision=settings.lora.vision)
     whole = resolve_unfreeze(model, checkpoint.modules, settings.unfreeze)
     check_apart(names, whole)
+    if whole and settings.loraplus_ratio is not None:
+        raise InputError(
+            "--loraplus-ratio cannot be combined with --unfreeze", hint="LoRA+ would also speed up unfrozen biases"
+        )
     segments = use_attention(model, attention)
     budget = settings.cache_mb << 20
     images: ImageInputs = PixelInputs(checkpoint.spec, budget)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,11 +71,6 @@ class Checkpoint:
                 f"{folder}: the weights are quantized", hint="give the checkpoint that it was quantized from"
             )
         return cls(folder, config, family, family.modules, open_preprocessing(folder, family), tokenizer)
-
-    @property
-    def mrope(self) -> bool:
-        """Whether the language model numbers its tokens by time, height and width (M-RoPE)."""
-        return '"mrope_section"' in json.dumps(self.config)
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> Any:
         """Return the transformers model with its weights in `dtype`.

@@ -37,11 +37,7 @@ class Progress(TrainerCallback):
         self._began, self.first_step = perf_counter(), state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar and measure the speed since the start.
-
-        The loss is logged at every resume point, so that a run that continues there logs what an undisturbed one does.
-        """
-        control.should_log |= control.should_save
+        """Move the bar and measure the speed since the start."""
         batch = self._records * args.gradient_accumulation_steps * args.world_size
         self.samples_per_second = (state.global_step - self.first_step) * batch / (perf_counter() - self._began)
         if self._bar is not None:
@@ -60,10 +56,6 @@ class Progress(TrainerCallback):
         """Show the latest of each figure."""
         names = {"loss": "loss", "learning_rate": "lr", "eval_acc50": "Acc@0.5", "eval_miou": "mIoU"}
         self._shown |= {names[key]: f"{value:.3g}" for key, value in (logs or {}).items() if key in names}
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Have the loss logged, so that every epoch and the whole run end with a figure."""
-        control.should_log = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""

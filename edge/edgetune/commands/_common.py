@@ -22,6 +22,7 @@ EXTRA_OF_MODULE = {
     "transformers": "train",
     "peft": "train",
     "accelerate": "train",
+    "yaml": "train",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",

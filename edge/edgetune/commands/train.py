@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edgetune.commands._common import Console, verb
+from edgetune.commands._train_plan import make_plans
 from edgetune.stage import StageResult, run_stage
-
-if TYPE_CHECKING:
-    from edgetune_train.settings import TrainSettings
 
 
 @verb(writes=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Hugging Face folder of the base.")
 @click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Training records, in any format that data convert reads.",
+    "--data", type=click.Path(path_type=Path), help="Training records, in any format that data convert reads."
 )
 @click.option("--val", type=click.Path(path_type=Path), help="Records that are scored after each epoch.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write the adapter to.")
@@ -103,19 +97,26 @@ if TYPE_CHECKING:
     default="last",
     help="Which adapter to keep: the last one, or that of the best mIoU on --val.",
 )
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    metavar="FILES",
+    help="Files of options (YAML or TOML), by commas: trainings in sequence, each from the adapter before it.",
+)
 @click.option("--allow-overlap", is_flag=True, help="Accept validation images that are trained on.")
 @click.option("--cache-mb", type=click.IntRange(min=0), default=2048, help="Memory for image features, in MiB.")
 @click.option("--seed", type=int, default=0, help="Seed of initial weights, order and dropout.")
 @click.option(
     "--trainer-arg", "trainer_args", multiple=True, metavar="KEY=VALUE", help="Any field of TrainingArguments."
 )
+@click.pass_context
 def command(
+    ctx: click.Context,
     console: Console,
     checkpoint: Path,
-    data: Path,
-    val: Path | None,
     output: Path,
-    limit: int | None,
+    stages: tuple[str, ...],
     allow_overlap: bool,
     force: bool,
     dry_run: bool,
@@ -125,50 +126,44 @@ def command(
 
     The same command continues an interrupted run from its last resume point.
     """
-    from edgetune_data.read import load, stage_inputs
     from edgetune_train.checkpoint import Checkpoint
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
     from edgetune_train.launch import main_process, work_folder
+    from edgetune_train.stages import Stage, train_stages
     from edgetune_train.train import train
 
-    settings = _settings(options)
+    plans = make_plans(ctx, options, stages)
     base = Checkpoint.open(checkpoint)
-    records = load(data)[:limit]
-    val_records = load(val) if val else []
-    images = image_hashes([*records, *val_records])
-    if not allow_overlap:
-        check_disjoint(records, val_records, images)
+    parts = [Stage(plan.name, *plan.load(), plan.settings) for plan in plans]
+    images = image_hashes([entry for part in parts for entry in (*part.records, *part.val)])
+    for number, part in enumerate(parts, start=1):
+        if not allow_overlap:
+            check_disjoint([entry for before in parts[:number] for entry in before.records], part.val, images)
 
     def build(folder: Path) -> dict[str, Any]:
-        return train(base, records, val_records, settings, folder)
+        if stages:
+            return train_stages(base, parts, folder)
+        return train(base, parts[0].records, parts[0].val, parts[0].settings, folder)
 
+    chosen = []
+    for plan, part in zip(plans, parts, strict=True):
+        seen = {path: images[path] for entry in (*part.records, *part.val) for path in entry.images}
+        chosen.append(plan.chosen() | {"images_sha256": tree_hash(seen)})
     stage = partial(
         run_stage,
         "train",
         output,
-        inputs={"checkpoint": checkpoint, **stage_inputs("data", data), **(stage_inputs("val", val) if val else {})},
-        settings=asdict(settings) | {"limit": limit, "images_sha256": tree_hash(images)},
+        inputs={"checkpoint": checkpoint} | {role: path for plan in plans for role, path in plan.inputs().items()},
+        settings={"stages": dict(zip([plan.name for plan in plans], chosen, strict=True))} if stages else chosen[0],
         build=build,
-        seed=settings.seed,
+        seed=plans[0].settings.seed,
         force=force,
         resumable=True,
     )
     if main_process():
-        _report(console, stage(dry_run=dry_run), len(records), dry_run=dry_run)
+        _report(console, stage(dry_run=dry_run), sum(len(part.records) for part in parts), dry_run=dry_run)
     elif not (dry_run or stage(dry_run=True).skipped):
         build(work_folder(output))
-
-
-def _settings(options: dict[str, Any]) -> TrainSettings:
-    """Return the stage's settings from the options of the same names."""
-    from edgetune_train.lora import LoraSettings
-    from edgetune_train.settings import TrainSettings, parse_trainer_args
-
-    shape = {name: options.pop(name) for name in ("rank", "alpha", "dropout", "rslora", "dora", "targets")}
-    lora = LoraSettings(**shape, vision=options.pop("vision_lora"))
-    unfreeze = tuple((options.pop("unfreeze") or "").replace(",", " ").split())
-    trainer_args = parse_trainer_args(options.pop("trainer_args"))
-    return TrainSettings(lora=lora, unfreeze=unfreeze, trainer_args=trainer_args, **options)
 
 
 def _report(console: Console, stage: StageResult, records: int, *, dry_run: bool) -> None:
@@ -180,11 +175,15 @@ def _report(console: Console, stage: StageResult, records: int, *, dry_run: bool
         console.line(f"{stage.folder}: would train on {records} records")
         return
     result = stage.manifest["result"]
-    names = {"epoch": "epoch", "loss": "loss", "acc50": "Acc@0.5", "miou": "mIoU", "refusal_accuracy": "refused"}
-    console.table([{title: row.get(key) for key, title in names.items()} for row in result["validation"]])
-    loss = result["loss"]
-    console.line(
-        f"{stage.folder}: {result['steps']} steps, loss {loss['first']:.3f} to {loss['last']:.3f}, "
-        f"{result['adapted_layers']} layers adapted ({result['trained_parameters']:,} parameters, "
-        f"{result['precision']}), {result['samples_per_second']:.1f} samples/s"
-    )
+    trained = result.get("stages", [result])
+    names = {"name": "stage"} if "stages" in result else {}
+    names |= {"epoch": "epoch", "loss": "loss", "acc50": "Acc@0.5", "miou": "mIoU", "refusal_accuracy": "refused"}
+    rows = [{"name": part.get("name"), **row} for part in trained for row in part["validation"]]
+    console.table([{title: row.get(key) for key, title in names.items()} for row in rows])
+    for part in trained:
+        loss, used = part["loss"], part["token_utilization"]
+        console.line(
+            f"{stage.folder / part.get('name', '')}: {part['steps']} steps, loss {loss['first']:.3f} to "
+            f"{loss['last']:.3f}, {part['adapted_layers']} layers adapted ({part['trained_parameters']:,} parameters, "
+            f"{part['precision']}), {part['samples_per_second']:.1f} samples/s, {used:.0%} of the places held tokens"
+        )
