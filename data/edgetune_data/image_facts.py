@@ -87,9 +87,12 @@ def read_images(
     def read(path: Path) -> ImageFacts | ImageError:
         try:
             image = load_image(path)
-            check_aspect(*image.size)
         except ImageError as error:
             return error
+        try:
+            check_aspect(*image.size)
+        except ImageError as error:
+            return ImageError(f"{path}: {error}", hint=error.hint)
         judged = judge(image) if quality else None
         with one_at_a_time:
             seen = {name: look(image) for name, look in (looks or {}).items()}

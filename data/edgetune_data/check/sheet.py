@@ -56,14 +56,15 @@ def _summary(report: Report, found: Sequence[Rule]) -> str:
     rows = "".join(
         f'<tr><th scope="row"><a href="#{rule.name}">{rule.name}</a></th>'
         f'<td><span class="mark {rule.level}">{rule.level}</span></td>'
-        f'<td class="count">{len(report.of(rule.name)):,}</td><td>{escape(rule.title)}</td>'
-        f"<td>{escape(rule.advice)}</td></tr>\n"
+        f'<td class="count">{len(report.of(rule.name)):,}</td><td class="told">{escape(rule.title)}</td>'
+        f'<td class="told">{escape(rule.advice)}</td></tr>\n'
         for rule in found
     )
     skipped = "".join(f"<li><code>{name}</code>: {escape(why)}</li>" for name, why in report.skipped.items())
     table = (
         '<div class="scroll"><table>\n<thead><tr><th>rule</th><th>level</th><th class="count">found</th>'
-        f"<th>what</th><th>what to do</th></tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+        '<th class="told">what</th><th class="told">what to do</th></tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>\n"
     )
     nothing = "<p>Nothing is wrong, as far as these rules can tell.</p>\n"
     unasked = f"<details><summary>Not looked for</summary><ul>{skipped}</ul></details>\n" if skipped else ""
@@ -78,12 +79,16 @@ def _section(rule: Rule, findings: Sequence[Finding], pictures: int) -> str:
     )
     rest = f"<li>and {len(findings) - _LISTED:,} more in report.json</li>" if len(findings) > _LISTED else ""
     return (
-        f'<section aria-labelledby="{rule.name}">\n<h2 id="{rule.name}">{escape(rule.title.capitalize())} '
+        f'<section aria-labelledby="{rule.name}">\n<h2 id="{rule.name}">{_sentence(rule.title)} '
         f'<span class="mark {rule.level}">{len(findings):,}</span></h2>\n'
-        f'<p class="lead">{escape(rule.advice.capitalize())}.</p>\n{cells}'
+        f'<p class="lead">{_sentence(rule.advice)}.</p>\n{cells}'
         f"<details{'' if drawn else ' open'}><summary>{'All' if not rest else f'The first {_LISTED}'}, the worst first"
         f"</summary><ul>\n{items}{rest}</ul></details>\n</section>\n"
     )
+
+
+def _sentence(text: str) -> str:
+    return escape(text[:1].upper() + text[1:])
 
 
 def _figure(finding: Finding) -> str:
@@ -127,7 +132,8 @@ def _shape(x: float, y: float, width: float, height: float, longest: int) -> str
     if width == 0 and height == 0:
         spot = f'cx="{x:g}" cy="{y:g}"'
         return f'<circle class="edge" {spot} r="{longest / 60:g}"/><circle class="box" {spot} r="{longest / 90:g}"/>'
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
+    # A rectangle without extent is not drawn at all, and an empty box is what is to be seen.
+    place = f'x="{x:g}" y="{y:g}" width="{width or 0.01:g}" height="{height or 0.01:g}"'
     return f'<rect class="edge" {place}/><rect class="box" {place}/>'
 
 
