@@ -34,6 +34,8 @@ def command(
     from edgetune_train.merge import merge
 
     base = Checkpoint.open(checkpoint)
+    if base.spec.remark:
+        console.note(base.spec.remark)
     lora = Adapter.open(adapter)
     lora.check_base(base, allow_other_base=allow_other_base)
 

@@ -11,7 +11,7 @@ from edgetune_runtime.families.decoder import llama_modules
 FAMILY = Family(
     name="internvl",
     title="InternVL",
-    model_types=("internvl", "internvl_chat"),
+    model_types=("internvl",),
     box_frame="norm1000",
     box_style="ref_box_list",
     resize="tiles",

@@ -1,0 +1,55 @@
+"""Each family's checkpoint with tiny weights, and the rest of one with the published sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from builders import build_qwen2_5_vl, build_qwen3_vl
+from families.checkpoints import BUILDERS
+from train.conftest import write_records
+
+Build = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Gives the folder of a family's tiny checkpoint, which must not be changed."""
+    root = tmp_path_factory.mktemp("families")
+    builders = {**BUILDERS, "qwen2_5_vl": build_qwen2_5_vl, "qwen3_vl": build_qwen3_vl}
+
+    @cache
+    def build(name: str) -> Path:
+        return builders[name](root / name)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Gives the folder of a family's checkpoint without weights, with the published sizes of pictures."""
+    root = tmp_path_factory.mktemp("published")
+
+    @cache
+    def build(name: str) -> Path:
+        return BUILDERS[name](root / name, weights=False)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSONL of six records about three small pictures."""
+    return write_records(tmp_path_factory.mktemp("records") / "train")
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Return a picture with detail at several scales, the same for the same size (pixels)."""
+    generator = np.random.default_rng(width * 10_000 + height)
+    coarse = generator.integers(0, 255, (height // 9 + 1, width // 9 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

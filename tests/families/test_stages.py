@@ -1,0 +1,211 @@
+"""train, merge, eval and run of every family that docs/families.md promises, against transformers' own answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from builders import REPOSITORY, copy_checkpoint
+from edgetune.cli import cli
+from edgetune_bench import torch_worker
+from edgetune_runtime.conversation import prepare
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families import FAMILIES
+from edgetune_runtime.image import load_image
+from edgetune_runtime.records import read_records
+from edgetune_train.batch import Collator
+from edgetune_train.checkpoint import Checkpoint, tensor_shapes
+from edgetune_train.lora import resolve_targets
+from edgetune_train.vision import FeatureInputs, PixelInputs
+from families import reference
+from families.checkpoints import BUILDERS
+from families.conftest import Build
+
+_transformers: Any = transformers
+TRAINABLE = [family.name for family in FAMILIES.values() if family.modules is not None]
+NEW_TOKENS = 8
+
+
+def run(*words: object) -> None:
+    cli.main([str(word) for word in words], standalone_mode=False)
+
+
+def test_every_trainable_family_has_a_checkpoint_here() -> None:
+    assert set(TRAINABLE) == {*BUILDERS, "qwen2_5_vl", "qwen3_vl"}
+
+
+def test_the_matrix_in_the_documentation_is_what_is_tested_here() -> None:
+    page = (REPOSITORY / "docs" / "families.md").read_text(encoding="utf-8")
+    table = [line.strip("| ").split(" | ") for line in page.split("\n\n")[2].splitlines()[2:]]
+    expected = []
+    for family in FAMILIES.values():
+        types = ", ".join(f"`{kind}`" for kind in family.model_types)
+        if family.modules is None:
+            verbs = ["no: boxes only"] * 5
+        else:
+            verbs = ["pass"] * 4 + ["pass" if family.exports else "no: its layers are not known to the exporters"]
+        expected.append([family.title, types, *verbs])
+    assert sorted(table) == sorted(expected)
+
+
+@pytest.fixture(scope="module")
+def merged(tiny: Build, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Gives the folder in which a family's adapter and merged checkpoint are."""
+    done: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            options = ["--epochs", 2, "--batch-size", 3, "--rank", 4, "--learning-rate", 0.02, "--precision", "fp32"]
+            run("train", "--checkpoint", tiny(name), "--data", data, "--output", folder / "adapter", *options)
+            run("merge", "--checkpoint", tiny(name), "--adapter", folder / "adapter", "--output", folder / "merged")
+            done[name] = folder
+        return done[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_training_learns_and_merging_keeps_it(name: str, tiny: Build, merged: Build, data: Path) -> None:
+    folder = merged(name)
+    losses = json.loads((folder / "adapter" / "manifest.json").read_text())["result"]["loss"]
+    assert losses["last"] < losses["first"]
+    assert tensor_shapes(folder / "merged") == tensor_shapes(tiny(name))
+    base = _transformers.AutoModelForImageTextToText.from_pretrained(tiny(name))
+    active = PeftModel.from_pretrained(base, folder / "adapter")
+    plain = _transformers.AutoModelForImageTextToText.from_pretrained(folder / "merged")
+    inputs = reference.question(tiny(name), load_image(data.parent / "0.png"), "What is it?")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**inputs).logits, active(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_batches_are_what_transformers_would_feed(name: str, tiny: Build, data: Path) -> None:
+    """Logits of a padded batch of several pictures, from pixels and from kept features, against one by one."""
+    base = Checkpoint.open(tiny(name))
+    model = base.load_model(torch.float32).eval()
+    samples = prepare(read_records(data), base.family, base.spec, base.tokenizer)[:3]
+    expected = []
+    for sample in samples:
+        words = sample.record.prompt(base.family)  # type: ignore[union-attr]
+        inputs = reference.question(tiny(name), load_image(sample.images[0]), words)
+        assert inputs["input_ids"][0].tolist() == sample.prompt_ids
+        with torch.no_grad():
+            expected.append(model(**inputs).logits[0, -1])
+    for images in (
+        PixelInputs(base.spec),
+        FeatureInputs(model, base.spec, 1 << 24),
+        FeatureInputs(model, base.spec, 0),
+    ):
+        batch = Collator.of(base, images).prompts(samples)
+        with torch.no_grad():
+            last = model(**batch).logits[:, -1]
+        torch.testing.assert_close(last, torch.stack(expected), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_eval_and_run_say_what_transformers_says(
+    name: str, merged: Build, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = merged(name) / "merged"
+    model = _transformers.AutoModelForImageTextToText.from_pretrained(checkpoint)
+    tokenizer = _transformers.AutoTokenizer.from_pretrained(checkpoint)
+    family = FAMILIES[name]
+    stop = [tokenizer.convert_tokens_to_ids(token) for token in family.stop_tokens]
+    records = read_records(data)[:4]
+    texts = []
+    for record in records:
+        inputs = reference.question(checkpoint, load_image(record.image), record.prompt(family))
+        search = _transformers.GenerationConfig(
+            do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=stop, pad_token_id=stop[0]
+        )
+        new = model.generate(**inputs, generation_config=search)[0, inputs["input_ids"].shape[1] :].tolist()
+        ended = next((place for place, token in enumerate(new) if token in stop), len(new))
+        texts.append(tokenizer.decode(new[:ended]).removeprefix(family.chat.before_answer))
+
+    output = tmp_path / "answers.json"
+    options = ["--limit", "4", "--warmup", "0", "--max-new-tokens", str(NEW_TOKENS), "--threads", "1"]
+    arguments = ["--checkpoint", str(checkpoint), "--data", str(data), "--output", str(output), *options]
+    assert torch_worker.main(arguments) == 0
+    assert [row["raw"] for row in json.loads(output.read_text())["rows"]] == texts
+
+    capsys.readouterr()
+    asked = ["--json", "--max-new-tokens", NEW_TOKENS, "--out", tmp_path / "drawn.png"]
+    run("run", checkpoint, records[0].image, records[0].text, *asked)
+    [result] = json.loads(capsys.readouterr().out)["results"]
+    row = json.loads(output.read_text())["rows"][0]
+    assert [item["box"] for item in result["detections"]] == row["boxes"] and result["status"] == row["status"]
+    assert (tmp_path / "drawn.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["internvl", "llava", "llava_onevision"])
+def test_published_names_are_read_and_written(name: str, tiny: Build, merged: Build, tmp_path: Path) -> None:
+    """A checkpoint under the names of the hub, whose vision tower was adapted too, as transformers 4 would load it."""
+    modules = FAMILIES[name].modules
+    assert modules is not None
+    base = copy_checkpoint(tiny(name), tmp_path / "base")
+    model = _transformers.AutoModelForImageTextToText.from_pretrained(tiny(name))
+    published = {modules.hub_name(key): value.contiguous().clone() for key, value in model.state_dict().items()}
+    tower = "vision_tower.vision_model." if "llava" in name else "vision_tower."
+    assert any(key.startswith(tower) for key in published)
+    assert {"language_model.lm_head.weight", "language_model.model.embed_tokens.weight"} <= set(published)
+    save_file(published, base / "model.safetensors", metadata={"format": "pt"})
+    loaded = _transformers.AutoModelForImageTextToText.from_pretrained(base).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+
+    run(
+        "merge",
+        "--checkpoint",
+        base,
+        "--adapter",
+        merged(name) / "adapter",
+        "--output",
+        tmp_path / "out",
+        "--allow-other-base",
+    )
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(written) == set(published)
+    expected = load_file(merged(name) / "merged" / "model.safetensors")
+    changed = {key for key, value in written.items() if not torch.equal(value, published[key])}
+    assert len(changed) == 14
+    for key in changed:
+        torch.testing.assert_close(written[key], expected[key])
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_module_names_are_those_of_transformers(name: str, tiny: Build) -> None:
+    modules = FAMILIES[name].modules
+    assert modules is not None
+    model = Checkpoint.open(tiny(name)).load_model(torch.float32)
+    named = dict(model.named_modules())
+    assert {modules.text_root, modules.vision_root, modules.vision_blocks, *modules.mergers} <= set(named)
+    for block in named[modules.blocks]:
+        linears = {path for path, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
+        assert linears == set(modules.linears)
+    seeing = resolve_targets(model, modules, ["auto"], vision=True)
+    blind = resolve_targets(model, modules, ["auto"], vision=False)
+    assert all(re.fullmatch(modules.lora_targets, path) for path in blind)
+    assert {path for path in seeing if path not in blind} == {path for path in seeing if modules.sees(path)}
+    assert any(path.startswith(modules.mergers) for path in seeing)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_is_not_exported_is_refused_plainly(name: str, tiny: Build, data: Path, tmp_path: Path) -> None:
+    title = FAMILIES[name].title
+    with pytest.raises(InputError, match=rf"{title} \(model type '\w+'\) cannot be exported"):
+        run("export", "--checkpoint", tiny(name), "--format", "onnx", "--output", tmp_path / "bundle")
+    with pytest.raises(InputError, match=f"{title} cannot be exported, so there is nothing to calibrate for"):
+        run("calibrate", "--checkpoint", tiny(name), "--data", data, "--output", tmp_path / "int4")
+
+
+def test_a_checkpoint_takes_no_engine(tiny: Build, data: Path) -> None:
+    with pytest.raises(InputError, match="runs under torch; --engine is for bundles"):
+        run("run", tiny("llava"), data.parent / "0.png", "cup", "--engine", "onnx")
