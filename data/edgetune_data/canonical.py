@@ -40,6 +40,6 @@ def _messages(value: Value) -> Value:
     ):
         return value
     roles = {"human": "user", "gpt": "assistant"}
-    said = [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+    said = [{"role": roles.get(str(turn["from"]), turn["from"]), "content": turn["value"]} for turn in turns]
     rest = {key: item for key, item in value.items() if key not in ("conversations", "image")}
     return {"messages": said, "images": [value["image"]] if "image" in value else [], **rest}

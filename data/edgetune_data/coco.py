@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_data.source import Options, Row, Source, Value, objects_of, read_json
@@ -37,6 +37,10 @@ class Instances:
         self.images = self._by_id(value, "images")
         self.categories = self._by_id(value, "categories")
         self.annotations = self._by_id(value, "annotations")
+        for annotation in self.annotations.values():
+            for key in ("image_id", "category_id"):
+                if not isinstance(annotation.get(key), int | str):
+                    raise InputError(f"{path}: annotation {annotation['id']} has no {key!r}: {annotation.get(key)!r}")
         names = [str(category.get("name")) for category in self.categories.values()]
         if len(set(names)) < len(names):
             raise InputError(f"{path}: two categories have the same name, {max(names, key=names.count)!r}")
@@ -67,7 +71,8 @@ class Instances:
         Raises:
             FormError: an annotation has no box or is a crowd. ImageError: the picture cannot be read.
         """
-        declared = (image["width"], image["height"]) if "width" in image and "height" in image else None
+        size = image.get("width"), image.get("height")
+        declared = None if None in size else cast("tuple[int, int]", size)
         frame = frame_of(self.picture(source, image), orientation=source.options.orientation, declared=declared)
         for annotation in annotations:
             if annotation.get("iscrowd"):
@@ -95,7 +100,7 @@ def rows(source: Source) -> Iterator[Row]:
     data = Instances(source.path)
     groups: dict[tuple[Any, Any], list[Entry]] = {}
     for annotation in data.annotations.values():
-        groups.setdefault((annotation.get("image_id"), annotation.get("category_id")), []).append(annotation)
+        groups.setdefault((annotation["image_id"], annotation["category_id"]), []).append(annotation)
     order = {name: place for place, name in enumerate(data.images)}
     seen = {image for image, _ in groups}
     source.notes["pictures without annotations, of which no record is made"] += sum(id_ not in seen for id_ in order)

@@ -55,13 +55,26 @@ FORMATS = {
         ("llava", "LLaVA: image and conversations (JSON, JSONL)", "llava", {"orientation"}),
         ("coco", "COCO detection: instances with categories (JSON)", "coco", {"orientation"}),
         ("refcoco", "RefCOCO: refs beside instances.json", "refcoco", {"split", "orientation", "annotations"}),
-        ("labelstudio", "Label Studio's JSON export", "labelstudio", {"orientation", "questions"}),
+        ("labelstudio", "Label Studio's JSON export", "labelstudio", {"orientation", "questions", "columns"}),
         ("csv", "one row a record (CSV, TSV)", "table", _TABLE),
         ("parquet", "one row a record; a file or a folder of them", "table", _TABLE),
         ("vqa", "VQAv2's pair of files; flat lists of question and answers", "vqa", {"split", "annotations"}),
         ("edgetune", "edgetune's own JSONL", "canonical", set()),
     )
 }
+
+
+def find(name: str, path: Path) -> Format:
+    """Return the format of this name, or for "auto" that of the file or folder.
+
+    Raises:
+        InputError: there is no such format, nothing at `path`, or nothing that is recognised.
+    """
+    if name == "auto":
+        return sniff(path)
+    if name not in FORMATS:
+        raise InputError(f"format {name!r} is not one of auto, {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def sniff(path: Path) -> Format:

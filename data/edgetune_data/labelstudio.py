@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
-from edgetune_data.frames import Frame, frame_of, xywh_to_xyxy
+from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_data.source import Options, Row, Source, Value, is_json_lines, read_json
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.record_forms import FormError
@@ -40,12 +40,11 @@ def rows(source: Source) -> Iterator[Row]:
         raise InputError(f"{source.path}: not a Label Studio export", hint='export as "JSON", not "JSON-MIN" or others')
     for index, task in enumerate(tasks):
         place = f"#{task.get('id', index)}"
-        annotations = [entry for entry in task.get("annotations") or [] if not entry.get("was_cancelled")]
-        annotations = [entry for entry in annotations if entry.get("ground_truth")] or annotations
-        if not annotations:
-            source.notes["tasks without a submitted annotation, of which no record is made"] += 1
-            continue
         try:
+            annotations = _submitted(task)
+            if not annotations:
+                source.notes["tasks without a submitted annotation, of which no record is made"] += 1
+                continue
             made = list(_phrases(source, task, annotations)) + list(_questions(source, task, annotations))
         except FormError as error:
             yield Row(source.path, place, task, partial(_refuse, error))
@@ -54,6 +53,17 @@ def rows(source: Source) -> Iterator[Row]:
             source.notes["tasks whose annotation is empty, of which no record is made"] += 1
         for name, build in made:
             yield Row(source.path, f"{place}/{name}", task, build)
+
+
+def _submitted(task: Entry) -> list[Entry]:
+    """Return the annotations that count: those marked as ground truth, or else all that were not cancelled."""
+    given = task.get("annotations") or []
+    if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
+        raise FormError("'annotations' must be a list of objects")
+    if not isinstance(task["data"], dict):
+        raise FormError("'data' must be an object")
+    kept = [entry for entry in given if not entry.get("was_cancelled")]
+    return [entry for entry in kept if entry.get("ground_truth")] or kept
 
 
 def _refuse(error: FormError) -> Value:
@@ -86,13 +96,13 @@ def _phrases(source: Source, task: Entry, annotations: Sequence[Entry]) -> Itera
         )
     regions: dict[Any, dict[str, Any]] = {}
     for entry in _results(boxed[0], (*_RECTANGLES, "textarea")):
-        region = regions.setdefault(entry.get("id"), {"names": [], "texts": []})
+        region = regions.setdefault(str(entry.get("id")), {"names": [], "texts": []})
         value = entry["value"]
         if entry["type"] in _RECTANGLES:
             region["box"] = entry
-            region["names"] += value.get("rectanglelabels") or value.get("labels") or []
+            region["names"] += _texts(value.get("rectanglelabels") or value.get("labels") or [])
         else:
-            region["texts"] += value.get("text") if isinstance(value.get("text"), list) else [value.get("text")]
+            region["texts"] += _texts(value.get("text"))
     groups: dict[str, list[tuple[str, Entry]]] = {}
     for region in regions.values():
         if "box" not in region:
@@ -126,9 +136,9 @@ def _box(source: Source, image: str, entry: Entry) -> list[float]:
     numbers = [value.get(key) for key in ("x", "y", "width", "height")]
     if not all(isinstance(number, int | float) for number in numbers):
         raise FormError(f"a rectangle has x, y, width and height in percent, got {numbers}")
-    declared = entry.get("original_width"), entry.get("original_height")
-    size = (int(declared[0]), int(declared[1])) if declared[0] and declared[1] else None
-    frame: Frame = frame_of(image, orientation=source.options.orientation, declared=size)
+    size = entry.get("original_width"), entry.get("original_height")
+    declared = None if None in size else cast("tuple[int, int]", size)
+    frame = frame_of(image, orientation=source.options.orientation, declared=declared)
     return frame.upright([number / 100 for number in xywh_to_xyxy(numbers)], unit="norm1")
 
 
@@ -136,9 +146,9 @@ def _questions(source: Source, task: Entry, annotations: Sequence[Entry]) -> Ite
     """Yield (control, builder) for what was chosen or written about the whole picture, of all annotators."""
     answers: dict[str, list[str]] = {}
     for annotation in annotations:
-        boxes = {entry.get("id") for entry in _results(annotation, _RECTANGLES)}
+        boxes = {str(entry.get("id")) for entry in _results(annotation, _RECTANGLES)}
         for entry in _results(annotation, _ANSWERS):
-            if entry.get("id") in boxes:
+            if str(entry.get("id")) in boxes:
                 if entry["type"] == "choices":
                     raise FormError("choices on a rectangle are not supported", hint="use labels or a text on it")
                 continue
@@ -148,13 +158,19 @@ def _questions(source: Source, task: Entry, annotations: Sequence[Entry]) -> Ite
 
 
 def _answer(entry: Entry) -> str:
-    texts = entry["value"].get("choices" if entry["type"] == "choices" else "text")
-    texts = texts if isinstance(texts, list) else [texts]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise FormError(f"the answer of {entry.get('from_name')!r} is no text: {texts!r}")
+    texts = _texts(entry["value"].get("choices" if entry["type"] == "choices" else "text"))
+    if not texts:
+        raise FormError(f"{entry.get('from_name')!r} has no answer")
     if len(texts) > 1 and entry["type"] == "textarea":
         raise FormError(f"{entry.get('from_name')!r} has {len(texts)} texts, and one is an answer")
     return ", ".join(texts)
+
+
+def _texts(value: Any) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise FormError(f"a label or an answer is a text, got {value!r}")
+    return texts
 
 
 def _vqa(source: Source, task: Entry, control: str, answers: list[str], *, alone: bool) -> Value:
@@ -168,11 +184,10 @@ def _vqa(source: Source, task: Entry, control: str, answers: list[str], *, alone
 
 
 def _picture(source: Source, task: Entry) -> str:
-    """Return the task's picture: the one value of its data that is named image or the like, as a path."""
-    data = task["data"]
-    key = next((key for key in ("image", "img", "picture", "photo", "url") if key in data), None)
-    if key is None:
-        raise FormError(f"no picture among the task's data: {', '.join(map(repr, data))}", hint='name it "image"')
+    """Return the path of the task's picture."""
+    key, data = source.options.columns.get("image", "image"), task["data"]
+    if key not in data:
+        raise FormError(f"no {key!r} in the task's data: {', '.join(map(repr, data))}", hint="--column image=NAME")
     reference = data[key]
     if not isinstance(reference, str) or not reference.startswith(("/data/", "s3://", "gs://", "azure-blob://")):
         return source.pictures.path(reference)

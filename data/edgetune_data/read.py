@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgetune_data.formats import FORMATS, Format, sniff
+from edgetune_data.formats import Format, find
 from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
 from edgetune_data.source import Options, Row, Source, Value
@@ -77,7 +77,7 @@ class Reading:
     def __init__(self, path: Path, format: str = "auto", options: Options | None = None) -> None:
         options = options or Options()
         self.path = path
-        self.format: Format = sniff(path) if format == "auto" else FORMATS[format]
+        self.format: Format = find(format, path)
         if not path.exists():
             raise InputError(f"{path}: no such data file")
         stray = sorted(options.given() - self.format.options)
@@ -166,7 +166,7 @@ def _is_plain(path: Path, format: str, options: Options | None) -> bool:
     """Whether the runtime's own reader does."""
     if path.is_dir() or (options and options.given()):
         return False
-    return not path.exists() or (sniff(path) if format == "auto" else FORMATS[format]).name == "edgetune"
+    return not path.exists() or find(format, path).name == "edgetune"
 
 
 @cache

@@ -94,16 +94,17 @@ def _convert(source: Source, data: Instances, ref: Mapping[str, Any], sentence: 
     text = sentence.get("sent") or sentence.get("raw") if isinstance(sentence, dict) else sentence
     if not isinstance(text, str):
         raise FormError(f"ref {ref.get('ref_id')!r} has no sentence")
-    image = data.images.get(ref.get("image_id"))
-    if image is None:
-        raise FormError(f"there is no picture {ref.get('image_id')!r} in {data.path.name}")
+    name = ref.get("image_id")
+    if not isinstance(name, int | str) or name not in data.images:
+        raise FormError(f"there is no picture {name!r} in {data.path.name}")
+    image = data.images[name]
     wanted = ref.get("ann_id")
     wanted = wanted if isinstance(wanted, list) else [wanted]
     absent = bool(ref.get("no_target")) or wanted == [-1]
-    missing = [name for name in wanted if name not in data.annotations and not absent]
+    missing = [key for key in wanted if not absent and not (isinstance(key, int | str) and key in data.annotations)]
     if missing or not wanted:
         raise FormError(f"there is no annotation {(missing or [None])[0]!r} in {data.path.name}")
-    annotations = [] if absent else [data.annotations[name] for name in wanted]
+    annotations = [] if absent else [data.annotations[key] for key in wanted]
     for annotation in annotations:
         if annotation.get("image_id") != image["id"]:
             raise FormError(

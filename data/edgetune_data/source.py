@@ -94,7 +94,11 @@ def object_rows(path: Path, convert: Convert, *, key: str | None = None) -> Iter
                     yield Row(path, f":{number}", line, partial(_from_line, line, number, convert))
         return
     values = read_json(path)
-    for index, value in enumerate(values[key] if key and isinstance(values, dict) else values):
+    if isinstance(values, dict):
+        values = values.get(key) if key else [values]
+    if not isinstance(values, list):
+        raise InputError(f"{path}: {key or 'the file'} must be a list of objects")
+    for index, value in enumerate(values):
         name = value.get("id", index) if isinstance(value, dict) else index
         yield Row(path, f"#{name}", value, partial(_from_object, value, convert))
 

@@ -60,7 +60,7 @@ def convert(source: Source, record: Mapping[str, Any]) -> Value:
     else:
         turns = given[_pick(given, _TURNS)] if spoken else _paired(given, answers)
         value = _dialogue(source, given, turns)
-    if isinstance(given.get("id"), str | int):
+    if "id" in given:
         value["id"] = given["id"]
     if meta:
         value["meta"] = meta

@@ -104,28 +104,6 @@ def test_a_mistyped_verb_gets_a_suggestion() -> None:
     assert result.stderr == "error: No such command 'exprot'. Did you mean 'export'?\nhint: see edgetune --help\n"
 
 
-def test_data_alone_lists_its_subcommands_and_counts_as_wrong_usage() -> None:
-    from edgetune.commands.data import SUBCOMMANDS
-
-    result = run("data")
-    assert result.returncode == 2
-    listed = result.stderr.partition("Subcommands:")[2].splitlines()
-    assert set(SUBCOMMANDS) <= {line.split()[0] for line in listed if line.startswith("  ") and line.split()}
-
-
-def test_a_mistyped_subcommand_gets_a_suggestion() -> None:
-    result = run("data", "convrt")
-    assert result.returncode == 2
-    assert result.stderr == "error: No such command 'convrt'. Did you mean 'convert'?\nhint: see edgetune data --help\n"
-
-
-@pytest.mark.parametrize("name", ["convert"])
-def test_subcommands_have_help_and_the_common_options(name: str) -> None:
-    result = invoke(cli, "data", name, "--help")
-    assert result.exit_code == 0, result.stderr
-    assert all(option in result.stdout for option in ("--json", "--config", "--dry-run", "--force"))
-
-
 def test_a_mistyped_option_gets_a_suggestion() -> None:
     result = invoke(probe, "--chekpoint", "x")
     assert result.exit_code == 2
