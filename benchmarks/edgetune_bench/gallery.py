@@ -15,7 +15,8 @@ from edgetune_runtime.image import load_image
 
 Row = Mapping[str, Any]
 _LONGEST_SIDE = 256
-_TRUTH, _ANSWER = "#00e676", "#ffab00"  # readable on dark and on bright pictures
+TRUTH, ANSWER = "#00e676", "#ffab00"
+"""Colours of boxes, readable on dark and on bright pictures."""
 _FULL, _MAX_GAIN = 160.0, 4.0  # the 99th percentile that dark pictures are lifted to, and by how much at most
 _HIT = 0.5  # the IoU from which a box counts as right, as in Acc@0.5
 
@@ -38,8 +39,8 @@ def samples(answers: Mapping[str, Sequence[Row]], sources: Sequence[str]) -> lis
 def _sample(answers: Mapping[str, Row]) -> Sample:
     first = next(iter(answers.values()))
     image = load_image(first["image"])
-    truth = Cell("truth", _count(first["truth"]), _draw(image, first["truth"], _TRUTH))
-    cells = [Cell(name, _score(row), _draw(image, row["boxes"], _ANSWER), _right(row)) for name, row in answers.items()]
+    truth = Cell("truth", _count(first["truth"]), _draw(image, first["truth"], TRUTH))
+    cells = [Cell(name, _score(row), _draw(image, row["boxes"], ANSWER), _right(row)) for name, row in answers.items()]
     return Sample(first["text"], [truth, *cells])
 
 

@@ -23,10 +23,10 @@ section { margin: 1.5rem 0; }
 h2 { font-size: 1rem; margin: 0 0 .4rem; }
 .cells { display: flex; flex-wrap: wrap; gap: .6rem; }
 figure { margin: 0; }
-figcaption { font-size: .8rem; }
+figcaption { font-size: .8rem; max-width: 19rem; overflow-wrap: anywhere; }
 img { display: block; max-width: 100%; border-radius: 4px; }
-.hit { color: #17803d; }
-.miss { color: #c02626; }
+.hit { color: #17803d; color: light-dark(#17803d, #5fd68a); }
+.miss { color: #c02626; color: light-dark(#c02626, #ff8078); }
 """
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from edgetune_bench import folder as folders
-from edgetune_bench import gallery
+from edgetune_bench import further, gallery
+from edgetune_bench.errors import error_page
 from edgetune_bench.page import contact_sheet
 from edgetune_bench.targets import CHECKPOINT
 from edgetune_runtime.bench import machine, plan
@@ -20,17 +21,23 @@ from edgetune_runtime.bench.matrix import Note, Options
 from edgetune_runtime.bench.plan import Plan
 from edgetune_runtime.bench.targets import Target
 
+GALLERY = "gallery.html"
+
 
 @dataclass(frozen=True)
 class Study:
     """A plan and what is written of it; `prepare` makes one.
 
-    `pictures` is the number of answers drawn beside the truth, `report` whether an HTML page is written.
+    `pictures` is the number of answers drawn beside the truth, `report` whether an HTML page is written, `metrics`
+    which further figures are computed (`edgetune_bench.further`), `worst` how many wrong answers of the first row are
+    drawn on a page of their own.
     """
 
     plan: Plan
     pictures: int
     report: bool
+    metrics: Sequence[str] = ()
+    worst: int = 0
 
     @property
     def targets(self) -> Sequence[Target]:
@@ -52,6 +59,8 @@ class Study:
             "baseline": self.plan.baseline,
             "pictures": self.pictures,
             "report": self.report,
+            "metrics": list(self.metrics),
+            "worst": self.worst,
             "images_sha256": self.plan.images_sha256,
             "damaged": dict(self.plan.damaged),
             "machine": machine.describe(),
@@ -60,18 +69,22 @@ class Study:
     def build(self, folder: Path, note: Note) -> dict[str, Any]:
         """Run everything into `folder` and return the results, which are also written there.
 
-        Writes what `edgetune_bench.folder` describes, logs/ of workers that had something to say, and pictures.png
-        when pictures were asked for.
+        Writes what `edgetune_bench.folder` describes, logs/ of workers that had something to say, and, when they were
+        asked for, pictures.png and gallery.html.
         """
         results, answers = self.plan.run(folder, note=note, watch=show_progress)
         for log in (folder / "logs").iterdir():
             if log.stat().st_size == 0:
                 log.unlink()
+        further.add(results, answers, self.metrics)
         folders.write(folder, results, answers, report=self.report)
         if self.pictures and answers:
             sources = gallery.choose(next(iter(answers.values())), self.pictures)
             if sources:
                 contact_sheet(gallery.samples(answers, sources)).save(folder / "pictures.png")
+        if self.worst and answers:
+            name, rows = next(iter(answers.items()))
+            (folder / GALLERY).write_text(error_page(name, rows, self.worst), encoding="utf-8")
         return results
 
 
@@ -83,18 +96,22 @@ def prepare(
     baseline: Target | None = None,
     pictures: int = 0,
     report: bool = False,
+    metrics: Sequence[str] = (),
+    worst: int = 0,
 ) -> Study:
     """Check all input before anything runs. Without a baseline, the only checkpoint among several targets is it.
 
     Raises:
         InputError: nothing to answer, more rounds than records, or a folder named twice.
         RecordError, ImageError: a record or its image is broken.
+        MissingDependency: a library that a metric needs is not installed.
     """
+    further.check(metrics)
     checkpoints = [target for target in targets if target.kind == CHECKPOINT]
     if baseline is None and len(checkpoints) == 1 and len(targets) > 1:
         baseline = checkpoints[0]
     checked = plan.prepare(targets, data, options=options, baseline=baseline, watch=show_progress)
-    return Study(checked, pictures, report)
+    return Study(checked, pictures, report, tuple(metrics), worst)
 
 
 @contextmanager

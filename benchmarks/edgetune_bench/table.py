@@ -25,9 +25,11 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 
 def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each row that failed, or that was measured while others used the machine's CPU."""
+    """A line for each row that failed, has no AP though it was asked for, or was measured on a busy machine."""
     found = []
     for row in rows:
+        if reason := ((row.get("ground") or {}).get("coco") or {}).get("reason"):
+            found.append(f"{row['name']}: no AP: {reason}")
         others = row.get("others_cpu_share") or 0.0
         if row["status"] == "failed":
             found.append(f"{row['name']}: failed (exit code {row['exit_code']}): {row['reason']}")
@@ -60,8 +62,16 @@ def _accuracy_line(row: Mapping[str, Any]) -> Line:
     line["refusal recall"] = _of(ground["refused_absent"], ground["samples"] - ground["present"]) if ground else None
     line["refusal precision"] = _of(ground["refused_absent"], ground.get("refused", 0)) if ground else None
     line["no valid box"] = _of(ground["unparsed"], ground["samples"]) if ground else None
-    line["VQA acc"] = _percent(vqa.get("accuracy"))
+    coco = ground.get("coco") or {}
+    line["AP [95 %]"] = _share(coco, "ap")
+    sizes = (("ap_small", "AP S"), ("ap_medium", "AP M"), ("ap_large", "AP L"))
+    for key, title in (("ap50", "AP50"), ("ap75", "AP75"), *sizes):
+        line[title] = _percent(coco.get(key))
+    line["VQA acc [95 %]"] = _share(vqa, "accuracy")
     line["ANLS"] = _percent(vqa.get("anls"))
+    line["exact"] = _percent(vqa.get("exact"))
+    line["BLEU"] = _round(vqa.get("bleu"), 1)
+    line["CIDEr-D"] = _round(vqa.get("cider"), 2)
     for key, title, present in (
         ("acc50", "Acc@0.5", ground),
         ("miou", "mIoU", ground),

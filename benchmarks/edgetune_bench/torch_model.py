@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from edgetune_bench.torch_inputs import Inputs, LibraryInputs, OwnInputs
+from edgetune_runtime.confidence import token_probabilities
 from edgetune_runtime.conversation import stop_ids
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.families import family_of
@@ -25,6 +27,15 @@ from edgetune_runtime.records import Record
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
 from edgetune_runtime.worker import Reply
+
+
+class _Generated(NamedTuple):
+    """New tokens [N] up to the one that ends them, each step's logits [1, V], the image's geometry, and the cost."""
+
+    ids: list[int]
+    logits: tuple[torch.Tensor, ...]
+    geometry: Geometry
+    timings: Timings
 
 
 class TorchModel:
@@ -74,9 +85,11 @@ class TorchModel:
         """Answer one record; boxes come back in pixels of the original image."""
         started = time.perf_counter()
         image = load_image(record.image)
-        ids, geometry, timings = self._generate(image, record.prompt(self._family), started)
-        raw = self._text(ids, keep_control=True)
-        return Reply(raw, parse(raw, geometry, self._family) if record.kind == "ground" else None, timings)
+        found = self._generate(image, record.prompt(self._family), started)
+        if record.kind == "ground":
+            answer = self._read(found)
+            return Reply(answer.text, answer, found.timings)
+        return Reply(self._text(found.ids, keep_control=True), None, found.timings)
 
     def ground(self, image: Image.Image, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]:
         """Find what a phrase names, as `Session.ground` does; the image is from `load_image`.
@@ -88,22 +101,32 @@ class TorchModel:
             raise InputError("the phrase is empty")
         request = self._family.ground_prompt.replace("{phrase}", phrase)
         self._limit = max_new_tokens
-        ids, geometry, self.last_timings = self._generate(image, request, time.perf_counter())
-        self.last_answer = parse(self._text(ids, keep_control=True), geometry, self._family)
+        found = self._generate(image, request, time.perf_counter())
+        self.last_timings, self.last_answer = found.timings, self._read(found)
         return self.last_answer.detections
 
     def ask(self, image: Image.Image, question: str, *, max_new_tokens: int = 256) -> str:
         """Answer a question in words, as `Session.ask` does. Raises as `ground`."""
         self._limit = max_new_tokens
-        ids, _, self.last_timings = self._generate(image, question, time.perf_counter())
-        return self._text(ids, keep_control=False).strip()
+        found = self._generate(image, question, time.perf_counter())
+        self.last_timings = found.timings
+        return self._text(found.ids, keep_control=False).strip()
+
+    def _read(self, found: _Generated) -> Answer:
+        """Return the boxes of an answer, with their scores."""
+        chosen = [
+            float(step[0].float().softmax(-1)[token]) for step, token in zip(found.logits, found.ids, strict=False)
+        ]
+        text = partial(self._text, keep_control=True)
+        tokens = token_probabilities(found.ids, chosen, text)
+        return parse(text(found.ids), found.geometry, self._family, tokens)
 
     def _text(self, ids: list[int], *, keep_control: bool) -> str:
         """Return what the tokens say; some families write boxes with control tokens, which have to stay for reading."""
         return self._tokenizer.decode(ids, keep_control=keep_control).removeprefix(self._family.chat.before_answer)
 
-    def _generate(self, image: Image.Image, text: str, started: float) -> tuple[list[int], Geometry, Timings]:
-        """Return the new tokens up to the one that ends them, the image's geometry, and the cost since `started`."""
+    def _generate(self, image: Image.Image, text: str, started: float) -> _Generated:
+        """Answer an image and a text; the cost counts from `started`."""
         inputs, geometry = self._inputs(image, text)
         inputs = {name: value.to(self._device) for name, value in inputs.items()}
         preprocess = time.perf_counter() - started
@@ -113,12 +136,15 @@ class TorchModel:
             eos_token_id=self._stop,
             pad_token_id=self._stop[-1],
             use_cache=True,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
         with torch.inference_mode(), self._clock.running():
             output = self._model.generate(**inputs, generation_config=search)
-        new = output[0, inputs["input_ids"].shape[1] :].tolist()
+        new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         timings = self._clock.timings(preprocess, time.perf_counter() - started, len(new))
-        return new[:-1] if new and new[-1] in self._stop else new, geometry, timings
+        ids = new[:-1] if new and new[-1] in self._stop else new
+        return _Generated(ids, output.logits, geometry, timings)
 
 
 class _Clock:

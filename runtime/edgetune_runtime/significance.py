@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,14 +66,20 @@ def paired_bootstrap(
     member = np.array([numbers[group] for group in groups])
     sums = np.bincount(member, weights=b - a)
     counts = np.bincount(member)
-    generator = np.random.default_rng(seed)
-    deltas = []
-    for start in range(0, resamples, _CHUNK):
-        drawn = generator.integers(len(sums), size=(min(_CHUNK, resamples - start), len(sums)))
-        deltas.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    deltas = [
+        sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        for drawn in draws(len(sums), seed=seed, resamples=resamples)
+    ]
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(deltas), [tail, 1 - tail])
     return Delta(float((b - a).mean()), float(low), float(high))
+
+
+def draws(groups: int, *, seed: int, resamples: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield which groups each bootstrap sample draws, with replacement: int64 [K, groups], `resamples` rows in all."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, _CHUNK):
+        yield generator.integers(groups, size=(min(_CHUNK, resamples - start), groups))
 
 
 def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:

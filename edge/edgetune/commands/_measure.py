@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgetune.commands._common import Console
@@ -26,10 +28,12 @@ def run_study(
     force: bool,
     dry_run: bool,
     show: Callable[[Mapping[str, Any]], None],
+    copies: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Run a study, print it with `show` or as JSON, and raise GateFailed after that when a row failed.
 
-    An earlier result with a failed row counts as unfinished: what was missing may have been installed since.
+    `copies` says where to copy files of the result's folder, by their names. An earlier result with a failed row counts
+    as unfinished: what was missing may have been installed since.
     """
     from edgetune_bench.folder import RESULTS
     from edgetune_runtime.bench.plan import failures
@@ -44,6 +48,7 @@ def run_study(
             return
         with tempfile.TemporaryDirectory() as folder:
             results = study.build(Path(folder), console.note)
+            _copy(Path(folder), copies, console)
     else:
         done = run_stage(
             stage,
@@ -60,6 +65,7 @@ def run_study(
         if done.skipped:
             console.note(f"{output}: nothing has changed, kept (--force measures again)")
         results = json.loads((output / RESULTS).read_text(encoding="utf-8"))
+        _copy(output, copies, console)
     show(results)
     console.result(results)
     failed = failures(results)
@@ -78,6 +84,16 @@ def show_tables(console: Console, results: Mapping[str, Any], output: Path) -> N
     for remark in table.remarks(results["rows"]):
         console.line(remark)
     console.note(f"report: {output / folder.REPORT}")
+
+
+def _copy(folder: Path, copies: Mapping[str, Path], console: Console) -> None:
+    """Copy files of the folder to where they are wanted; one that a failed row did not write is only said."""
+    for name, place in copies.items():
+        if (folder / name).is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, place)
+        else:
+            console.note(f"{place}: not written, for nothing was answered")
 
 
 def _unfinished(output: Path) -> bool:

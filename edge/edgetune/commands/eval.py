@@ -23,6 +23,15 @@ from edgetune.commands._common import Console, verb
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for predictions and results.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first N records.")
 @click.option("--pictures", type=click.IntRange(min=1), help="Draw N answers beside the truth (needs --output).")
+@click.option(
+    "--metric",
+    "metrics",
+    type=click.Choice(["ap", "bleu", "cider"]),
+    multiple=True,
+    help="A further figure: COCO-style AP of boxes, BLEU or CIDEr-D of answers in words. Repeatable.",
+)
+@click.option("--gallery", type=click.Path(path_type=Path), help="HTML page of the worst answers, drawn.")
+@click.option("--worst", type=click.IntRange(min=1), default=24, help="How many answers the gallery shows.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the model runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all usable cores unless given.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, help="Longest answer, in tokens.")
@@ -34,6 +43,9 @@ def command(
     output: Path | None,
     limit: int | None,
     pictures: int | None,
+    metrics: tuple[str, ...],
+    gallery: Path | None,
+    worst: int,
     device: str,
     threads: int | None,
     max_new_tokens: int,
@@ -46,18 +58,26 @@ def command(
 
     from edgetune.commands._measure import run_study
     from edgetune_bench import table
-    from edgetune_bench.study import prepare
+    from edgetune_bench.study import GALLERY, prepare
     from edgetune_bench.targets import identify
     from edgetune_data.read import canonical_file
     from edgetune_runtime.bench.machine import usable_cores
     from edgetune_runtime.bench.matrix import Options
 
     options = Options(limit, device, threads or usable_cores(), warmup=0, max_new_tokens=max_new_tokens)
-    study = prepare([identify(target, adapter=adapter)], canonical_file(data), options=options, pictures=pictures or 0)
+    study = prepare(
+        [identify(target, adapter=adapter)],
+        canonical_file(data),
+        options=options,
+        pictures=pictures or 0,
+        metrics=tuple(dict.fromkeys(metrics)),
+        worst=worst if output or gallery else 0,
+    )
 
     def show(results: Mapping[str, Any]) -> None:
         console.table(table.accuracy_table(results["rows"]))
         for remark in table.remarks(results["rows"]):
             console.line(remark)
 
-    run_study(console, "eval", study, output=output, force=force, dry_run=dry_run, show=show)
+    copies = {} if gallery is None else {GALLERY: gallery}
+    run_study(console, "eval", study, output=output, force=force, dry_run=dry_run, show=show, copies=copies)
