@@ -147,8 +147,8 @@ def test_eval_and_run_say_what_transformers_says(
 
 
 @pytest.mark.parametrize("name", ["internvl", "llava", "llava_onevision"])
-def test_published_names_are_read_and_written(name: str, tiny: Build, merged: Build, tmp_path: Path) -> None:
-    """A checkpoint under the names of the hub, whose vision tower was adapted too, as transformers 4 would load it."""
+def test_published_names_are_read_and_written(name: str, tiny: Build, data: Path, tmp_path: Path) -> None:
+    """A checkpoint under the names of the hub, of which every part is adapted, keeps its names and answers."""
     modules = FAMILIES[name].modules
     assert modules is not None
     base = copy_checkpoint(tiny(name), tmp_path / "base")
@@ -161,23 +161,14 @@ def test_published_names_are_read_and_written(name: str, tiny: Build, merged: Bu
     loaded = _transformers.AutoModelForImageTextToText.from_pretrained(base).state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
 
-    run(
-        "merge",
-        "--checkpoint",
-        base,
-        "--adapter",
-        merged(name) / "adapter",
-        "--output",
-        tmp_path / "out",
-        "--allow-other-base",
-    )
+    options = ["--epochs", 1, "--rank", 4, "--learning-rate", 0.02, "--precision", "fp32", "--batch-size", 3]
+    run("train", "--checkpoint", base, "--data", data, "--output", tmp_path / "adapter", "--vision-lora", *options)
+    run("merge", "--checkpoint", base, "--adapter", tmp_path / "adapter", "--output", tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert set(written) == set(published)
-    expected = load_file(merged(name) / "merged" / "model.safetensors")
     changed = {key for key, value in written.items() if not torch.equal(value, published[key])}
-    assert len(changed) == 14
-    for key in changed:
-        torch.testing.assert_close(written[key], expected[key])
+    for part in (tower, "multi_modal_projector.", "language_model.model.layers."):
+        assert any(key.startswith(part) for key in changed)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
