@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES, Family
-from edgetune_runtime.grounding import Geometry, encode, encode_name, encode_place, parse, to_image, to_model
+from edgetune_runtime.grounding import Geometry, encode, parse, to_image, to_model
 
 HD = Geometry(width=1920, height=1080, resized_width=1288, resized_height=728)
 QWEN3, QWEN2_5, LLAVA = FAMILIES["qwen3_vl"], FAMILIES["qwen2_5_vl"], FAMILIES["llava"]
@@ -289,44 +289,3 @@ def test_encode_refuses_bad_boxes(boxes: list[list[float]], labels: list[str], m
 def test_encode_refuses_labels_that_would_break_the_text() -> None:
     with pytest.raises(InputError, match="cannot be written"):
         encode(BOX, ["</ref>"], HD, FAMILIES["qwen_vl"])
-
-
-def test_llava_pads_like_the_original_code() -> None:
-    tall = Geometry(width=101, height=200, resized_width=336, resized_height=336)
-    # 99 spare columns: 49 to the left, 50 to the right.
-    np.testing.assert_allclose(to_model([[0, 0, 101, 200]], tall, LLAVA), [[49 / 200, 0, 150 / 200, 1]])
-
-
-def test_geometry_must_be_positive() -> None:
-    with pytest.raises(InputError, match="positive"):
-        Geometry(0, 10, 28, 28)
-
-
-@pytest.mark.parametrize(
-    ("family", "box", "point", "name"),
-    [
-        ("qwen3_vl", "[100, 200, 600, 600]", "[500, 400]", "cup"),
-        ("qwen2_5_vl", "[28, 42, 168, 126]", "[140, 84]", "cup"),
-        (
-            "qwen2_vl",
-            "<|box_start|>(100,200),(600,600)<|box_end|>",
-            "<|box_start|>(500,400)<|box_end|>",
-            "<|object_ref_start|>cup<|object_ref_end|>",
-        ),
-        ("qwen_vl", "<box>(100,200),(600,600)</box>", "<box>(500,400)</box>", "<ref>cup</ref>"),
-        ("internvl", "<box>[[100, 200, 600, 600]]</box>", "<box>[[500, 400]]</box>", "<ref>cup</ref>"),
-        # The square of 200 pixels around a 200x150 image adds 25 above it.
-        ("llava", "[0.10, 0.28, 0.60, 0.57]", "[0.50, 0.42]", "cup"),
-    ],
-)
-def test_places_and_names_inside_a_sentence(family: str, box: str, point: str, name: str) -> None:
-    size = Geometry(200, 150, 280, 210)
-    facts = FAMILIES[family]
-    assert encode_place((20, 30, 120, 90), size, facts) == box
-    assert encode_place((100, 60), size, facts) == point
-    assert encode_name("cup", facts) == name
-
-
-def test_a_point_outside_the_image_is_refused() -> None:
-    with pytest.raises(InputError, match=r"point \[201, 60\] is outside the 200x150 image"):
-        encode_place((201, 60), Geometry(200, 150, 280, 210), FAMILIES["qwen3_vl"])
