@@ -107,6 +107,9 @@ def train(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    kind = str(trainer.accelerator.distributed_type.value).lower()
+    if is_sharded(arguments) and kind not in ("fsdp", "deepspeed"):
+        raise InputError(f"FSDP or DeepSpeed was asked for, but accelerate runs {kind}: it shards on GPUs only")
     with library_warnings_off():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     _save(trainer, folder)
@@ -120,6 +123,7 @@ def train(
         **_figures(history),
         **({"kept": _kept(history)} if settings.keep == "best" else {}),
         **({"packing": _packing(data, settings)} if isinstance(data, Packs) else {}),
+        "parallel": {"processes": arguments.world_size, "kind": kind},
         "samples_per_second": round(progress.samples_per_second, 2),
         "precision": str(dtype_of(settings.precision)).removeprefix("torch."),
         "attention": adapted.attention,

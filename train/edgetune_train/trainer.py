@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
+from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -58,21 +59,21 @@ class GroundingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return this batch's share of the optimizer step's loss, by the objective.
+        """Return this batch's share of the optimizer step's loss, or in evaluation its own loss, by the objective.
 
         Args:
             model: takes the batch without its labels.
             inputs: a batch of `Collator`.
             return_outputs: return the model's outputs as well.
-            num_items_in_batch: learned tokens of the whole step on all devices; None means those of this batch.
+            num_items_in_batch: learned tokens of the whole step, on all devices.
         """
-        labels = inputs["labels"]
         outputs = model(**{key: value for key, value in inputs.items() if not key.endswith("labels")})
-        tokens = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = self._objective(outputs.logits, inputs, tokens)
-        if num_items_in_batch is not None:
+        if model.training and num_items_in_batch is not None:
+            loss = self._objective(outputs.logits, inputs, num_items_in_batch)
             loss = loss * self.accelerator.num_processes  # for the processes' gradients are averaged
             self._count(inputs)
+        else:
+            loss = self._objective(outputs.logits, inputs, (inputs["labels"] != IGNORE).sum())
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -89,6 +90,19 @@ class GroundingTrainer(Trainer):
             **options,
         )
         return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the adapter; of weights that are divided over processes, what is trained is gathered here.
+
+        Every process takes part under FSDP.
+        """
+        if self.is_fsdp_enabled:
+            trained = {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+            state_dict = {
+                name: tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor  # a copy has arrived
+                for name, tensor in trained.items()
+            }
+        super()._save(output_dir, state_dict)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Return the order of the training set: that of the packs, which are shuffled when they are made."""

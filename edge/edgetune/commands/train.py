@@ -110,9 +110,7 @@ from edgetune.stage import StageResult, run_stage
 @click.option(
     "--trainer-arg", "trainer_args", multiple=True, metavar="KEY=VALUE", help="Any field of TrainingArguments."
 )
-@click.pass_context
 def command(
-    ctx: click.Context,
     console: Console,
     checkpoint: Path,
     output: Path,
@@ -132,8 +130,10 @@ def command(
     from edgetune_train.stages import Stage, train_stages
     from edgetune_train.train import train
 
-    plans = make_plans(ctx, options, stages)
+    plans = make_plans(click.get_current_context(), options, stages)
     base = Checkpoint.open(checkpoint)
+    if base.spec.remark:
+        console.note(base.spec.remark)
     parts = [Stage(plan.name, *plan.load(), plan.settings) for plan in plans]
     images = image_hashes([entry for part in parts for entry in (*part.records, *part.val)])
     for number, part in enumerate(parts, start=1):
