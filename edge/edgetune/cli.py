@@ -15,6 +15,7 @@ from edgetune.commands._common import Program
 VERBS = {
     "data": "Convert, check, crop, split and count data sets.",
     "train": "Fine-tune a checkpoint on your records with LoRA.",
+    "grpo": "Train an adapter on its own answers and what their boxes earn.",
     "merge": "Fold a LoRA adapter into its base and prove that it worked.",
     "calibrate": "Solve int4 weights for a checkpoint on your own records.",
     "export": "Write an on-device bundle from a checkpoint, checked against it.",

@@ -22,6 +22,7 @@ EXTRA_OF_MODULE = {
     "transformers": "train",
     "peft": "train",
     "accelerate": "train",
+    "trl": "grpo",
     "yaml": "train",
     "onnx": "export",
     "onnx_ir": "export",

@@ -1,0 +1,199 @@
+"""The grpo stage: an adapter trained on its own sampled answers and what they earn."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import PrinterCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from edgetune_runtime.conversation import Sample, prepare, token_id
+from edgetune_runtime.records import Record
+from edgetune_train.adapter import Adapter
+from edgetune_train.batch import Collator
+from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
+from edgetune_train.grpo_settings import GrpoSettings, grpo_arguments
+from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
+from edgetune_train.progress import Progress
+from edgetune_train.prompts import SamplePrompts
+from edgetune_train.rewards import REWARDS
+from edgetune_train.rhythm import Rhythm
+from edgetune_train.score import SCORES, GroundingScorer
+from edgetune_train.settings import dtype_of
+from edgetune_train.template import check_own_template
+from edgetune_train.train import ADAPTER_FILES, LOG
+from edgetune_train.trainer import last_checkpoint
+from edgetune_train.vision import PixelInputs
+
+_CHECKPOINTS = "checkpoints"
+
+
+class GroundingGrpo(GRPOTrainer):
+    """TRL's trainer, which evaluates by the score of greedy answers and not by rewards of sampled ones.
+
+    Args:
+        scorer: see `GroundingTrainer`.
+        rest: the arguments of `GRPOTrainer`.
+    """
+
+    def __init__(self, *, scorer: GroundingScorer, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._scorer = scorer
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Return the scores, and log them for this step."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in self._scorer(model).items()}
+        model.train()
+        self.log(scores)
+        return scores
+
+
+def grpo(
+    checkpoint: Checkpoint,
+    adapter: Adapter | None,
+    records: Sequence[Record],
+    val: Sequence[Record],
+    settings: GrpoSettings,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train an adapter into `folder`, continuing from the checkpoints that an interrupted run left there.
+
+    Writes what `train` writes: adapter_model.safetensors, adapter_config.json, logs/.
+
+    Args:
+        checkpoint: the base.
+        adapter: where to start from; None starts from the base.
+        records: what to sample answers to.
+        val: held-out records, scored after each epoch; may be empty.
+        settings: everything else.
+        folder: an existing folder.
+
+    Returns:
+        The manifest's `result`: the base's weights_sha256, rewards, scores, speed and sizes.
+
+    Raises:
+        InputError: a record cannot be used, the adapter does not fit, or TRL refuses an argument.
+    """
+    check_own_template(checkpoint)
+    facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
+    samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
+    val_samples = prepare(val[: settings.val_limit], *facts)
+    weights = {name: weight for name, weight in settings.rewards.items() if weight}
+    longest = max(len(sample.answer_ids) for sample in samples)
+    arguments = grpo_arguments(
+        settings,
+        folder / _CHECKPOINTS,
+        max_tokens=settings.max_tokens or longest * 3 // 2,
+        weights=list(weights.values()),
+        validate=bool(val),
+    )
+    model = _policy(checkpoint, adapter, settings)
+    collate = Collator.of(checkpoint, PixelInputs(checkpoint.spec, settings.cache_mb << 20))
+    prompts = SamplePrompts(checkpoint, samples, collate)
+    data = prompts.dataset([record.prompt(checkpoint.family) for record in records])
+    progress = Progress(settings.batch_size)
+    callbacks: list[Any] = [Rhythm(), progress]
+    if arguments.process_index == 0:
+        board: Any = TensorBoardCallback
+        callbacks.append(board(SummaryWriter(str(folder / "logs"))))
+    with library_warnings_off():
+        trainer = GroundingGrpo(
+            scorer=GroundingScorer(checkpoint, val_samples, collate, settings.batch_size * settings.generations),
+            model=model,
+            reward_funcs=[_reward(name, records, samples, checkpoint) for name in weights],
+            args=arguments,
+            train_dataset=data,
+            eval_dataset=data if val else None,  # asked for, never looked at
+            processing_class=prompts,
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(PrinterCallback)
+        resume = last_checkpoint(folder / _CHECKPOINTS)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    _save(trainer, folder)
+    return {
+        "family": checkpoint.family.name,
+        "base_weights_sha256": weights_sha256(checkpoint.folder),
+        "records": len(records),
+        "steps": trainer.state.global_step,
+        "resumed_from_step": progress.first_step,
+        **_figures(trainer.state.log_history, list(weights)),
+        "samples_per_second": round(progress.samples_per_second, 2),
+        "precision": str(dtype_of(settings.precision)).removeprefix("torch."),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def _policy(checkpoint: Checkpoint, adapter: Adapter | None, settings: GrpoSettings) -> Any:
+    """Return the model with an adapter that is to be trained."""
+    torch.manual_seed(settings.seed)
+    model = checkpoint.load_model(dtype_of(settings.precision))
+    # TRL stops answers at the ends that the model names, which checkpoints give incompletely.
+    model.generation_config.eos_token_id = [token_id(checkpoint.tokenizer, t) for t in checkpoint.family.stop_tokens]
+    with library_warnings_off():
+        if adapter is not None:
+            config = copy.copy(adapter.config)
+            config.inference_mode = False
+            policy = get_peft_model(model, config)
+            adapter.load_into(policy)
+            return policy
+        lora = settings.lora or LoraSettings()
+        names = resolve_targets(model, checkpoint.modules, lora.targets, vision=lora.vision)
+        return get_peft_model(model, lora_config(model, names, lora))
+
+
+def _reward(name: str, records: Sequence[Record], samples: Sequence[Sample], checkpoint: Checkpoint) -> Any:
+    """Return a reward as TRL calls it; its logs know it by `name`."""
+
+    def reward(completion_ids: list[list[int]], image: list[int], **_: Any) -> list[float | None]:
+        texts = [checkpoint.tokenizer.decode(ids) for ids in completion_ids]
+        return [
+            REWARDS[name](text, records[number], samples[number].geometry, checkpoint.family)
+            for text, number in zip(texts, image, strict=True)
+        ]
+
+    reward.__name__ = name
+    return reward
+
+
+def _save(trainer: GroundingGrpo, folder: Path) -> None:
+    """Write the adapter and the log; drop what only an interrupted run needs."""
+    written = folder / _CHECKPOINTS / "final"
+    trainer.save_model(str(written))
+    if not trainer.is_world_process_zero():
+        return
+    for name in ADAPTER_FILES:
+        shutil.move(written / name, folder / name)
+    with (folder / "logs" / LOG).open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+    shutil.rmtree(folder / _CHECKPOINTS)
+
+
+def _figures(history: Sequence[Mapping[str, float]], rewards: Sequence[str]) -> dict[str, Any]:
+    """Return the mean of each reward over the first and the last tenth of the steps, and each validation."""
+    steps = [entry for entry in history if "reward" in entry]
+    tenth = max(1, len(steps) // 10)
+    found: dict[str, Any] = {}
+    for name in rewards:
+        key = f"rewards/{name}/mean"
+        values = [entry[key] for entry in steps if entry.get(key) is not None]
+        first, last = values[:tenth], values[-tenth:]
+        found[name] = {"first": sum(first) / len(first), "last": sum(last) / len(last)} if values else None
+    validations = [
+        {"epoch": entry["epoch"], **{name: entry[f"eval_{name}"] for name in SCORES if f"eval_{name}" in entry}}
+        for entry in history
+        if any(f"eval_{name}" in entry for name in SCORES)
+    ]
+    return {"rewards": found, "validation": validations}

@@ -1,0 +1,85 @@
+"""TRL's view of our samples: a processor whose prompts and pictures are the ones that inference uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
+
+from edgetune_runtime.conversation import Sample
+from edgetune_runtime.errors import InputError
+from edgetune_train.batch import Collator
+from edgetune_train.checkpoint import Checkpoint
+
+_DIVISIBLE = {"pixel_values", "image_grid_thw"}
+"""What TRL knows how to divide among the answers of a batch, of what models take of images."""
+
+
+class SamplePrompts(ProcessorMixin):
+    """A processor for TRL that renders no template and resizes no image.
+
+    TRL hands a processor the messages and images of a data set and never looks into an image. Here an "image" is the
+    number of a sample, and what comes back is that sample: its prompt's tokens and its preprocessed picture, exactly
+    as at inference.
+
+    Args:
+        base: for its tokenizer.
+        samples: what the numbers stand for.
+        collate: gives the pictures.
+    """
+
+    def __init__(self, base: Checkpoint, samples: Sequence[Sample], collate: Collator) -> None:
+        # The mixin's own constructor would want the parts of a Hugging Face processor.
+        special = base.family.special_tokens
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(base.folder / "tokenizer.json"),
+            eos_token=base.family.chat.end,
+            pad_token=special["pad"],
+        )
+        self.chat_template = None
+        self._samples = samples
+        self._collate = collate
+
+    def dataset(self, words: Sequence[str]) -> Dataset:
+        """Return a data set for `GRPOTrainer`: each sample's prompt in words, for its logs, and its number."""
+        turns = [[{"role": "user", "content": text}] for text in words]
+        return Dataset.from_dict({"prompt": turns, "image": list(range(len(turns)))})
+
+    def apply_chat_template(self, conversation: Any, *_: Any, tokenize: bool = False, **__: Any) -> Any:
+        """Return what `generate` takes, token ids as lists without padding; or the words of one conversation."""
+        if not tokenize:
+            return "".join(part.get("text", "") for turn in conversation for part in turn["content"])
+        samples = [self._samples[number] for number in _numbers(conversation)]
+        ids = [sample.prompt_ids for sample in samples]
+        kinds = [[int(token == self._collate.image_id) for token in row] for row in ids]
+        return {"input_ids": ids, "mm_token_type_ids": kinds, **self._pictures(samples)}
+
+    def __call__(self, images: Any = None, *_: Any, **__: Any) -> Any:
+        """Return what the model takes beside the token ids of the prompts, padded on the left: of lists of numbers."""
+        samples = [self._samples[number] for row in images for number in row]
+        batch = self._collate.prompts(samples)
+        return {"mm_token_type_ids": batch["mm_token_type_ids"], **self._pictures(samples)}
+
+    def batch_decode(self, rows: Any, *_: Any, **__: Any) -> list[str]:
+        """Return the texts of answers, without control tokens."""
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **_: Any) -> Any:
+        """Write nothing: the base has its own files."""
+        return []
+
+    def _pictures(self, samples: Sequence[Sample]) -> Mapping[str, torch.Tensor]:
+        pictures = self._collate.images([path for sample in samples for path in sample.images])
+        if unknown := set(pictures) - _DIVISIBLE:
+            raise InputError(f"GRPO cannot divide {', '.join(sorted(unknown))} of this family's images among answers")
+        return pictures
+
+
+def _numbers(conversations: Sequence[Any]) -> list[int]:
+    """Return the number of each conversation's sample."""
+    parts = (part for turns in conversations for turn in turns for part in turn["content"])
+    return [part["image"] for part in parts if part["type"] == "image"]
