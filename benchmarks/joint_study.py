@@ -113,6 +113,21 @@ def interval(values: Sequence[tuple[str, float]], before: Sequence[tuple[str, fl
     return "{:{s}.1f} [{:{s}.1f}, {:{s}.1f}]".format(*(100 * found[key] for key in ("value", "low", "high")), s=sign)
 
 
+def tabulate(rows: Mapping[str, Sequence[Row]], kinds: Mapping[str, str]) -> list[dict[str, object]]:
+    """One line for each row with all its figures, two with how `both` differs, and one with numbers of records."""
+    scores = {title: figures(said, kinds) for title, said in rows.items()}
+    lines: list[dict[str, object]] = [
+        {"row": title, **{column: interval(values) for column, values in found.items()}}
+        for title, found in scores.items()
+    ]
+    for title, questions in (("boxes alone", False), ("answers alone", True)):
+        columns = [column for column in scores["both"] if column.startswith("VQA") == questions]
+        alone = {column: interval(scores["both"][column], scores[title][column]) for column in columns}
+        lines.append({"row": f"both − {title}", **{column: alone.get(column, "-") for column in scores["both"]}})
+    counts = {column: len(values) for column, values in scores["base"].items()}
+    return [*lines, {"row": "records", **counts}]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, train, score, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,17 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(sys.executable, "-m", "edgetune", "train", "--checkpoint", TINY / "model", *files, *settings)
         rows[title] = score(args.output, name, exam, adapter, args.threads)
 
-    scores = {title: figures(said, kinds) for title, said in rows.items()}
-    lines: list[dict[str, object]] = [
-        {"row": title, **{column: interval(values) for column, values in found.items()}}
-        for title, found in scores.items()
-    ]
-    for title, questions in (("boxes alone", False), ("answers alone", True)):
-        columns = [column for column in scores["both"] if column.startswith("VQA") == questions]
-        alone = {column: interval(scores["both"][column], scores[title][column]) for column in columns}
-        lines.append({"row": f"both − {title}", **{column: alone.get(column, "-") for column in scores["both"]}})
-    counts = {column: len(values) for column, values in scores["base"].items()}
-    table = markdown([*lines, {"row": "records", **counts}])
+    lines = tabulate(rows, kinds)
+    table = markdown(lines)
     (args.output / "table.md").write_text(table, encoding="utf-8")
     (args.output / "results.json").write_text(json.dumps(lines, indent=2, ensure_ascii=False), encoding="utf-8")
     print(table)
