@@ -62,7 +62,9 @@ class Coordinate:
 def locate(
     record: Record, geometry: Geometry, family: Family, tokenizer: TextTokenizer
 ) -> tuple[list[int], list[list[Coordinate]]]:
-    """Return the tokens of a record's answer, and the four coordinates (x1, y1, x2, y2) of each box in them.
+    """Return the tokens of a record's answer and the four coordinates (x1, y1, x2, y2) of each box in them.
+
+    The tokens are those of `conversation.prepare`, less the one that ends the answer.
 
     Args:
         record: of kind "ground"; it may have no boxes.
@@ -74,8 +76,10 @@ def locate(
         InputError: the tokenizer does not give every sign of a number a token of its own, or the box cannot be written.
     """
     assert record.boxes is not None
-    text, boxes = grounding.lay_out(record.boxes, record.labels, geometry, family)
-    ids, spans = tokenizer.encode_with_spans(text)
+    words, boxes = grounding.lay_out(record.boxes, record.labels, geometry, family)
+    opening = family.chat.before_answer
+    text = opening + words
+    ids, spans = tokenizer.encode_with_spans(text, after=family.chat.suffix)
     places = decimals(family)
     limits = [round(size * 10**places) for size in frame_size(geometry, family).tolist()]
     known = sign_ids(tokenizer, family)
@@ -84,6 +88,7 @@ def locate(
     for box in boxes:
         corners = []
         for (start, end), limit in zip(box, limits, strict=True):
+            start, end = start + len(opening), end + len(opening)
             number, first = text[start:end], first_at.get(start, -1)
             expected = [(known[sign], (start + i, start + i + 1)) for i, sign in enumerate(number)]
             last = first + len(number)

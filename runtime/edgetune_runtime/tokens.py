@@ -44,16 +44,16 @@ class TextTokenizer:
             after: text that stands before it and whose last token is never joined with it. Some tokenizers write the
                 beginning of a text in another way than the same words further on (Llama's puts a space there).
         """
-        ids: list[int] = self._tokenizer.encode(after + text, add_special_tokens=False).ids
-        if after:
-            head: list[int] = self._tokenizer.encode(after, add_special_tokens=False).ids
-            return ids[len(head) :] if ids[: len(head)] == head else self.encode(text)
-        return ids
+        return self.encode_with_spans(text, after=after)[0]
 
-    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of text, and where each one stands in it: start and end (exclusive), in characters."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+    def encode_with_spans(self, text: str, *, after: str = "") -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of text as `encode` gives them, and where each stands in it: start and end in characters."""
+        encoding = self._tokenizer.encode(after + text, add_special_tokens=False)
+        head: list[int] = self._tokenizer.encode(after, add_special_tokens=False).ids if after else []
+        if encoding.ids[: len(head)] != head:
+            return self.encode_with_spans(text)
+        spans = [(start - len(after), end - len(after)) for start, end in encoding.offsets[len(head) :]]
+        return encoding.ids[len(head) :], spans
 
     def id_of(self, token: str) -> int | None:
         """Id of the token that is spelled so in the vocabulary, None if there is none."""

@@ -60,13 +60,14 @@ def smollm_tokenizer(special: Sequence[str], *, begin: str = "") -> Tokenizer:
 
 
 def llama_tokenizer(*, legacy: bool) -> Tokenizer:
-    """Return a tokenizer as Llama's: SentencePiece's spaces, bytes for what is unknown, `<s>` before every sequence.
+    """Return a tokenizer as Llama's: SentencePiece's spaces, single digits, bytes for the unknown, `<s>` before all.
 
     Converted the old way, every text between two special tokens gets a space in front; the new way only the first.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     scheme = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    tokenizer.pre_tokenizer = scheme
+    digits = pre_tokenizers.Digits(individual_digits=True)  # SentencePiece's split_digits: no merge has one
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, scheme])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special[:3], show_progress=False)
     tokenizer.train_from_iterator([text.strip() for text in _CORPUS] * 4, trainer)

@@ -66,7 +66,7 @@ def test_the_tokens_spell_the_numbers(
     names = data.draw(st.lists(labels, min_size=len(found), max_size=len(found)))
     ids, located = locate(record(found, names), GEOMETRY, family, tokenizer)
     text, spans = grounding.lay_out(found, names, GEOMETRY, family)
-    assert ids == tokenizer.encode(text)
+    assert ids == tokenizer.encode(family.chat.before_answer + text, after=family.chat.suffix)
     size = frame_size(GEOMETRY, family)
     for box, places in zip(located, spans, strict=True):
         for corner, (number, (start, end)) in enumerate(zip(box, places, strict=True)):

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from builders import TINY_MODEL
+from edgetune.cli import cli
 from edgetune_runtime.conversation import Sample, prepare
 from edgetune_runtime.coordinates import steps_of
 from edgetune_runtime.records import read_records
 from edgetune_train.box_loss import BoxAware, BoxLocator, expected_boxes, giou
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.objective import answer_loss
-from train.conftest import write_records
+from train.conftest import RECORDS, write_records
 
 BASE = Checkpoint.open(TINY_MODEL)
 VOCABULARY = 2048
@@ -221,3 +226,39 @@ def test_samples_without_boxes_have_no_term(samples: list[Sample]) -> None:
     objective = BoxAware(1.0)
     assert objective(logits, batch, 5).item() == answer_loss(logits, batch, 5).item()
     assert objective.figures() == {}
+
+
+@pytest.mark.parametrize("options", [[], ["--pack", "700"], ["--accumulate", "2", "--batch-size", "3"]])
+def test_a_run_brings_boxes_nearer(qwen3_vl: Path, data: Path, tmp_path: Path, options: list[str]) -> None:
+    """Padded, packed and accumulated, with questions and absent objects among the records."""
+    output = tmp_path / "adapter"
+    arguments = ["train", "--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(output), "--json"]
+    quick = ["--epochs", "12", "--batch-size", "6", "--rank", "4", "--precision", "fp32", "--learning-rate", "0.01"]
+    logs = ["--trainer-arg", "logging_steps=1", "--box-loss", "2"]
+    result = CliRunner().invoke(cli, [*arguments, *quick, *logs, *options])
+    assert result.exit_code == 0, result.output
+    logged = [json.loads(line) for line in (output / "logs" / "log.jsonl").read_text().splitlines()]
+    steps = [entry for entry in logged if "box_l1" in entry]
+    assert len(steps) == 12
+    assert steps[-1]["box_l1"] < 0.5 * steps[0]["box_l1"]
+    assert steps[-1]["box_giou"] > steps[0]["box_giou"]
+
+
+def test_one_step_is_one_step_however_it_is_divided(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+    weights = []
+    for name, options in {"one": ["6", "1"], "parts": ["2", "3"]}.items():
+        arguments = ["train", "--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(tmp_path / name)]
+        size = ["--batch-size", options[0], "--accumulate", options[1], "--trainer-arg", "warmup_steps=0"]
+        quick = ["--epochs", "2", "--rank", "4", "--precision", "fp32", "--learning-rate", "0.01", "--box-loss", "3"]
+        assert CliRunner().invoke(cli, [*arguments, *quick, *size]).exit_code == 0
+        weights.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-3)
+
+
+def test_records_without_any_box_are_refused(qwen3_vl: Path, tmp_path: Path) -> None:
+    data = write_records(tmp_path / "data", records=RECORDS[2:4])
+    arguments = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(tmp_path / "adapter")]
+    result = CliRunner().invoke(cli, ["train", *arguments, "--box-loss", "1", "--precision", "fp32"])
+    assert result.exit_code == 2
+    assert "no record is answered with boxes" in result.stderr

@@ -17,7 +17,7 @@ from transformers import PrinterCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from edgetune_runtime.conversation import Sample, prepare, token_id
+from edgetune_runtime.conversation import Sample, prepare, stop_ids
 from edgetune_runtime.records import Record
 from edgetune_train.adapter import Adapter
 from edgetune_train.batch import Collator
@@ -28,7 +28,7 @@ from edgetune_train.progress import Progress
 from edgetune_train.prompts import SamplePrompts
 from edgetune_train.rewards import REWARDS
 from edgetune_train.rhythm import Rhythm
-from edgetune_train.score import SCORES, GroundingScorer
+from edgetune_train.score import SCORES, GroundingScorer, answer_text
 from edgetune_train.settings import dtype_of
 from edgetune_train.template import check_own_template
 from edgetune_train.train import ADAPTER_FILES, LOG
@@ -141,7 +141,7 @@ def _policy(checkpoint: Checkpoint, adapter: Adapter | None, settings: GrpoSetti
     torch.manual_seed(settings.seed)
     model = checkpoint.load_model(dtype_of(settings.precision))
     # TRL stops answers at the ends that the model names, which checkpoints give incompletely.
-    model.generation_config.eos_token_id = [token_id(checkpoint.tokenizer, t) for t in checkpoint.family.stop_tokens]
+    model.generation_config.eos_token_id = stop_ids(checkpoint.tokenizer, checkpoint.family)
     with library_warnings_off():
         if adapter is not None:
             config = copy.copy(adapter.config)
@@ -158,7 +158,7 @@ def _reward(name: str, records: Sequence[Record], samples: Sequence[Sample], che
     """Return a reward as TRL calls it; its logs know it by `name`."""
 
     def reward(completion_ids: list[list[int]], image: list[int], **_: Any) -> list[float | None]:
-        texts = [checkpoint.tokenizer.decode(ids) for ids in completion_ids]
+        texts = [answer_text(ids, checkpoint) for ids in completion_ids]
         return [
             REWARDS[name](text, records[number], samples[number].geometry, checkpoint.family)
             for text, number in zip(texts, image, strict=True)

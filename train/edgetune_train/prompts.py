@@ -14,7 +14,8 @@ from edgetune_runtime.errors import InputError
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
 
-_DIVISIBLE = {"pixel_values", "image_grid_thw"}
+_KINDS = "mm_token_type_ids"
+_DIVISIBLE = {"pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask"}
 """What TRL knows how to divide among the answers of a batch, of what models take of images."""
 
 
@@ -29,6 +30,9 @@ class SamplePrompts(ProcessorMixin):
         base: for its tokenizer.
         samples: what the numbers stand for.
         collate: gives the pictures.
+
+    Raises:
+        InputError: the family's models take all images of a batch as one array.
     """
 
     def __init__(self, base: Checkpoint, samples: Sequence[Sample], collate: Collator) -> None:
@@ -40,8 +44,10 @@ class SamplePrompts(ProcessorMixin):
             pad_token=special["pad"],
         )
         self.chat_template = None
+        self._title = base.family.title
         self._samples = samples
         self._collate = collate
+        self._pictures([samples[0]] * 2)  # an early look at what TRL will have to divide
 
     def dataset(self, words: Sequence[str]) -> Dataset:
         """Return a data set for `GRPOTrainer`: each sample's prompt in words, for its logs, and its number."""
@@ -55,13 +61,18 @@ class SamplePrompts(ProcessorMixin):
         samples = [self._samples[number] for number in _numbers(conversation)]
         ids = [sample.prompt_ids for sample in samples]
         kinds = [[int(token == self._collate.image_id) for token in row] for row in ids]
-        return {"input_ids": ids, "mm_token_type_ids": kinds, **self._pictures(samples)}
+        return {"input_ids": ids, **({_KINDS: kinds} if self._collate.typed_tokens else {}), **self._pictures(samples)}
 
     def __call__(self, images: Any = None, *_: Any, **__: Any) -> Any:
         """Return what the model takes beside the token ids of the prompts, padded on the left: of lists of numbers."""
         samples = [self._samples[number] for row in images for number in row]
         batch = self._collate.prompts(samples)
-        return {"mm_token_type_ids": batch["mm_token_type_ids"], **self._pictures(samples)}
+        return {name: batch[name] for name in batch if name == _KINDS} | dict(self._pictures(samples))
+
+    def image_processor(self, images: Any = None, **_: Any) -> dict[str, torch.Tensor]:
+        """Return how many tiles each image has, which is what TRL asks an image processor."""
+        pictures = [self._pictures([self._samples[number]]) for row in images for number in row]
+        return {"num_patches": torch.tensor([len(picture["pixel_values"]) for picture in pictures])}
 
     def batch_decode(self, rows: Any, *_: Any, **__: Any) -> list[str]:
         """Return the texts of answers, without control tokens."""
@@ -74,8 +85,9 @@ class SamplePrompts(ProcessorMixin):
 
     def _pictures(self, samples: Sequence[Sample]) -> Mapping[str, torch.Tensor]:
         pictures = self._collate.images([path for sample in samples for path in sample.images])
-        if unknown := set(pictures) - _DIVISIBLE:
-            raise InputError(f"GRPO cannot divide {', '.join(sorted(unknown))} of this family's images among answers")
+        joined = len(pictures["pixel_values"]) == 1 < len(samples)
+        if joined or not set(pictures) <= _DIVISIBLE:
+            raise InputError(f"grpo: TRL cannot divide the images of {self._title} among answers", hint="use train")
         return pictures
 
 

@@ -74,12 +74,15 @@ class GroundingScorer:
             eos_token_id=self._stop,
             pad_token_id=self._collate.pad_id,
         )
-        return [self._text(row) for row in output[:, prompt_length:].tolist()]
+        return [answer_text(row, self._base) for row in output[:, prompt_length:].tolist()]
 
-    def _text(self, row: Sequence[int]) -> str:
-        ended = next((place for place, token in enumerate(row) if token in self._stop), len(row))
-        text = self._base.tokenizer.decode(list(row[:ended]), keep_control=True)
-        return text.removeprefix(self._base.family.chat.before_answer)
+
+def answer_text(ids: Sequence[int], base: Checkpoint) -> str:
+    """Return what a model has answered, from its tokens: up to the one that ends it, as the codec reads it."""
+    stop = stop_ids(base.tokenizer, base.family)
+    ended = next((place for place, token in enumerate(ids) if token in stop), len(ids))
+    text = base.tokenizer.decode(list(ids[:ended]), keep_control=True)
+    return text.removeprefix(base.family.chat.before_answer)
 
 
 def _to(value: Any, device: torch.device) -> Any:
