@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 from edgetune_runtime.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.records import read_entries
-from edgetune_train.attention import choose_attention
+from edgetune_train.attention import choose_attention, use_attention
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
@@ -162,6 +162,42 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_pack(base: Checkpoint, 
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         np.testing.assert_allclose(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_varlen_attention_computes_padded_batches_as_sdpa_does(base: Checkpoint, samples: list[Sample]) -> None:
+    """Validation has masks and a cache, and no segments."""
+    batches = Collator.of(base, PixelInputs(base.spec))
+    found = []
+    for name in ("sdpa", "torch_varlen"):
+        model = base.load_model(torch.float32).eval()
+        assert use_attention(model, name) == (name == "torch_varlen")
+        assert model.config.text_config._attn_implementation == name
+        assert model.config.vision_config._attn_implementation == "sdpa"
+        batch = batches(samples)
+        with torch.no_grad():
+            logits = model(**{key: value for key, value in batch.items() if not key.endswith("labels")}).logits
+            prompts = batches.prompts(samples[:3])
+            output = model.generate(**prompts, do_sample=False, max_new_tokens=4, pad_token_id=0)
+        found.append((logits[batch["labels"] != -100], output))
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(found[1][1], found[0][1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for CUDA")
+def test_varlen_attention_keeps_the_samples_of_a_pack_apart(base: Checkpoint, samples: list[Sample]) -> None:
+    found = []
+    for name in ("sdpa", "torch_varlen"):
+        model = base.load_model(torch.bfloat16).cuda().eval()
+        segments = use_attention(model, name)
+        batch = Collator.of(base, PixelInputs(base.spec), segments=segments)([tuple(samples)])
+        batch = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        logits = model(**{key: value for key, value in batch.items() if not key.endswith("labels")}).logits
+        loss = answer_loss(logits, batch, answers(samples))
+        loss.backward()
+        weight = model.get_submodule(base.modules.blocks)[0].self_attn.q_proj.weight
+        found.append((float(loss.detach()), weight.grad.float().flatten()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=2e-3)
+    assert float(torch.cosine_similarity(found[0][1], found[1][1], dim=0)) > 0.99
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has what this refuses")

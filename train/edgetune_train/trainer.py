@@ -97,6 +97,7 @@ class GroundingTrainer(Trainer):
         Every process takes part under FSDP.
         """
         if self.is_fsdp_enabled:
+            assert self.model is not None
             trained = {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
             state_dict = {
                 name: tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor  # a copy has arrived
