@@ -138,6 +138,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 def _row(record: Record, reply: Reply) -> dict[str, Any]:
     row: dict[str, Any] = {
+        "id": record.id,
         "source": record.source,
         "image": str(record.image.absolute()),  # results may be read from another folder
         "kind": record.kind,

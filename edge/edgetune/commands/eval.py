@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from edgetune.commands._common import Console, verb
+from edgetune.commands._eval_export import export
 
 
-@verb(writes=True)
+@verb(writes=True, subcommands={"export": export})
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--data",
