@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grpo-steps", type=int, default=30)
     parser.add_argument("--grpo-records", type=int, default=32, help="records per step")
     parser.add_argument("--generations", type=int, default=8)
-    parser.add_argument("--grpo-learning-rate", type=float, default=3e-4)
+    parser.add_argument("--grpo-learning-rate", type=float, default=5e-4)
     parser.add_argument("--beta", type=float, default=0.0)
     args = parser.parse_args(arguments)
     started, slowest = time.monotonic(), 0.0
