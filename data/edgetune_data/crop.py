@@ -130,6 +130,18 @@ def _only(entry: Entry, kept: Sequence[tuple[int, Place]]) -> dict[str, Any]:
     return with_places(value, places)
 
 
+def beside_originals(cuts: Sequence[Cut]) -> list[Cut]:
+    """Return every cropped record twice: as it was, and after it its crops."""
+    both: list[Cut] = []
+    told: set[str] = set()
+    for cut in cuts:
+        if cut.windows and cut.entry.source not in told:
+            both.append(Cut(cut.entry, dict(cut.entry.value or {}), why="the original beside its crops"))
+        told.add(cut.entry.source)
+        both.append(cut)
+    return both
+
+
 def write(cuts: Sequence[Cut], work: Path, output: Path, *, kind: Literal["png", "jpeg"]) -> dict[str, Any]:
     """Cut the pictures and write images/, data.jsonl, dataset.json and changes.jsonl into `work`; return the result.
 

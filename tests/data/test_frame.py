@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -79,6 +79,7 @@ def test_boxes_in_pixels_of_the_resized_picture_are_recognised(size: tuple[int, 
     assert found is not None and (found[0].unit, found[0].order) == ("resized", "xyxy")
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(10, 80),

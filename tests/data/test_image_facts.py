@@ -8,7 +8,7 @@ import imagehash
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from scipy.ndimage import uniform_filter1d
@@ -61,6 +61,7 @@ def test_the_hash_is_imagehash_s(photo: Path) -> None:
     )
 
 
+@settings(deadline=None)
 @given(
     left=st.lists(st.integers(0, 2**64 - 1), max_size=6),
     flips=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 63), st.integers(0, 63)), max_size=6),
@@ -76,6 +77,7 @@ def rows(values: list[int]) -> npt.NDArray[np.uint8]:
     return np.array([list(value.to_bytes(8, "big")) for value in values], dtype=np.uint8).reshape(-1, 8)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
 def test_groups_are_connected_components(count: int, links: list[tuple[int, int]]) -> None:
     links = [(a % count, b % count) for a, b in links]

@@ -109,7 +109,7 @@ def test_meta_keeps_records_together(tmp_path: Path) -> None:
     assert sorted(len(group["records"]) for group in groups) == [4] * 10
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=30, max_size=120),
     labels=st.integers(1, 5),

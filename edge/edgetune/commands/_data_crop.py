@@ -32,6 +32,7 @@ from edgetune.stage import run_stage
     help="Share of a cut box that has to be left, or it is left out.",
 )
 @click.option("--rest", type=click.Choice(["keep", "drop"]), default="keep", help="Records that are not cropped.")
+@click.option("--originals", is_flag=True, help="Keep each cropped record as it was, too, before its crops.")
 @click.option("--format", "kind", type=click.Choice(["png", "jpeg"]), default="png", help="Of the crops; png is exact.")
 def crop(
     console: Console,
@@ -39,6 +40,7 @@ def crop(
     output: Path,
     around: Any,
     rest: str,
+    originals: bool,
     kind: Any,
     force: bool,
     dry_run: bool,
@@ -48,7 +50,7 @@ def crop(
 
     Originals stay as they are; meta.origin of each record says where its crop comes from.
     """
-    from edgetune_data.crop import plan, write
+    from edgetune_data.crop import beside_originals, plan, write
     from edgetune_data.crop_window import CropRules
     from edgetune_data.entries import checked, image_sizes
     from edgetune_data.manifest import hash_files, set_hash
@@ -59,21 +61,24 @@ def crop(
     kept = [cut for cut in cuts if cut.windows or rest == "keep"]
     if not kept:
         raise click.UsageError(f"{data} has no record to crop and --rest drop leaves nothing.")
+    dropped = len(cuts) - len(kept)
+    kept = beside_originals(kept) if originals else kept
     images = hash_files(dict.fromkeys(image for entry in entries for image in entry.images))
     files = dict.fromkeys(entry.path for entry in entries)
+    choices = {"around": around, "rest": rest, "originals": originals, "format": kind, **sizes}
     stage = run_stage(
         "data-crop",
         output,
         inputs={"data" if not number else f"data {number + 1}": path for number, path in enumerate(files)},
-        settings={"around": around, "rest": rest, "format": kind, **sizes, "images_sha256": set_hash(images)},
-        build=lambda work: write(kept, work, output, kind=kind) | {"dropped": len(cuts) - len(kept)},
+        settings={**choices, "images_sha256": set_hash(images)},
+        build=lambda work: write(kept, work, output, kind=kind) | {"dropped": dropped},
         force=force,
         dry_run=dry_run,
     )
     cropped = sum(bool(cut.windows) for cut in kept)
-    summary = f"{cropped} of {len(cuts)} records cropped, {len(kept) - cropped} kept as they are"
-    if len(kept) < len(cuts):
-        summary += f", {len(cuts) - len(kept)} dropped"
+    summary = f"{len(kept)} records: {cropped} on crops, {len(kept) - cropped} as they were"
+    if dropped:
+        summary += f", {dropped} dropped"
     notes = [note for cut in kept for note in cut.notes]
     if notes:
         left = sum(" left out:" in note for note in notes)
