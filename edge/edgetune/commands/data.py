@@ -11,7 +11,13 @@ from edgetune.commands._data_crop import crop
 from edgetune.commands._data_split import split
 from edgetune.commands._data_stats import stats
 
-SUBCOMMANDS: dict[str, click.Command] = {"convert": convert, "check": check, "crop": crop, "split": split, "stats": stats}
+SUBCOMMANDS: dict[str, click.Command] = {
+    "convert": convert,
+    "check": check,
+    "crop": crop,
+    "split": split,
+    "stats": stats,
+}
 
 
 @verb(subcommands=SUBCOMMANDS)
