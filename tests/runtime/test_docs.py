@@ -15,7 +15,7 @@ from edgetune_runtime.records import Record, read_entries
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["coordinates.md", "data.md"])
+@pytest.mark.parametrize("page", ["coordinates.md", "data.md", "data_check.md"])
 def test_examples(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     failures, examples = doctest.testfile(str(DOCS / page), module_relative=False)
