@@ -191,6 +191,6 @@ def test_roles_share_the_weight_as_told() -> None:
 def test_resized_pictures_decide_the_tokens(qwen3_vl: Path, data: Path) -> None:
     base = Checkpoint.open(qwen3_vl)
     for sample in calibration_set(base, data, samples=None, seed=0).samples:
-        geometry = geometry_of(*upright_size(sample.record.image), base.spec)
+        geometry = geometry_of(*upright_size(sample.images[0]), base.spec)
         tokens = geometry.resized_width * geometry.resized_height // 32**2
         assert int((roles(sample, base) == ROLES.index("image")).sum()) == tokens

@@ -65,8 +65,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if family.modules is None or not family.exports:
         raise InputError(
             f"{folder}: {family.title} (model type {config.get('model_type')!r}) cannot be exported",
-            hint=f"only {', '.join(family.title for family in FAMILIES.values() if family.exports)} can; the others are "
-            "trained, merged, scored and run as checkpoints",
+            hint=f"only {', '.join(known.title for known in FAMILIES.values() if known.exports)} can; "
+            "the others are trained, merged, scored and run as checkpoints",
         )
     spec = ImageSpec.from_checkpoint(folder)
     if not (folder / "tokenizer.json").is_file():
