@@ -1,6 +1,6 @@
 """What packing gains on a mixed training set: the tiny example model, one core, the same records in every row.
 
-Usage: `python benchmarks/packing.py [--records 96] [--rounds 3] [--json FILE]`
+Usage: `python benchmarks/packing.py [--small] [--records 96] [--rounds 3] [--json FILE]`; --small is a toy model.
 
 Every layout computes the loss and its gradients for every record, with the same weights; the loss is the mean over all
 learned tokens, so the rows must agree. Rounds alternate between the layouts; the time is processor time, the median
@@ -29,7 +29,7 @@ from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
 from edgetune_train.settings import TrainSettings, training_arguments
-from train_world import tiny_checkpoint, write_records
+from train_world import random_checkpoint, tiny_checkpoint, write_records
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,16 @@ def step_of(model: Any, collate: Collator, learned: int) -> Callable[[Layout], f
     return run
 
 
-def measure(count: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+def measure(model: Path, count: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
     """Return the table's rows.
 
     Args:
+        model: the checkpoint.
         count: how many records.
         rounds: how often each layout is timed.
-        folder: for the checkpoint and the records.
+        folder: for the records.
     """
-    checkpoint = Checkpoint.open(tiny_checkpoint(folder / "model", longest_edge=512 * 512))
+    checkpoint = Checkpoint.open(model)
     entries = read_entries(write_records(folder / "data", count, sides=(64, 512)))
     samples = prepare(entries, checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     settings = TrainSettings(precision="fp32", pack=1)
@@ -123,13 +124,19 @@ def measure(count: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a toy model, for a test")
     parser.add_argument("--records", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(options.records, options.rounds, Path(folder))
+        model, edge = Path(folder) / "model", 512 * 512
+        if options.small:
+            random_checkpoint(model, "small", dtype=torch.float32, device="cpu", longest_edge=edge)
+        else:
+            tiny_checkpoint(model, longest_edge=edge)
+        rows = measure(model, options.records, options.rounds, Path(folder))
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(map(str, row.values())) + " |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs, best_fit
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
+from families.checkpoints import (
+    build_idefics3,
+    build_internvl,
+    build_llava,
+    build_llava_onevision,
+    build_qwen2_vl,
+)
 from train.conftest import RECORDS, write_records
 
 DIALOGUES: list[dict[str, Any]] = [
@@ -206,3 +214,32 @@ def test_attention_that_is_not_there_is_named() -> None:
     with pytest.raises(MissingDependency, match="flash_attention_2: it is not installed"):
         choose_attention("flash_attention_2", torch.bfloat16)
     assert json.dumps(choose_attention("sdpa", torch.float32)) == '"sdpa"'
+
+
+@pytest.mark.parametrize("build", [build_llava, build_internvl, build_idefics3, build_llava_onevision, build_qwen2_vl])
+def test_other_families_pack_to_the_loss_and_gradients_of_single_samples(
+    build: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """Tiles, padded squares and projectors; positions of one axis where there is no M-RoPE."""
+    base = Checkpoint.open(build(tmp_path / "model"))
+    path = write_records(tmp_path / "data", records=RECORDS[:4])
+    samples = prepare(read_entries(path), base.family, base.spec, base.tokenizer)
+    collate = Collator.of(base, PixelInputs(base.spec))
+    found = []
+    for rows in ([[tuple(samples)]], [[sample] for sample in samples]):
+        model = base.load_model(torch.float32).eval()
+        total = 0.0
+        for row in rows:
+            batch = collate(row)
+            logits = model(**{key: value for key, value in batch.items() if not key.endswith("labels")}).logits
+            loss = answer_loss(logits, batch, answers(samples))
+            loss.backward()
+            total += float(loss.detach())
+        found.append((total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (packed, gradients), (single, expected) = found
+    assert packed == pytest.approx(single, rel=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        if not name.endswith("k_proj.bias"):  # adds the same to all of a query's scores: its gradient is rounding
+            error = (gradient - expected[name]).norm() / expected[name].norm().clamp_min(1e-12)
+            assert float(error) < 1e-5, name
