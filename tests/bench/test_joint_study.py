@@ -69,5 +69,10 @@ def test_every_figure_is_in_its_place(study: ModuleType) -> None:
     assert lines["both − answers alone"]["mIoU"] == "-"
     assert lines["records"] == {
         "row": "records",
-        "Acc@0.5": 4, "mIoU": 4, "refusal recall": 1, "VQA": 4, "VQA colour": 1, "VQA count": 3,
+        "Acc@0.5": 4,
+        "mIoU": 4,
+        "refusal recall": 1,
+        "VQA": 4,
+        "VQA colour": 1,
+        "VQA count": 3,
     }
