@@ -113,7 +113,7 @@ def _write(
 
     fixes = options["fixes"]
     done = run_stage(
-        "data check",
+        "data-check",
         output,
         inputs={"data": material.path} | {f"against {number}": path for number, path in enumerate(against, start=1)},
         settings={**material.settings(), **options},
