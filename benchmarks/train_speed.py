@@ -5,8 +5,8 @@ Usage: `python benchmarks/train_speed.py [--small] [--records 96] [--rounds 3] [
 Qwen3-VL-2B's sizes with random weights (`--small`: a toy on the CPU), frozen vision, LoRA of rank 16 on every language
 linear, gradient checkpointing off. `plain` is what one writes with transformers and peft: a data set that the
 processor prepares in worker processes, padded batches of 8, the model's own loss. `padded` and `packed` are ours; they
-keep the features of the frozen tower after the first pass, as in any run of several epochs. `packed` reports what
-holds its samples apart.
+keep the features of the frozen tower after the first pass, as in any run of several epochs; `packed, nothing kept`
+computes them each time, as a first epoch does and as `plain` always does. `attention` is what holds a pack's samples apart.
 
 A round is one pass over the records with each system, one after the other; a first round warms up and is not counted.
 Seconds are the median of the rounds; memory is the most that the system's own tensors took.
@@ -41,6 +41,7 @@ from edgetune_train.vision import PixelInputs
 from train_world import random_checkpoint, write_records
 
 BATCH = 8
+LAYOUTS = ("plain", "padded", "packed, nothing kept", "packed")
 
 
 @dataclass
@@ -133,10 +134,11 @@ def build(checkpoint: Checkpoint, samples: list[Sample], pack: int, precision: A
     on_gpu = torch.cuda.is_available()
     systems = []
     for quantize in ("none", "nf4"):
-        for layout in ("plain", "padded", "packed"):
+        for layout in LAYOUTS:
+            packed, kept = layout.startswith("packed"), layout in ("padded", "packed")
             settings = TrainSettings(
-                epochs=1, batch_size=BATCH, pack=pack if layout == "packed" else 0, precision=precision,
-                quantize="nf4" if quantize == "nf4" else "none",
+                epochs=1, batch_size=BATCH, pack=pack if packed else 0, precision=precision,
+                quantize="nf4" if quantize == "nf4" else "none", cache_mb=4096 if kept else 0,
             )  # fmt: skip
             workers = {"dataloader_num_workers": 8 if on_gpu else 0} if layout == "plain" else {}
             arguments = arguments_of(settings, folder, **workers)
@@ -145,7 +147,7 @@ def build(checkpoint: Checkpoint, samples: list[Sample], pack: int, precision: A
             adapted = adapted_model(checkpoint, settings, arguments, start=None)
             adapted.model.to(arguments.device)
             collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments)
-            data: Any = Packs(samples, pack, seed=0, epochs=1) if layout == "packed" else samples
+            data: Any = Packs(samples, pack, seed=0, epochs=1) if packed else samples
             shared = {"model": adapted.model, "args": arguments}
             if layout == "plain":
                 usual = pad(collate.image_id, collate.pad_id)
@@ -167,9 +169,9 @@ def _maker(kind: Any, options: dict[str, Any]) -> Callable[[], Trainer]:
 def table(systems: list[System], records: int) -> list[dict[str, Any]]:
     """Return a row a system; the ratio is of its speed over that of the plain one with the same base."""
     rows = []
-    for start in range(0, len(systems), 3):
+    for start in range(0, len(systems), len(LAYOUTS)):
         plain = statistics.median(systems[start].seconds)
-        for system in systems[start : start + 3]:
+        for system in systems[start : start + len(LAYOUTS)]:
             seconds = statistics.median(system.seconds)
             ratios = [a / b for a, b in zip(systems[start].seconds, system.seconds, strict=True)]
             rows.append(
