@@ -6,7 +6,7 @@ Qwen3-VL-2B's sizes with random weights (`--small`: a toy on the CPU), frozen vi
 linear, gradient checkpointing off. `plain` is what one writes with transformers and peft: a data set that the
 processor prepares in worker processes, padded batches of 8, the model's own loss. `padded` and `packed` are ours; they
 keep the features of the frozen tower after the first pass, as in any run of several epochs; `packed, nothing kept`
-computes them each time, as a first epoch does and as `plain` always does. `attention` holds the samples of a pack apart.
+computes them each time, as a first epoch does and as `plain` always does. `attention` keeps packed samples apart.
 
 A round is one pass over the records with each system, one after the other; a first round warms up and is not counted.
 Seconds are the median of the rounds; memory is the most that the system's own tensors took.
