@@ -64,7 +64,7 @@ def test_engines_tell_what_their_own_libraries_tell(features: dict[str, dict[str
 
 def test_packages_are_those_of_the_extras_with_their_versions(features: dict[str, dict[str, Any]]) -> None:
     train = {package["name"]: package for package in features["train"]["packages"]}
-    assert set(train) == {"accelerate", "peft", "tensorboard", "torch", "transformers"}
+    assert set(train) == {"accelerate", "peft", "pyyaml", "tensorboard", "torch", "transformers"}
     assert train["peft"]["installed"] == importlib.metadata.version("peft")
     assert features["train"]["works"]
     assert "onnxruntime" in {package["name"] for package in features["export"]["packages"]}
