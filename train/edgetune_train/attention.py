@@ -3,12 +3,14 @@
 Three ways to the same result, the fastest that is there:
 
 - flash_attention_3, flash_attention_2: the flash-attn packages
-- torch_varlen: the FlashAttention kernel that torch (2.10 and later) brings along, for CUDA
+- torch_varlen: the FlashAttention kernel that torch (2.11 and later) brings along, for CUDA
 - sdpa: torch's scaled dot product attention with a block-diagonal mask, everywhere
 """
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, cast
 
@@ -33,7 +35,7 @@ def choose_attention(wanted: Attention, dtype: torch.dtype) -> str:
     there = {
         "flash_attention_3": is_flash_attn_3_available(),
         "flash_attention_2": is_flash_attn_2_available(),
-        _VARLEN: torch.cuda.is_available() and find_spec("torch.nn.attention.varlen") is not None,
+        _VARLEN: torch.cuda.is_available() and {"scale", "window_size"} <= _varlen_options(),
     }
     usable = [name for name, found in there.items() if found and dtype != torch.float32]
     if wanted == "auto":
@@ -42,6 +44,16 @@ def choose_attention(wanted: Attention, dtype: torch.dtype) -> str:
         why = "it does not compute in float32" if there[wanted] else "it is not installed for this device"
         raise MissingDependency(f"--attention {wanted}: {why}", hint="--attention auto takes what is there")
     return wanted
+
+
+@cache
+def _varlen_options() -> set[str]:
+    """Return what torch's kernel can be told; the first release that had it knew neither scale nor windows."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return set()
+    from torch.nn.attention.varlen import varlen_attn
+
+    return set(inspect.signature(varlen_attn).parameters)
 
 
 def use_attention(model: Any, name: str) -> bool:
@@ -88,8 +100,14 @@ def _varlen_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [L, heads, D]
+    groups = q.shape[1] // k.shape[1]
+    options: dict[str, Any] = {}
+    if groups > 1 and "enable_gqa" in _varlen_options():
+        options["enable_gqa"] = True
+    elif groups > 1:  # torch 2.11 wants as many heads of keys as of queries
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     attended = varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-        scale=scaling, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        scale=scaling, window_size=(-1, 0), **options,
     )  # fmt: skip
     return cast(torch.Tensor, attended)[None], None
