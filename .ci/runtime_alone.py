@@ -69,9 +69,10 @@ def main(bundle: str, folder: Path, absent: list[str]) -> None:
 
     program = Path(sys.executable).parent / "edgetune-run"
     told = subprocess.run([program, bundle, picture, f"the {OBJECT}", "--json"], capture_output=True, check=True)
-    box = json.loads(told.stdout)["results"][0]["detections"][0]["box"]
-    assert tuple(box) == detections[0].box, (box, detections)
-    print(f"edgetune-run finds it as well: {box}")
+    answer = json.loads(told.stdout)["results"][0]["detections"][0]
+    assert tuple(answer["box"]) == detections[0].box, (answer, detections)
+    assert 0 < answer["score"] <= 1, answer
+    print(f"edgetune-run finds it as well: {answer}")
 
     box = [int(value) for value in truth]
     record = {"image": picture.name, "text": f"the {OBJECT}", "bbox": box}

@@ -116,7 +116,7 @@ def _session(options: argparse.Namespace) -> Any:
 def _boxes(session: Any) -> dict[str, Any]:
     answer = session.last_answer
     return {
-        "detections": [{"label": item.label, "box": list(item.box)} for item in answer.detections],
+        "detections": [{"label": item.label, "box": list(item.box), "score": item.score} for item in answer.detections],
         "status": answer.status,
         "problem": answer.problem,
     }
