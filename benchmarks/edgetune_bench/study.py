@@ -94,12 +94,15 @@ def prepare(
     *,
     options: Options,
     baseline: Target | None = None,
+    made_from: Mapping[str, Path] | None = None,
     pictures: int = 0,
     report: bool = False,
     metrics: Sequence[str] = (),
     worst: int = 0,
 ) -> Study:
     """Check all input before anything runs. Without a baseline, the only checkpoint among several targets is it.
+
+    `made_from` has the files that `data` is a copy of, where it is one.
 
     Raises:
         InputError: nothing to answer, more rounds than records, or a folder named twice.
@@ -110,7 +113,7 @@ def prepare(
     checkpoints = [target for target in targets if target.kind == CHECKPOINT]
     if baseline is None and len(checkpoints) == 1 and len(targets) > 1:
         baseline = checkpoints[0]
-    checked = plan.prepare(targets, data, options=options, baseline=baseline, watch=show_progress)
+    checked = plan.prepare(targets, data, options=options, baseline=baseline, made_from=made_from, watch=show_progress)
     return Study(checked, pictures, report, tuple(metrics), worst)
 
 

@@ -1,4 +1,4 @@
-"""train, calibrate and eval read foreign formats in place."""
+"""train, calibrate, eval and bench read foreign formats in place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from data.converting import GOLDEN, pictures
 from edgetune.cli import cli
+from edgetune_runtime.manifest import sha256_file
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "model"
 
@@ -40,7 +41,14 @@ def test_calibrate_reads_coco(tmp_path: Path, coco: Path) -> None:
 def test_eval_reads_coco(tmp_path: Path, coco: Path) -> None:
     result = run("eval", TINY, "--data", coco, "--output", tmp_path / "out", "--max-new-tokens", "8", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["data"]["records"] == 3
+    told = json.loads(result.stdout)
+    assert (told["data"]["records"], told["data"]["path"]) == (3, str(coco))
+    assert told["inputs"]["data"] == {"path": str(coco), "sha256": sha256_file(coco)}
+
+
+def test_bench_reads_coco(tmp_path: Path, coco: Path) -> None:
+    result = run("bench", TINY, "--data", coco, "--output", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_bad_record_is_named_at_its_own_place(tmp_path: Path, coco: Path) -> None:

@@ -15,7 +15,12 @@ from edgetune.commands._merge_results import merge
 
 @verb(writes=True, subcommands={"merge": merge})
 @click.argument("targets", metavar="[NAME=]TARGET...", nargs=-1, required=True)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL of records with their answers.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Records with their answers, in any format that data convert reads.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for results, predictions and the report.")
 @click.option("--report", type=click.Path(path_type=Path), help="Another name for --output.")
 @click.option(
@@ -62,6 +67,7 @@ def command(
     from edgetune.commands._measure import run_study, show_tables
     from edgetune_bench.study import prepare
     from edgetune_bench.targets import identify
+    from edgetune_data.read import canonical_file, stage_inputs
     from edgetune_runtime.bench.machine import usable_cores
     from edgetune_runtime.bench.matrix import Options
     from edgetune_runtime.bench.targets import parse
@@ -70,8 +76,9 @@ def command(
     known = partial(identify, engine=engine)
     study = prepare(
         [parse(target, known) for target in targets],
-        data,
+        canonical_file(data),
         options=options,
+        made_from=stage_inputs("data", data),
         baseline=parse(baseline, known) if baseline else None,
         pictures=pictures or 0,
         report=True,

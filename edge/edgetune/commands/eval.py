@@ -61,7 +61,7 @@ def command(
     from edgetune_bench import table
     from edgetune_bench.study import GALLERY, prepare
     from edgetune_bench.targets import identify
-    from edgetune_data.read import canonical_file
+    from edgetune_data.read import canonical_file, stage_inputs
     from edgetune_runtime.bench.machine import usable_cores
     from edgetune_runtime.bench.matrix import Options
 
@@ -70,6 +70,7 @@ def command(
         [identify(target, adapter=adapter)],
         canonical_file(data),
         options=options,
+        made_from=stage_inputs("data", data),
         pictures=pictures or 0,
         metrics=tuple(dict.fromkeys(metrics)),
         worst=worst if output or gallery else 0,

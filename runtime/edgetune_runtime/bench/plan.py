@@ -30,7 +30,7 @@ class Plan:
 
     Attributes:
         targets: the rows, with names of their own.
-        data: the JSONL file.
+        data: the JSONL file that workers read.
         records: what every row answers.
         images_sha256: over the pictures' files, in record order.
         options: how targets are run.
@@ -65,7 +65,11 @@ class Plan:
             "versions": machine.versions(),
             "options": self.options.to_dict(),
             "statistics": dict(STATISTICS),
-            "data": {"path": str(self.data), "records": len(self.records), "images_sha256": self.images_sha256},
+            "data": {
+                "path": str(self.inputs["data"]),
+                "records": len(self.records),
+                "images_sha256": self.images_sha256,
+            },
             "inputs": {name: {"path": str(path), "sha256": sha256_tree(path)} for name, path in self.inputs.items()},
             "baseline": self.baseline,
             "rows": [self._row(target, outcomes[target.name], answers) for target in self.targets],
@@ -93,11 +97,13 @@ def prepare(
     *,
     options: Options,
     baseline: Target | None = None,
+    made_from: Mapping[str, Path] | None = None,
     watch: Watch = unwatched,
 ) -> Plan:
     """Check all input before anything runs: records, images, folders, names.
 
-    A baseline that is not among the targets becomes the first row.
+    A baseline that is not among the targets becomes the first row. Where `data` is a copy in canonical form,
+    `made_from` has the files that it was made from, "data" and others by role: it is them that the results name.
 
     Raises:
         InputError: nothing to answer, more rounds than records, or a folder named twice.
@@ -108,7 +114,7 @@ def prepare(
     if options.rounds > len(records):
         raise InputError(f"--rounds {options.rounds}: there are only {len(records)} records to deal out")
     intact, damaged = matrix.input_hashes(named)
-    inputs = {"data": data} | {f"row {name}": path for name, path in intact.items()}
+    inputs = dict(made_from or {"data": data}) | {f"row {name}": path for name, path in intact.items()}
     return Plan(named, data, records, images, options, reference, inputs, damaged)
 
 
