@@ -132,15 +132,17 @@ def study_seed(base: Checkpoint, records: Sequence[Record], args: argparse.Names
         result = run(folder)
         seconds = time.monotonic() - started
         found[arm] = {"folder": folder, "seconds": round(seconds, 1), "steps": result["steps"]}
-        found[arm] |= {key: result[key] for key in ("loss", "rewards") if key in result}
+        found[arm] |= {key: result[key] for key in ("loss", "rewards", "samples_per_second") if key in result}
         print(f"seed {seed}: {arm}: {found[arm]}", flush=True)
         return seconds
 
-    plain = timed("sft", lambda folder: train(base, records, [], settings, folder))
+    timed("sft", lambda folder: train(base, records, [], settings, folder))
     timed("sft + box", lambda folder: train(base, records, [], replace(settings, box_loss=args.box_loss), folder))
     start = Adapter.open(found["sft"]["folder"])
     rewarding = timed("grpo", lambda folder: grpo(base, start, records, [], rewarded, folder))
-    longer = replace(settings, epochs=args.epochs * (plain + rewarding) / plain)
+    # By the speed of its steps: starting up, which the first run pays for all, is no training.
+    further = rewarding * found["sft"]["samples_per_second"] / len(records)
+    longer = replace(settings, epochs=args.epochs + further)
     timed("sft, longer", lambda folder: train(base, records, [], longer, folder))
     return found
 
