@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from edgetune_runtime.records import Record
 from edgetune_train.adapter import Adapter
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
+from edgetune_train.folder import CHECKPOINTS, save_adapter
 from edgetune_train.grpo_settings import GrpoSettings, grpo_arguments
 from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
 from edgetune_train.progress import Progress
@@ -31,11 +30,8 @@ from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer, answer_text
 from edgetune_train.settings import dtype_of
 from edgetune_train.template import check_own_template
-from edgetune_train.train import ADAPTER_FILES, LOG
 from edgetune_train.trainer import last_checkpoint
 from edgetune_train.vision import PixelInputs
-
-_CHECKPOINTS = "checkpoints"
 
 
 class GroundingGrpo(GRPOTrainer):
@@ -94,7 +90,7 @@ def grpo(
     longest = max(len(sample.answer_ids) for sample in samples)
     arguments = grpo_arguments(
         settings,
-        folder / _CHECKPOINTS,
+        folder / CHECKPOINTS,
         max_tokens=settings.max_tokens or longest * 3 // 2,
         weights=list(weights.values()),
         validate=bool(val),
@@ -120,9 +116,9 @@ def grpo(
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        resume = last_checkpoint(folder / _CHECKPOINTS)
+        resume = last_checkpoint(folder / CHECKPOINTS)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    _save(trainer, folder)
+    save_adapter(trainer, folder)
     return {
         "family": checkpoint.family.name,
         "base_weights_sha256": weights_sha256(checkpoint.folder),
@@ -166,19 +162,6 @@ def _reward(name: str, records: Sequence[Record], samples: Sequence[Sample], che
 
     reward.__name__ = name
     return reward
-
-
-def _save(trainer: GroundingGrpo, folder: Path) -> None:
-    """Write the adapter and the log; drop what only an interrupted run needs."""
-    written = folder / _CHECKPOINTS / "final"
-    trainer.save_model(str(written))
-    if not trainer.is_world_process_zero():
-        return
-    for name in ADAPTER_FILES:
-        shutil.move(written / name, folder / name)
-    with (folder / "logs" / LOG).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-    shutil.rmtree(folder / _CHECKPOINTS)
 
 
 def _figures(history: Sequence[Mapping[str, float]], rewards: Sequence[str]) -> dict[str, Any]:

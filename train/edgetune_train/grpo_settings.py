@@ -8,19 +8,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from trl.trainer.grpo_config import GRPOConfig
 
-from edgetune_runtime.errors import InputError
-from edgetune_train.checkpoint import library_warnings_off
 from edgetune_train.lora import LoraSettings
-from edgetune_train.settings import FIXED, Precision, dtype_of, parse_trainer_args
+from edgetune_train.settings import FIXED, OPTION_OF_FIELD, RunSettings, make_arguments, parse_trainer_args
 
 DEFAULT_REWARDS: Mapping[str, float] = MappingProxyType({"format": 1.0, "iou": 1.0, "refusal": 1.0, "answer": 1.0})
 
 
 @dataclass(frozen=True)
-class GrpoSettings:
+class GrpoSettings(RunSettings):
     """Everything that a GRPO run (arXiv 2402.03300) depends on besides its input files.
 
     Attributes:
@@ -32,17 +29,9 @@ class GrpoSettings:
         beta: weight of the divergence (KL) from where training started; 0 does without.
         clip: the policy's ratio is clipped to 1 - clip, 1 + clip (epsilon).
         clip_high: the upper clip where it is another one (arXiv 2503.14476), or None.
-        epochs: passes over the records.
         batch_size: records per device and step, each with all its answers.
-        accumulate: steps whose gradients are added up before the optimizer moves; their answers are sampled together.
-        learning_rate: its peak; a linear warm-up over 3 % of the steps, then a cosine to zero.
-        precision: as `TrainSettings.precision`.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        checkpoint_steps: optimizer steps between two checkpoints that an interrupted run continues from.
-        val_limit: records of the validation file that are scored after each epoch.
+        accumulate: steps whose gradients are added up; their answers are sampled together.
         cache_mb: memory for preprocessed images, in MiB.
-        trainer_args: further fields of `GRPOConfig`.
-        seed: of initial weights, the order of records, and the sampling.
     """
 
     lora: LoraSettings | None = None
@@ -55,23 +44,11 @@ class GrpoSettings:
     clip_high: float | None = None
     epochs: float = 1.0
     batch_size: int = 4
-    accumulate: int = 1
     learning_rate: float = 2e-5
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
     checkpoint_steps: int = 50
-    val_limit: int = 200
-    cache_mb: int = 2048
-    trainer_args: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
 
 
-_OPTION_OF_FIELD = {
-    "output_dir": "--output",
-    "num_train_epochs": "--epochs",
-    "per_device_train_batch_size": "--batch-size",
-    "gradient_accumulation_steps": "--accumulate",
-    "learning_rate": "--learning-rate",
+_OPTION_OF_FIELD = OPTION_OF_FIELD | {
     "num_generations": "--generations",
     "max_completion_length": "--max-tokens",
     "temperature": "--temperature",
@@ -79,10 +56,6 @@ _OPTION_OF_FIELD = {
     "epsilon": "--clip",
     "epsilon_high": "--clip-high",
     "reward_weights": "--reward",
-    "bf16": "--precision",
-    "gradient_checkpointing": "--gradient-checkpointing",
-    "save_steps": "--checkpoint-steps",
-    "seed": "--seed",
 }
 # Fields that decide how many answers are sampled when; resume points rely on it.
 _FIXED = {"generation_batch_size", "num_generations_eval", "per_device_eval_batch_size", "steps_per_generation"}
@@ -112,12 +85,10 @@ def grpo_arguments(
     Raises:
         InputError: TRL refuses a value.
     """
-    values: dict[str, Any] = {
-        "output_dir": str(folder),
-        "num_train_epochs": settings.epochs,
+    values = {
         # TRL counts answers, not records: a batch is whole groups.
         "per_device_train_batch_size": settings.batch_size * settings.generations,
-        "gradient_accumulation_steps": settings.accumulate,
+        "per_device_eval_batch_size": settings.batch_size * settings.generations,
         "num_generations": settings.generations,
         "max_completion_length": max_tokens,
         "temperature": settings.temperature,
@@ -125,31 +96,7 @@ def grpo_arguments(
         "epsilon": settings.clip,
         "epsilon_high": settings.clip_high,
         "reward_weights": weights,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.03,
-        "bf16": dtype_of(settings.precision) == torch.bfloat16,
-        "use_cpu": not torch.accelerator.is_available(),
         "gradient_checkpointing": settings.gradient_checkpointing,
         "logging_steps": 1,
-        "eval_strategy": "epoch" if validate else "no",
-        "per_device_eval_batch_size": settings.batch_size * settings.generations,
-        "save_strategy": "steps",
-        "save_steps": settings.checkpoint_steps,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "log_level": "error",
-        "seed": settings.seed,
-        **settings.trainer_args,
     }
-    try:
-        with library_warnings_off():
-            arguments = GRPOConfig(**values)
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"TRL refuses the training arguments: {error}") from error
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs without a launcher would mean DataParallel
-    return arguments
+    return make_arguments(GRPOConfig, "TRL", settings, folder, values, validate=validate)

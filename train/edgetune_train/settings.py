@@ -8,7 +8,8 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -21,59 +22,70 @@ from edgetune_train.lora import LoraSettings
 Precision = Literal["auto", "bf16", "fp32"]
 Quantization = Literal["none", "nf4"]
 Keep = Literal["last", "best"]
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """Everything that a training run depends on besides its input files.
+class RunSettings:
+    """What every kind of training depends on besides its input files.
 
     Attributes:
-        lora: the adapter's shape.
         epochs: passes over the records.
-        box_loss: weight of the box term in the loss, see `edgetune_train.box_loss`; 0 is cross entropy alone.
-        batch_size: records per device and step; with `pack`, of validation only.
-        pack: tokens of a sequence that records are packed into, one per device and step; 0 pads batches instead.
-        attention: how the samples of a pack are kept apart, see `edgetune_train.attention`.
+        batch_size: records per device and step.
         accumulate: steps whose gradients are added up before the optimizer moves.
         learning_rate: its peak; a linear warm-up over 3 % of the steps, then a cosine to zero.
         precision: "bf16" holds the base in bfloat16 and computes under autocast, the adapter stays in float32;
             "auto" is bf16 where the hardware multiplies it natively.
-        quantize: "nf4" holds the language blocks in 4 bits (QLoRA, arXiv 2305.14314).
-        unfreeze: parts of the vision tower to train whole, "last:N" (blocks) and "merger".
-        loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354); None is one for both.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         checkpoint_steps: optimizer steps between two checkpoints that an interrupted run continues from.
         val_limit: records of the validation file that are scored after each epoch.
-        early_stop: validations without a better grounding score after which training ends; None goes on.
-        keep: the adapter to keep, of the "last" step or of the "best" validation.
         cache_mb: memory for image features (or for preprocessed images when the vision tower is trained), in MiB.
-        trainer_args: further fields of `TrainingArguments`.
-        seed: of the adapter's initial weights, the order of records, and dropout.
+        trainer_args: further fields of the trainer's arguments.
+        seed: of initial weights, the order of records, and whatever else is random.
     """
 
-    lora: LoraSettings = field(default_factory=LoraSettings)
     epochs: float = 3.0
-    box_loss: float = 0.0
     batch_size: int = 8
-    pack: int = 0
-    attention: Attention = "auto"
     accumulate: int = 1
     learning_rate: float = 2e-4
     precision: Precision = "auto"
-    quantize: Quantization = "none"
-    unfreeze: tuple[str, ...] = ()
-    loraplus_ratio: float | None = None
     gradient_checkpointing: bool = False
     checkpoint_steps: int = 100
     val_limit: int = 200
-    early_stop: int | None = None
-    keep: Keep = "last"
     cache_mb: int = 2048
     trainer_args: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
 
-_OPTION_OF_FIELD = {
+@dataclass(frozen=True)
+class TrainSettings(RunSettings):
+    """Everything that a training run depends on besides its input files.
+
+    Attributes:
+        lora: the adapter's shape.
+        box_loss: weight of the box term in the loss, see `edgetune_train.box_loss`; 0 is cross entropy alone.
+        pack: tokens of a sequence that records are packed into, one per device and step; 0 pads batches instead, and
+            otherwise `batch_size` is that of validation only.
+        attention: how the samples of a pack are kept apart, see `edgetune_train.attention`.
+        quantize: "nf4" holds the language blocks in 4 bits (QLoRA, arXiv 2305.14314).
+        unfreeze: parts of the vision tower to train whole, "last:N" (blocks) and "merger".
+        loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354); None is one for both.
+        early_stop: validations without a better grounding score after which training ends; None goes on.
+        keep: the adapter to keep, of the "last" step or of the "best" validation.
+    """
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    box_loss: float = 0.0
+    pack: int = 0
+    attention: Attention = "auto"
+    quantize: Quantization = "none"
+    unfreeze: tuple[str, ...] = ()
+    loraplus_ratio: float | None = None
+    early_stop: int | None = None
+    keep: Keep = "last"
+
+
+OPTION_OF_FIELD = {
     "output_dir": "--output",
     "num_train_epochs": "--epochs",
     "per_device_train_batch_size": "--batch-size",
@@ -104,7 +116,7 @@ def parse_trainer_args(
     pairs: Sequence[str],
     arguments: type[TrainingArguments] = TrainingArguments,
     *,
-    options: Mapping[str, str] = _OPTION_OF_FIELD,
+    options: Mapping[str, str] = OPTION_OF_FIELD,
     fixed: Collection[str] = FIXED,
 ) -> dict[str, Any]:
     """Return `KEY=VALUE` texts as fields of `TrainingArguments`.
@@ -153,19 +165,52 @@ def training_arguments(settings: TrainSettings, folder: Path, *, validate: bool)
         InputError: transformers refuses a value.
     """
     values: dict[str, Any] = {
-        "output_dir": str(folder),
-        "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": 1 if settings.pack else settings.batch_size,
         "per_device_eval_batch_size": settings.batch_size,
+        "weight_decay": 0.0,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "label_names": ["labels"],
+    }
+    forced: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        forced = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return make_arguments(TrainingArguments, "transformers", settings, folder, values, forced, validate=validate)
+
+
+def make_arguments(
+    kind: type[Arguments],
+    owner: str,
+    settings: RunSettings,
+    folder: Path,
+    values: Mapping[str, Any],
+    forced: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    validate: bool,
+) -> Arguments:
+    """Return the arguments of a trainer: what every run has, `values`, the user's own, and what is `forced`.
+
+    Args:
+        kind: the class of the arguments.
+        owner: whose it is, for the message.
+        settings: the run's settings.
+        folder: where the checkpoints to resume from go.
+        values: the fields of this kind of training.
+        forced: fields that no `trainer_args` change.
+        validate: score the validation records after each epoch.
+
+    Raises:
+        InputError: the class refuses a value.
+    """
+    common = {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.epochs,
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
-        "weight_decay": 0.0,
         "bf16": dtype_of(settings.precision) == torch.bfloat16,
         "use_cpu": not torch.accelerator.is_available(),
-        "logging_steps": 10,
-        "logging_first_step": True,
         "eval_strategy": "epoch" if validate else "no",
         "save_strategy": "steps",
         "save_steps": settings.checkpoint_steps,
@@ -173,20 +218,16 @@ def training_arguments(settings: TrainSettings, folder: Path, *, validate: bool)
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "label_names": ["labels"],
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "log_level": "error",
         "seed": settings.seed,
-        **settings.trainer_args,
     }
-    if settings.gradient_checkpointing:
-        values |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     try:
         with library_warnings_off():
-            arguments = TrainingArguments(**values)
+            arguments = kind(**{**common, **values, **settings.trainer_args, **forced})
     except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"transformers refuses the training arguments: {error}") from error
+        raise InputError(f"{owner} refuses the training arguments: {error}") from error
     # Several visible GPUs without a launcher would mean DataParallel, which cannot split a batch of image patches.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -12,9 +12,10 @@ from typing import Any
 
 from edgetune_runtime.records import Entry
 from edgetune_train.checkpoint import Checkpoint
+from edgetune_train.folder import ADAPTER_FILES
 from edgetune_train.launch import main_process
 from edgetune_train.settings import TrainSettings
-from edgetune_train.train import ADAPTER_FILES, train
+from edgetune_train.train import train
 
 _DONE = "result.json"
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from edgetune_train.batch import Collator
 from edgetune_train.best import SCORE, BestAdapter, best_validation
 from edgetune_train.box_loss import BoxAware, BoxLocator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
+from edgetune_train.folder import BEST, CHECKPOINTS, save_adapter
 from edgetune_train.launch import is_sharded
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
@@ -32,11 +30,6 @@ from edgetune_train.score import SCORES, GroundingScorer
 from edgetune_train.settings import TrainSettings, dtype_of, training_arguments
 from edgetune_train.template import check_own_template
 from edgetune_train.trainer import GroundingTrainer, last_checkpoint, logged_until
-
-LOG = "log.jsonl"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-_CHECKPOINTS = "checkpoints"
-_BEST = "best"
 
 
 def train(
@@ -68,7 +61,7 @@ def train(
         InputError: a target matches nothing, a record cannot be used, or transformers refuses an argument.
         MissingDependency: a library that a setting needs is not installed.
     """
-    arguments = training_arguments(settings, folder / _CHECKPOINTS, validate=bool(val))
+    arguments = training_arguments(settings, folder / CHECKPOINTS, validate=bool(val))
     check_own_template(checkpoint)
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
@@ -88,11 +81,11 @@ def train(
     progress = Progress(len(samples) / len(data) if settings.pack else settings.batch_size)
     callbacks: list[Any] = [Rhythm(), progress]
     if scored:
-        callbacks.append(BestAdapter(folder / _BEST if settings.keep == "best" else None, settings.early_stop))
+        callbacks.append(BestAdapter(folder / BEST if settings.keep == "best" else None, settings.early_stop))
     if arguments.process_index == 0:
         board: Any = TensorBoardCallback
         callbacks.append(board(SummaryWriter(str(folder / "logs"))))
-    resume = last_checkpoint(folder / _CHECKPOINTS)
+    resume = last_checkpoint(folder / CHECKPOINTS)
     if resume and BestAdapter(None, settings.early_stop).is_over(logged_until(resume)):
         arguments.max_steps = int(resume.name.rpartition("-")[2])  # stopped before it was interrupted
     trainer = GroundingTrainer(
@@ -112,7 +105,7 @@ def train(
         raise InputError(f"FSDP or DeepSpeed was asked for, but accelerate runs {kind}: it shards on GPUs only")
     with library_warnings_off():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    _save(trainer, folder)
+    save_adapter(trainer, folder)
     history = trainer.state.log_history
     return {
         "family": checkpoint.family.name,
@@ -139,21 +132,6 @@ def _packs(samples: Sequence[Sample], settings: TrainSettings, arguments: Traini
         fewest = sum(len(sample.ids) for sample in samples) / settings.pack
         epochs = math.ceil(arguments.max_steps * settings.accumulate * processes / max(1, math.floor(fewest)))
     return Packs(samples, settings.pack, seed=settings.seed, epochs=epochs, processes=processes)
-
-
-def _save(trainer: GroundingTrainer, folder: Path) -> None:
-    """Write the adapter and the log; drop what only an interrupted run needs."""
-    written = folder / _CHECKPOINTS / "final"
-    trainer.save_model(str(written))  # every rank takes part: sharded weights are gathered here
-    if trainer.is_world_process_zero():
-        best = folder / _BEST
-        for name in ADAPTER_FILES:
-            os.replace((best if best.is_dir() else written) / name, folder / name)
-        with (folder / "logs" / LOG).open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-        shutil.rmtree(best, ignore_errors=True)
-        shutil.rmtree(folder / _CHECKPOINTS)
-    trainer.accelerator.wait_for_everyone()
 
 
 def _figures(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
