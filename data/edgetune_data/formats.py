@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -85,13 +86,20 @@ def sniff(path: Path) -> Format:
     """
     if not path.exists():
         raise InputError(f"{path}: no such data file")
-    name = _folder(path) if path.is_dir() else _file(path)
+    changed = path.stat()
+    name = _folder(path) if path.is_dir() else _sniffed(path.absolute(), changed.st_mtime_ns, changed.st_size)
     if name is None:
         raise InputError(
             f"{path}: not recognised as any of {', '.join(FORMATS)}",
             hint="name its format: edgetune data convert --format NAME",
         )
     return FORMATS[name]
+
+
+# A verb asks several times, and a JSON file has to be read whole to tell.
+@lru_cache(maxsize=64)
+def _sniffed(path: Path, _changed: int, _size: int) -> str | None:
+    return _file(path)
 
 
 def _folder(path: Path) -> str | None:
