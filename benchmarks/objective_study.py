@@ -1,16 +1,20 @@
 """What an objective is worth: supervised tuning, with the box term, GRPO after it, and supervised tuning for longer.
 
 Usage: `python benchmarks/objective_study.py --output runs/objectives [--device cuda] [--seeds 0 1 2] [--budget 450]`,
-from the root of the repository; the budget is in seconds. Each seed trains four adapters of the tiny model on `night`
-scenes: `sft`; `sft + box`, the same with `--box-loss`; `grpo`, from the `sft` adapter; and `sft, longer`, supervised
-for as many seconds as `sft` and `grpo` took together. All are scored on scenes that none has seen: `night`; `day`, the
-world of the base model; and `grey`, the day scenes without colour, which nothing was trained on.
+from the root of the repository; the budget is in seconds. Finished seeds are kept in OUTPUT/seeds, so the same call
+continues, and several GPUs can share the seeds out before one call makes the table.
+
+Each seed trains four adapters of the tiny model on `night` scenes: `sft`; `sft + box`, the same with `--box-loss`;
+`grpo`, from the `sft` adapter; and `sft, longer`, supervised for as many seconds as `sft` and `grpo` took together. All
+are scored on scenes that none has seen: `night`; `day`, the world of the base model; and `grey`, the day scenes without
+colour, which nothing was trained on.
 Writes OUTPUT/table.md and OUTPUT/results.json. A seed that would not end within the budget is not begun.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -147,6 +151,20 @@ def study_seed(base: Checkpoint, records: Sequence[Record], args: argparse.Names
     return found
 
 
+def one_seed(
+    base: Checkpoint, records: Sequence[Record], exams: Mapping[str, Exam], args: argparse.Namespace, seed: int
+) -> dict[str, Any]:
+    """Train and score a seed; return what the runs took, and by arm and split the score of each record."""
+    runs = study_seed(base, records, args, seed)
+    folders = {arm: None if arm == "base" else runs[arm]["folder"] for arm in ARMS}
+    scores = {arm: examine(base, folder, exams, args.device) for arm, folder in folders.items()}
+    plain = {
+        arm: {split: [dataclasses.asdict(score) for score in found] for split, found in splits.items()}
+        for arm, splits in scores.items()
+    }
+    return {"runs": runs, "scores": plain}
+
+
 def rows(found: Mapping[str, Mapping[str, list[Scores]]], exams: Mapping[str, Exam]) -> list[dict[str, object]]:
     """Return a table row for each split and arm.
 
@@ -186,7 +204,7 @@ def _delta(first: Sequence[Scores], second: Sequence[Scores], images: Sequence[s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, score, and write the table after each seed."""
+    """Train and score the seeds that are not there, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -207,27 +225,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_data(args.output / "data", args)
     base = Checkpoint.open(TINY / "model")
     folders = {"night": "night", "day": "base", "grey": "grey"}
-    exams = {split: Exam(base, args.output / "data" / name / "test.jsonl", 256) for split, name in folders.items()}
+    exams = {split: Exam(base, args.output / "data" / name / "test.jsonl", 600) for split, name in folders.items()}
     records = read_records(args.output / "data" / "night" / "train.jsonl")
-    alone = examine(base, None, exams, args.device)
+    kept = args.output / "seeds"
+    kept.mkdir(exist_ok=True)
     found: dict[str, dict[str, list[Scores]]] = {arm: {split: [] for split in SPLITS} for arm in ARMS}
     runs: dict[int, Any] = {}
     for seed in args.seeds:
-        begun = time.monotonic()
-        if runs and begun - started + slowest > args.budget:
-            print(f"seed {seed} would not end within the budget: left out", flush=True)
-            break
-        runs[seed] = study_seed(base, records, args, seed)
-        for arm in ARMS:
-            scores = alone if arm == "base" else examine(base, runs[seed][arm]["folder"], exams, args.device)
-            for split in SPLITS:
-                found[arm][split].append(scores[split])
-        slowest = max(slowest, time.monotonic() - begun)
-        table = rows(found, exams)
-        seconds = round(time.monotonic() - started, 1)
-        document = {"settings": vars(args), "seconds": seconds, "runs": runs, "rows": table}
-        (args.output / "results.json").write_text(json.dumps(document, indent=2, default=str), encoding="utf-8")
-        (args.output / "table.md").write_text(markdown(table) + "\n", encoding="utf-8")
+        begun, path = time.monotonic(), kept / f"{seed}.json"
+        if not path.is_file():
+            if slowest and begun - started + slowest > args.budget:
+                print(f"seed {seed} would not end within the budget: left out", flush=True)
+                continue
+            document = one_seed(base, records, exams, args, seed)
+            path.write_text(json.dumps(document, default=str), encoding="utf-8")
+            slowest = max(slowest, time.monotonic() - begun)
+        document = json.loads(path.read_text(encoding="utf-8"))
+        runs[seed] = document["runs"]
+        for arm, splits in document["scores"].items():
+            for split, pairs in splits.items():
+                found[arm][split].append([metrics.SampleScore(**pair) for pair in pairs])
+    table = rows(found, exams)
+    document = {"settings": vars(args), "runs": runs, "rows": table}
+    (args.output / "results.json").write_text(json.dumps(document, indent=2, default=str), encoding="utf-8")
+    (args.output / "table.md").write_text(markdown(table) + "\n", encoding="utf-8")
     print((args.output / "table.md").read_text(encoding="utf-8"))
 
 

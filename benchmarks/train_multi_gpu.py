@@ -45,6 +45,7 @@ def run(name: str, gpus: int, command: list[str], folder: Path) -> dict[str, Any
     output = folder / name
     done = subprocess.run([*words, "--output", str(output)], capture_output=True, text=True, env=environment)
     if done.returncode:
+        print(f"{name}:", done.stderr[-5000:], file=sys.stderr)
         return {"run": name, "reason": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     result = json.loads((output / "manifest.json").read_text())["result"]
     return {

@@ -140,8 +140,8 @@ def build(checkpoint: Checkpoint, samples: list[Sample], pack: int, precision: A
                 epochs=1, batch_size=BATCH, pack=pack if packed else 0, precision=precision,
                 quantize="nf4" if quantize == "nf4" else "none", cache_mb=4096 if kept else 0,
             )  # fmt: skip
-            workers = {"dataloader_num_workers": 8 if on_gpu else 0} if layout == "plain" else {}
-            arguments = arguments_of(settings, folder, **workers)
+            usually = {"dataloader_num_workers": 8 if on_gpu else 0, "dataloader_pin_memory": on_gpu}
+            arguments = arguments_of(settings, folder, **(usually if layout == "plain" else {}))
             before = torch.cuda.memory_allocated() if on_gpu else 0
             torch.manual_seed(0)
             adapted = adapted_model(checkpoint, settings, arguments, start=None)

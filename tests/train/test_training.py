@@ -257,6 +257,7 @@ def test_a_bad_checkpoint_is_one_line(
         (["--trainer-arg", "max_grad_nrom=1"], "max_grad_norm"),
         (["--trainer-arg", "num_train_epochs=1"], "use --epochs"),
         (["--trainer-arg", "save_strategy=no"], "edgetune relies on it"),
+        (["--trainer-arg", "dataloader_pin_memory=true"], "edgetune relies on it"),
         (["--trainer-arg", "optim=sdg"], "sdg"),
         (["--trainer-arg", "warmup_steps"], "KEY=VALUE"),
     ],

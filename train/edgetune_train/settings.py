@@ -99,6 +99,7 @@ OPTION_OF_FIELD = {
 # Fields that this program relies on; another value would break resuming, scoring or the folder it writes.
 FIXED = {
     "average_tokens_across_devices",
+    "dataloader_pin_memory",
     "disable_tqdm",
     "label_names",
     "load_best_model_at_end",
@@ -219,7 +220,9 @@ def make_arguments(
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        # The features of a frozen tower travel in a transformers output, which cannot be pinned; and nothing is gained
+        # where batches are made in the training process.
+        "dataloader_pin_memory": False,
         "log_level": "error",
         "seed": settings.seed,
     }
