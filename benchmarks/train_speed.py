@@ -9,7 +9,8 @@ keep the features of the frozen tower after the first pass, as in any run of sev
 computes them each time, as a first epoch does and as `plain` always does. `attention` keeps packed samples apart.
 
 A round is one pass over the records with each system, one after the other; a first round warms up and is not counted.
-Seconds are the median of the rounds; memory is the most that the system's own tensors took.
+Seconds are the median of the rounds; memory is the most that the system's own tensors took. The loss is that of the
+last round: comparable between rows with the same steps.
 """
 
 from __future__ import annotations
@@ -183,6 +184,7 @@ def table(systems: list[System], records: int) -> list[dict[str, Any]]:
                     "ratio": round(plain / seconds, 2),
                     "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
                     "peak_gib": round(max(system.peaks) / 2**30, 2),
+                    "steps": system.steps,
                     "loss": round(system.loss, 4),
                 }
             )

@@ -1,15 +1,16 @@
-"""Run `edgetune` with accelerate's FSDP2 over CPU processes: `accelerate launch ... sharded_on_cpu.py train ...`.
+"""Run `edgetune` with accelerate's FSDP2 or DeepSpeed over CPU processes: `accelerate launch ... sharded_on_cpu.py`.
 
-accelerate shards on accelerators only, although neither its FSDP2 code nor torch's asks for one. All that is changed
-here is that choice.
+accelerate shards on accelerators only, although neither its FSDP2 code nor torch's asks for one, and DeepSpeed knows
+CPUs (DS_ACCELERATOR=cpu). All that is changed here is that choice.
 """
 
+import os
 from typing import Any
 
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from edgetune.cli import cli
+from edgetune.cli import main
 
 _init: Any = AcceleratorState.__init__
 
@@ -23,6 +24,13 @@ def _sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **rest: Any) -> Non
         self.fsdp_plugin = plugin
 
 
+def _gloo(*_: Any) -> tuple[str, DistributedType]:
+    return "gloo", DistributedType.MULTI_CPU
+
+
 if __name__ == "__main__":
-    AcceleratorState.__init__ = _sharded
-    cli.main()
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        PartialState._prepare_backend = _gloo
+    else:
+        AcceleratorState.__init__ = _sharded
+    main()

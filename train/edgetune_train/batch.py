@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -39,6 +39,7 @@ class Collator:
         segments: tell the model where the samples of a pack begin, for attention that skips masks.
         typed_tokens: tell the model which tokens are image tokens (mm_token_type_ids).
         boxes: tells the objective where boxes are written, for one that wants to know.
+        blank: goes beside samples without any picture, see `blank_sample`; None leaves them alone.
     """
 
     image_id: int
@@ -48,10 +49,17 @@ class Collator:
     segments: bool = False
     typed_tokens: bool = True
     boxes: LocateBoxes | None = None
+    blank: Sample | None = None
 
     @classmethod
     def of(
-        cls, base: Checkpoint, images: ImageInputs, *, segments: bool = False, boxes: LocateBoxes | None = None
+        cls,
+        base: Checkpoint,
+        images: ImageInputs,
+        *,
+        segments: bool = False,
+        boxes: LocateBoxes | None = None,
+        blank: Sample | None = None,
     ) -> Collator:
         """Return the collator of a checkpoint.
 
@@ -61,7 +69,7 @@ class Collator:
         chat, special = base.family.chat, base.family.special_tokens
         image_id, pad_id = token_id(base.tokenizer, chat.image_token), token_id(base.tokenizer, special["pad"])
         merge = base.spec.merge_size if isinstance(base.spec, ImageSpec) else None
-        return cls(image_id, pad_id, images, merge, segments, base.spec.typed_tokens, boxes)
+        return cls(image_id, pad_id, images, merge, segments, base.spec.typed_tokens, boxes, blank)
 
     def __call__(self, rows: Sequence[Sample | Pack]) -> dict[str, Any]:
         """Return a training batch: B sequences of length L, padded on the right, or the one sequence of a pack.
@@ -78,13 +86,14 @@ class Collator:
         packs = [row for row in rows if isinstance(row, tuple)]
         if packs:
             return self._packed([sample for pack in packs for sample in pack])
-        samples = [row for row in rows if not isinstance(row, tuple)]
+        mine = [row for row in rows if not isinstance(row, tuple)]
+        samples = self._seeing(mine)
         length = max(len(sample.ids) for sample in samples)
         labels = _labels([_filled(_following(sample), IGNORE, length) for sample in samples])
         return {
             **self._inputs(samples, [_filled(sample.ids, self.pad_id, length) for sample in samples]),
             **labels,
-            **self._boxes(samples, [(row, 0) for row in range(len(samples))], labels),
+            **self._boxes(mine, [(row, 0) for row in range(len(mine))], labels),
             "attention_mask": torch.tensor([_filled([1] * len(sample.ids), 0, length) for sample in samples]),
         }
 
@@ -101,18 +110,20 @@ class Collator:
             "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
         }
 
-    def _packed(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _packed(self, mine: Sequence[Sample]) -> dict[str, Any]:
         """Return one sequence [1, L] of all samples, unpadded.
 
         There is no attention mask: positions that start again at 0 tell transformers where a sample begins, and it
         makes the mask (or the segments of FlashAttention) of that, provided that no cache is used.
         """
+        samples = self._seeing(mine)
         lengths = [len(sample.ids) for sample in samples]
+        starts = [(0, start) for start in accumulate(lengths, initial=0)]
         labels = _labels([[label for sample in samples for label in _following(sample)]])
         batch = {
             **self._inputs(samples, [[token for sample in samples for token in sample.ids]]),
             **labels,
-            **self._boxes(samples, [(0, start) for start in accumulate(lengths, initial=0)][:-1], labels),
+            **self._boxes(mine, starts[: len(mine)], labels),
             "use_cache": False,
         }
         text = np.concatenate([np.arange(length) for length in lengths])
@@ -136,6 +147,10 @@ class Collator:
             positions.append(mrope_positions(ids, mine, image_token=self.image_id, merge_size=merge)[0])
         return np.concatenate(positions, axis=1)
 
+    def _seeing(self, samples: Sequence[Sample]) -> list[Sample]:
+        seen = any(sample.images for sample in samples)
+        return [*samples] if seen or self.blank is None else [*samples, self.blank]
+
     def _boxes(
         self, samples: Sequence[Sample], starts: Sequence[tuple[int, int]], labels: dict[str, torch.Tensor]
     ) -> dict[str, Any]:
@@ -149,6 +164,19 @@ class Collator:
             **({"mm_token_type_ids": (input_ids == self.image_id).long()} if self.typed_tokens else {}),
             **(self.images(paths) if paths else {}),
         }
+
+
+def blank_sample(samples: Iterable[Sample]) -> Sample | None:
+    """Return the shortest sample with a picture, with nothing of it learned, or None where no sample has one.
+
+    Processes that train together wait for each other in every layer. One whose batch has no picture would leave the
+    vision tower out, and the others wait there for ever; with this sample beside them, no batch is without.
+    """
+    pictured = [sample for sample in samples if sample.images]
+    if not pictured:
+        return None
+    shortest = min(pictured, key=lambda sample: len(sample.ids))
+    return replace(shortest, learned=[False] * len(shortest.ids))
 
 
 def _filled(row: list[int], value: int, length: int) -> list[int]:

@@ -16,7 +16,7 @@ from edgetune_runtime.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import Entry
 from edgetune_train.adapt import adapted_model
-from edgetune_train.batch import Collator
+from edgetune_train.batch import Collator, blank_sample
 from edgetune_train.best import SCORE, BestAdapter, best_validation
 from edgetune_train.box_loss import BoxAware, BoxLocator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
@@ -70,7 +70,8 @@ def train(
     set_seed(settings.seed)
     adapted = adapted_model(checkpoint, settings, arguments, start=start)
     boxes = BoxLocator.of(checkpoint, samples) if settings.box_loss else None
-    collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments, boxes=boxes)
+    blank = blank_sample(samples) if arguments.world_size > 1 else None
+    collate = Collator.of(checkpoint, adapted.images, segments=adapted.segments, boxes=boxes, blank=blank)
     scorer = GroundingScorer(checkpoint, val_samples, collate, settings.batch_size)
     scored = bool(scorer.samples) and not is_sharded(arguments)
     if not scored and (settings.keep == "best" or settings.early_stop is not None):

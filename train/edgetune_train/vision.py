@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ ImageInputs = Callable[[Sequence[Path]], dict[str, Any]]
 """Takes the paths of a batch's images and returns the image part of the model's keyword arguments."""
 
 PIXELS = "pixel_values"
+_THREADS = min(8, os.cpu_count() or 1)  # decoding and resizing release Python's lock
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,27 @@ class PixelInputs:
         Raises:
             ImageError: an image cannot be read.
         """
-        return self.join([self.picture(path) for path in paths])
+        return self.join(self.pictures(paths))
 
-    def picture(self, path: Path) -> _Picture:
-        """Return one preprocessed image.
+    def pictures(self, paths: Sequence[Path]) -> list[_Picture]:
+        """Return preprocessed images; those that are not kept are made by several threads.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: one cannot be read.
         """
-        if path in self._kept:
-            return self._kept[path]
+        missing = [path for path in dict.fromkeys(paths) if path not in self._kept]
+        with ThreadPoolExecutor(max(1, min(len(missing), _THREADS))) as threads:
+            made = dict(zip(missing, threads.map(self._picture, missing), strict=True))
+        found = [made[path] if path in made else self._kept[path] for path in paths]
+        for path, picture in made.items():
+            if picture.nbytes <= self._room:
+                self._room -= picture.nbytes
+                self._kept[path] = picture
+        return found
+
+    def _picture(self, path: Path) -> _Picture:
         image = load_image(path)
-        picture = _Picture(self._spec.arrays(image), self._spec.plan(*image.size).image_tokens)
-        if picture.nbytes <= self._room:
-            self._room -= picture.nbytes
-            self._kept[path] = picture
-        return picture
+        return _Picture(self._spec.arrays(image), self._spec.plan(*image.size).image_tokens)
 
     def join(self, pictures: Sequence[_Picture]) -> dict[str, Any]:
         """Return images as the model takes them together."""
@@ -139,7 +147,7 @@ class FeatureInputs:
 
     @torch.no_grad()
     def _compute(self, paths: Sequence[Path]) -> list[_Features]:
-        pictures = [self._pixels.picture(path) for path in paths]
+        pictures = self._pixels.pictures(paths)
         inputs = {name: tensor.to(self._model.device) for name, tensor in self._pixels.join(pictures).items()}
         outputs = self._model.get_image_features(**inputs, return_dict=True)
         self._output_class = type(outputs)
