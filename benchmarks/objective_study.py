@@ -1,6 +1,6 @@
 """What an objective is worth: supervised tuning, with the box term, GRPO after it, and supervised tuning for longer.
 
-Usage: `python benchmarks/objective_study.py --output runs/objectives [--device cuda] [--seeds 0 1 2] [--budget 450]`,
+Usage: `python benchmarks/objective_study.py --output runs/objectives [--device cuda] [--seeds 0 1 2 3] [--budget 900]`,
 from the root of the repository; the budget is in seconds. Finished seeds are kept in OUTPUT/seeds, so the same call
 continues, and several GPUs can share the seeds out before one call makes the table.
 
@@ -208,11 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", type=float, default=450, help="seconds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--budget", type=float, default=900, help="seconds")
     parser.add_argument("--scenes", type=int, default=450, help="to train on, with four records each")
     parser.add_argument("--test-scenes", type=int, default=150, help="of each split, with four records each")
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--box-loss", type=float, default=1.0)
     parser.add_argument("--grpo-steps", type=int, default=30)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GROUP = "edgetune.redactors"
-_BUILT_IN = {"faces": "edgetune_data.faces:FaceFinder"}
+_BUILT_IN = {"faces": "edgetune_data.faces:FaceFinder", "text": "edgetune_data.writing:TextFinder"}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from data.broken import Writer, face, photographs
 from edgetune.cli import cli
@@ -83,9 +84,32 @@ def test_faces_are_found_and_landscapes_have_none(tmp_path: Path) -> None:
     assert x1 < 260 < 380 < x2 and y1 < 290 < 440 < y2  # eyes and mouth, as drawn
 
 
-def test_without_opencv_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    done = run(write(tmp_path), "--redactor", "faces")
+def test_writing_is_found_and_what_it_says_is_not_told(tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr", reason="the extra 'redact' is not installed")
+    writer = Writer(tmp_path)
+    picture = photographs()[0]
+    sign = Image.open(picture).convert("RGB").resize((640, 480))
+    font = ImageFont.load_default(size=36)
+    ImageDraw.Draw(sign).text((200, 100), "KX 482 BD", fill="black", font=font, stroke_width=4, stroke_fill="white")
+    sign.save(tmp_path / "sign.png")
+    for path in (tmp_path / "sign.png", *photographs()):
+        writer.add({"image": str(path), "question": f"What is in {path.stem}?", "answer": "nothing"})
+    done = run(writer.write("data.jsonl"), "--redactor", "text", "--json")
+    [finding] = [finding for finding in json.loads(done.stdout)["findings"] if finding["rule"] == "private"]
+    [[x1, y1, x2, y2]] = finding["boxes"]
+    left, top, right, bottom = font.getbbox("KX 482 BD")
+    inside = (200 + left, 100 + top, 200 + right, 100 + bottom)
+    np.testing.assert_allclose((x1, y1, x2, y2), inside, atol=16)
+    assert finding["image"].endswith("sign.png")
+    assert "482" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("module", "redactor"), [("cv2", "faces"), ("rapidocr", "text")])
+def test_without_its_library_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, redactor: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    done = run(write(tmp_path), "--redactor", redactor)
     assert done.exit_code == 3 and 'pip install "edgetune[redact]"' in done.stderr
 
 

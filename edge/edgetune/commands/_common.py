@@ -34,6 +34,7 @@ EXTRA_OF_MODULE = {
     "imagehash": "data",
     "cleanvision": "data",
     "cv2": "redact",
+    "rapidocr": "redact",
 }
 """Which extra of `edgetune` installs a module that a verb may find missing."""
 

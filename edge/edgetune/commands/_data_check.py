@@ -32,7 +32,7 @@ _TOLD = 100  # errors of a rule in the terminal; --json and the folder have all 
     "private.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings as well.")
-@click.option("--redactor", "redactors", multiple=True, metavar="NAME", help="Look for e.g. faces; repeatable.")
+@click.option("--redactor", "redactors", multiple=True, metavar="NAME", help="Look for faces, text, ...; repeatable.")
 @click.option("--pictures", type=click.IntRange(min=0), default=8, help="Pictures of each rule on the sheet.")
 @click.option("--examples", type=click.IntRange(min=0), default=3, help="Warnings of each rule in the terminal.")
 @click.option("--min-box", type=float, default=0.25, help="Tiny below this area in image tokens.")
