@@ -71,6 +71,41 @@ def test_an_installed_plugin_is_asked_and_its_regions_are_told(tmp_path: Path) -
     assert len((tmp_path / "out" / "data.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_is_found_is_covered_in_copies(tmp_path: Path, dry: list[str]) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    with path.open("a") as file:  # the red region is what this one is about
+        file.write(json.dumps({"image": "b.png", "text": "the red thing", "bbox": [28, 38, 82, 92]}) + "\n")
+    done = run(path, "--redactor", "reds", "--fix", "cover", "--output", out, "--json", *dry)
+    assert done.exit_code == 0, done.stderr
+    assert not [finding for finding in json.loads(done.stdout)["after"]["findings"] if finding["rule"] == "private"]
+    if dry:
+        assert not out.exists()
+        return
+    records = [json.loads(line) for line in (out / "data.jsonl").read_text().splitlines()]
+    assert records[0]["image"] == "../a.png"
+    assert records[1]["image"] == records[2]["image"] and records[2]["bbox"] == [28, 38, 82, 92]
+    before, after = (np.asarray(Image.open(file)) for file in (tmp_path / "b.png", out / records[1]["image"]))
+    changed = (before != after).any(axis=-1)
+    assert not changed[:35].any() and not changed[95:].any() and not changed[:, :25].any() and not changed[:, 85:].any()
+    assert len(np.unique(after[35:95, 25:85].reshape(-1, 3), axis=0)) == 1  # one colour, a tenth around the region
+    changes = [json.loads(line) for line in (out / "changes.jsonl").read_text().splitlines()]
+    assert [change["fix"] for change in changes] == ["cover", "cover"]
+    assert changes[1]["reason"] == "1 of red in b.png; 100% of [28, 38, 82, 92] is hidden now"
+    described = json.loads((out / "dataset.json").read_text())
+    assert records[1]["image"] in json.dumps(described) and "../b.png" not in json.dumps(described)
+    assert "private" not in run(out / "data.jsonl", "--redactor", "reds").stdout
+
+
+def test_covering_wants_a_redactor_and_no_dropping(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    done = run(path, "--fix", "cover", "--output", tmp_path / "out")
+    assert done.exit_code == 2 and "--fix cover needs --redactor" in done.stderr
+    done = run(path, "--redactor", "faces", "--fix", "cover,private", "--output", tmp_path / "out")
+    assert done.exit_code == 2 and "name one of them" in done.stderr
+
+
 def test_faces_are_found_and_landscapes_have_none(tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="the extra 'redact' is not installed")
     writer = Writer(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from transformers.utils.generic import ModelOutput
 
+from edgetune_runtime.bench.machine import usable_cores
 from edgetune_runtime.image import load_image
 from edgetune_runtime.preprocessing.base import Arrays, Preprocessing
 
@@ -19,7 +19,7 @@ ImageInputs = Callable[[Sequence[Path]], dict[str, Any]]
 """Takes the paths of a batch's images and returns the image part of the model's keyword arguments."""
 
 PIXELS = "pixel_values"
-_THREADS = min(8, os.cpu_count() or 1)  # decoding and resizing release Python's lock
+_THREADS = min(8, usable_cores())  # decoding and resizing release Python's lock
 
 
 @dataclass(frozen=True)

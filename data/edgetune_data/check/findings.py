@@ -50,7 +50,7 @@ _WARNINGS = {
     "low-information": ("pictures with hardly anything in them", "look at them: covers, blanks, fog"),
     "low-resolution": ("pictures that are small for the model", "use the originals: the model only sees them enlarged"),
     "rare-label": ("labels that are far rarer than others", "add examples, or expect it to miss them"),
-    "private": ("regions that a redactor found", "redact them, or take the picture out"),
+    "private": ("regions that a redactor found", "--fix cover paints over them, --fix private drops the records"),
 }
 _ERROR_RULES = [Rule(name, "error", title, advice) for name, (title, advice) in _ERRORS.items()]
 _WARNING_RULES = [Rule(name, "warning", title, advice) for name, (title, advice) in _WARNINGS.items()]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgetune_data.check.boxes import fault, written
 from edgetune_data.check.copies import content
+from edgetune_data.check.cover import copy_of, hidden, regions_of
 from edgetune_data.check.findings import Report
 from edgetune_data.check.material import Material
 from edgetune_data.entries import Entry
+from edgetune_data.image_facts import ImageFacts
+from edgetune_data.read import pictures_of, with_pictures
 from edgetune_data.rewrite import with_places
 from edgetune_runtime.dialogue import Place
 from edgetune_runtime.errors import InputError
@@ -22,6 +26,7 @@ FIXES = {
     "clip": "cut boxes that leave their picture by at most one pixel",
     "boxes": "drop records with boxes that are still wrong",
     "leaks": "drop records whose picture is in an --against file, or nearly",
+    "cover": "paint over what a redactor found, in copies of the pictures",
     "private": "drop records whose picture a redactor objects to",
 }
 """What can be asked for, in the order in which it is done."""
@@ -51,27 +56,32 @@ def parse_fixes(names: str) -> tuple[str, ...]:
     """Return the fixes of a list such as "unreadable,duplicates", in the order in which they are done.
 
     Raises:
-        InputError: one is unknown.
+        InputError: one is unknown, or two exclude each other.
     """
     asked = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in asked if name not in FIXES]
     if unknown or not asked:
         raise InputError(f"--fix: unknown fix {(unknown or [names])[0]!r}", hint=f"known: {', '.join(FIXES)}")
+    if {"cover", "private"} <= set(asked):
+        raise InputError("--fix cover,private: what is covered need not be dropped", hint="name one of them")
     return tuple(name for name in FIXES if name in asked)
 
 
-def fix(material: Material, report: Report, fixes: Sequence[str]) -> tuple[list[tuple[Entry, Any]], list[Change]]:
+def fix(
+    material: Material, report: Report, fixes: Sequence[str], folder: Path
+) -> tuple[list[tuple[Entry, Any]], list[Change]]:
     """Return the kept records as (line, its object now), and every change.
 
     Args:
         material: what was checked.
         report: what was found in it.
         fixes: names of `FIXES`.
+        folder: where covered copies of pictures will be, see `cover.copy_of`.
 
     Raises:
         InputError: a fix needs a finding that was not looked for, or a record cannot be read and is not to be dropped.
     """
-    for name, rule in (("leaks", "leak"), ("private", "private")):
+    for name, rule in (("leaks", "leak"), ("private", "private"), ("cover", "private")):
         if name in fixes and rule in report.skipped:
             raise InputError(f"--fix {name} {report.skipped[rule]}")
     unreadable = [entry for entry in material.entries if entry.form is None]
@@ -86,7 +96,7 @@ def fix(material: Material, report: Report, fixes: Sequence[str]) -> tuple[list[
     seen: dict[str, Entry] = {}
     for entry in material.entries:
         value: Any = entry.value
-        for change in _changes(material, entry, fixes, seen, bad):
+        for change in _changes(material, entry, fixes, seen, bad, folder):
             changes.append(change)
             value = change.value
             if value is None:
@@ -97,7 +107,12 @@ def fix(material: Material, report: Report, fixes: Sequence[str]) -> tuple[list[
 
 
 def _changes(
-    material: Material, entry: Entry, fixes: Sequence[str], seen: dict[str, Entry], bad: dict[str, set[str]]
+    material: Material,
+    entry: Entry,
+    fixes: Sequence[str],
+    seen: dict[str, Entry],
+    bad: dict[str, set[str]],
+    folder: Path,
 ) -> Iterator[Change]:
     """Yield what is done to one record, in order; a dropped one ends it."""
     broken = entry.form is None or any(material.facts(image) is None for image in entry.images)
@@ -131,6 +146,25 @@ def _changes(
         if name in fixes and entry.line in bad[name]:
             yield Change(entry.source, name, why, None)
             return
+    if "cover" in fixes:
+        found = {image: facts for image in entry.images if (facts := material.facts(image)) and regions_of(facts)}
+        if found:
+            names = zip(pictures_of(value), entry.images, strict=True)
+            copies = {name: str(copy_of(found[image], folder)) if image in found else name for name, image in names}
+            yield Change(entry.source, "cover", _covers(entry, places, found), with_pictures(value, copies))
+
+
+def _covers(entry: Entry, places: Sequence[Place], found: Mapping[Path, ImageFacts]) -> str:
+    """Return what is covered in a record's pictures, and which of its boxes hardly anything is left of."""
+    told = []
+    for image, facts in found.items():
+        regions = regions_of(facts)
+        told.append(f"{len(regions)} of {', '.join(sorted({region.kind for region in regions}))} in {image.name}")
+        for place in places:
+            share = hidden(place, regions, facts.width, facts.height) if entry.images[place.image] == image else 0.0
+            if share > 0.5:
+                told.append(f"{share:.0%} of {written(place.numbers)} is hidden now")
+    return "; ".join(told)
 
 
 def _lines(report: Report, rule: str) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from edgetune_data.check.findings import Finding, Numbers
 from edgetune_data.check.limits import Limits
 from edgetune_data.entries import Entry
 from edgetune_data.eyes import Eyes
-from edgetune_data.image_facts import ImageFacts
+from edgetune_data.image_facts import ImageFacts, Look
 from edgetune_runtime.errors import ImageError
 
 
@@ -27,6 +27,7 @@ class Material:
         pictures: what they name, decoded, or why it cannot be.
         eyes: the model, or None where none was given.
         limits: the thresholds.
+        looks: what the redactors are asked by, by name.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Material:
     pictures: Mapping[Path, ImageFacts | ImageError]
     eyes: Eyes | None
     limits: Limits
+    looks: Mapping[str, Look] = field(default_factory=dict)
 
     @property
     def decoded(self) -> list[ImageFacts]:

@@ -33,7 +33,7 @@ def gather(
     looks = {name: redactor.find for name, redactor in (redactors or {}).items()}
     images = chain.from_iterable(entry.images for entry in entries)
     pictures = read_images(images, quality=True, looks=looks)
-    return Material(path, entries, pictures, eyes, limits or Limits())
+    return Material(path, entries, pictures, eyes, limits or Limits(), looks)
 
 
 def check(material: Material, against: Sequence[Path] = ()) -> Report:
