@@ -24,6 +24,7 @@ SIGHT = 512
 """Pixels on the longer side at which quality is judged: about what a small model sees of a picture."""
 
 _BLUR_WINDOW = 11  # pixels, as in the paper
+_ONE_AT_A_TIME = Lock()  # looks come from anywhere: none has to bear threads
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,6 @@ def read_images(
         looks: more to be asked of each picture, by name; never two at the same time.
     """
     unique = list(dict.fromkeys(paths))
-    one_at_a_time = Lock()
     _import_libraries(quality=quality)
 
     def read(path: Path) -> ImageFacts | ImageError:
@@ -93,16 +93,23 @@ def read_images(
             check_aspect(*image.size)
         except ImageError as error:
             return ImageError(f"{path}: {error}", hint=error.hint)
-        judged = judge(image) if quality else None
-        with one_at_a_time:
-            seen = {name: look(image) for name, look in (looks or {}).items()}
-        return ImageFacts(path, *image.size, image_hash(image), perceptual_hash(image), judged, seen)
+        return facts_of(image, path, quality=quality, looks=looks)
 
     # Pillow decodes and resizes without holding the interpreter's lock.
     with ThreadPoolExecutor(usable_cores()) as pool:
         results = pool.map(read, unique)
         bar = tqdm(results, total=len(unique), desc="decode pictures", unit="image", disable=None, delay=2, leave=False)
         return dict(zip(unique, bar, strict=True))
+
+
+def facts_of(
+    image: Image.Image, path: Path, *, quality: bool = False, looks: Mapping[str, Look] | None = None
+) -> ImageFacts:
+    """Return what an upright RGB picture is that is in memory; `path` is where it is, or will be, as a file."""
+    judged = judge(image) if quality else None
+    with _ONE_AT_A_TIME:
+        seen = {name: look(image) for name, look in (looks or {}).items()}
+    return ImageFacts(path, *image.size, image_hash(image), perceptual_hash(image), judged, seen)
 
 
 def _import_libraries(*, quality: bool) -> None:

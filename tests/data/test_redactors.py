@@ -98,6 +98,18 @@ def test_what_is_found_is_covered_in_copies(tmp_path: Path, dry: list[str]) -> N
     assert "private" not in run(out / "data.jsonl", "--redactor", "reds").stdout
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_missing_picture_stays_told_beside_covered_ones(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with path.open("a") as file:
+        file.write(json.dumps({"image": "gone.png", "question": "What is it?", "answer": "gone"}) + "\n")
+    done = run(path, "--redactor", "reds", "--fix", "cover", "--output", tmp_path / "out", "--json")
+    assert done.exit_code == 1
+    assert [finding["rule"] for finding in json.loads(done.stdout)["after"]["findings"]] == ["picture"]
+    names = [json.loads(line)["image"] for line in (tmp_path / "out" / "data.jsonl").read_text().splitlines()]
+    assert names[0] == "../a.png" and names[1].startswith("images/b-") and names[2] == "../gone.png"
+
+
 def test_covering_wants_a_redactor_and_no_dropping(tmp_path: Path) -> None:
     path = write(tmp_path)
     done = run(path, "--fix", "cover", "--output", tmp_path / "out")

@@ -35,15 +35,19 @@ def write_copy(facts: ImageFacts, folder: Path) -> Path:
     """
     path = copy_of(facts, folder)
     path.parent.mkdir(exist_ok=True)
-    covered(load_image(facts.path), regions_of(facts)).save(path)
+    covered(facts).save(path)
     return path
 
 
-def covered(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
-    """Return an RGB picture whose regions, and a margin, have their own mean colour: blurring could be undone."""
-    pixels = np.array(image)  # uint8 [H, W, 3]
-    for region in regions:
-        x1, y1, x2, y2 = _grown(region, *image.size)
+def covered(facts: ImageFacts) -> Image.Image:
+    """Return a picture whose regions, and a margin, have their own mean colour: blurring could be undone.
+
+    Raises:
+        ImageError: the picture cannot be read any more.
+    """
+    pixels = np.array(load_image(facts.path))  # uint8 [H, W, 3]
+    for region in regions_of(facts):
+        x1, y1, x2, y2 = _grown(region, facts.width, facts.height)
         part = pixels[y1:y2, x1:x2]
         part[:] = part.mean(axis=(0, 1)).round()
     return Image.fromarray(pixels)

@@ -34,6 +34,9 @@ FIXES = {
 SAFE = ("unreadable", "duplicates")
 """What is done unless something else is asked for: nothing here changes what a record says."""
 
+_RULE = {"leaks": "leak", "cover": "private", "private": "private"}
+"""Fixes that go by the findings of a rule which is not looked for in every check."""
+
 _ROUNDING = 1.0  # pixels by which a box may leave its picture and count as a matter of rounding
 
 
@@ -81,7 +84,7 @@ def fix(
     Raises:
         InputError: a fix needs a finding that was not looked for, or a record cannot be read and is not to be dropped.
     """
-    for name, rule in (("leaks", "leak"), ("private", "private"), ("cover", "private")):
+    for name, rule in _RULE.items():
         if name in fixes and rule in report.skipped:
             raise InputError(f"--fix {name} {report.skipped[rule]}")
     unreadable = [entry for entry in material.entries if entry.form is None]
@@ -92,7 +95,7 @@ def fix(
         )
     kept: list[tuple[Entry, Any]] = []
     changes: list[Change] = []
-    bad = {name: _lines(report, rule) for name, rule in (("leaks", "leak"), ("private", "private"))}
+    bad = {name: _lines(report, rule) for name, rule in _RULE.items()}
     seen: dict[str, Entry] = {}
     for entry in material.entries:
         value: Any = entry.value
