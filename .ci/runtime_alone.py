@@ -61,7 +61,7 @@ def main(bundle: str, folder: Path, absent: list[str]) -> None:
     assert len(detections) == 1, detections
     import numpy as np
 
-    from edgetune_runtime.metrics import iou
+    from edgetune_runtime.bench.metrics import iou
 
     overlap = float(iou(np.array([detections[0].box]), np.array([truth]))[0, 0])
     print(f"IoU {overlap:.3f}; {installed_megabytes():.0f} MB installed")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from edgetune_runtime.backends.trt_context import Engine
+from edgetune_runtime.backends.trt.context import Engine
 
 Array = npt.NDArray[Any]
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}

@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from edgetune_runtime.image import ImageSpec, preprocess
+from edgetune_runtime.images.smart import ImageSpec, preprocess
 
 _transformers: Any = transformers  # much of it is untyped
 

@@ -1,4 +1,9 @@
-"""Who may import whom, read from the syntax trees: the runtime stays light and stages never call each other."""
+"""Who may import whom, read from the syntax trees.
+
+    runtime  <-  core  <-  data, train, calibrate, export, bench  <-  edgetune
+
+An arrow never points back, and stages never call each other.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +17,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
     "edgetune": ROOT / "edge" / "edgetune",
+    "edgetune_core": ROOT / "edge" / "edgetune_core",
     "edgetune_data": ROOT / "data" / "edgetune_data",
     "edgetune_train": ROOT / "train" / "edgetune_train",
     "edgetune_calibrate": ROOT / "calibrate" / "edgetune_calibrate",
     "edgetune_bench": ROOT / "benchmarks" / "edgetune_bench",
-    "edgetune_torch": ROOT / "server" / "edgetune_torch",
     "edgetune_runtime": ROOT / "runtime" / "edgetune_runtime",
 }
 MODULES = {
@@ -27,6 +32,7 @@ MODULES = {
 ENGINES = {"onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "cuda"}
 RUNTIME_NEEDS = {"numpy", "PIL", "tokenizers"}
 PACKED_WEIGHTS = {"safetensors"}
+TORCH = {"torch", "transformers", "triton"}
 COMMAND_LINE_NEEDS = {"click", "tqdm"}
 
 
@@ -75,10 +81,17 @@ def test_the_runtime_needs_numpy_pillow_tokenizers_and_engines_in_backends(modul
         extras = ENGINES | PACKED_WEIGHTS
     elif within(module, "edgetune_runtime.quant"):
         extras = PACKED_WEIGHTS
+    if within(module, "edgetune_runtime.backends.triton"):
+        extras |= TORCH
     assert third_party(imported(path)) <= RUNTIME_NEEDS | extras
     assert not third_party(imported(path, top_level_only=True)) & PACKED_WEIGHTS or within(
         module, "edgetune_runtime.backends"
     )
+
+
+@pytest.mark.parametrize("module", [name for name in modules_of("edgetune_runtime") if "triton" not in name])
+def test_only_the_triton_engine_is_written_for_torch(module: str) -> None:
+    assert not any(within(name, "edgetune_runtime.backends.triton") for name in imported(MODULES[module]))
 
 
 @pytest.mark.parametrize("module", modules_of("edgetune_runtime"))
@@ -86,20 +99,26 @@ def test_the_runtime_parses_as_python_3_10(module: str) -> None:
     ast.parse(MODULES[module].read_text(encoding="utf-8"), feature_version=(3, 10))
 
 
+@pytest.mark.parametrize("module", modules_of("edgetune_core"))
+def test_the_core_imports_the_runtime_and_itself(module: str) -> None:
+    assert all(within(name, "edgetune_runtime", "edgetune_core") for name in ours(imported(MODULES[module])))
+
+
 @pytest.mark.parametrize(
-    "module", modules_of("edgetune_data", "edgetune_train", "edgetune_calibrate", "edgetune_bench", "edgetune_torch")
+    "module", modules_of("edgetune_data", "edgetune_train", "edgetune_calibrate", "edgetune_bench")
 )
-def test_a_stage_imports_only_the_runtime_and_itself(module: str) -> None:
-    assert all(within(name, "edgetune_runtime", module.partition(".")[0]) for name in ours(imported(MODULES[module])))
+def test_a_stage_imports_the_core_the_runtime_and_itself(module: str) -> None:
+    allowed = ("edgetune_runtime", "edgetune_core", module.partition(".")[0])
+    assert all(within(name, *allowed) for name in ours(imported(MODULES[module])))
 
 
 @pytest.mark.parametrize("module", modules_of("edgetune"))
 def test_only_commands_import_stages(module: str) -> None:
     if within(module, "edgetune.commands"):
         return
-    allowed = ["edgetune_runtime", "edgetune"]
+    allowed = ["edgetune_runtime", "edgetune_core", "edgetune"]
     if within(module, "edgetune.export"):
-        allowed = ["edgetune_runtime", "edgetune.export"]
+        allowed = ["edgetune_runtime", "edgetune_core", "edgetune.export"]
     assert all(within(name, *allowed) for name in ours(imported(MODULES[module])))
     if not within(module, "edgetune.cli", "edgetune.__main__"):
         assert not any(within(name, "edgetune.commands") for name in ours(imported(MODULES[module])))
@@ -110,8 +129,8 @@ def test_the_command_line_imports_stages_only_when_a_verb_runs(module: str) -> N
     if within(module, "edgetune.doctor"):
         return
     names = list(imported(MODULES[module], top_level_only=True))
-    light = ["edgetune.commands", "edgetune.cli", "edgetune.stage", "edgetune._lock", "edgetune.__version__"]
+    light = ["edgetune.commands", "edgetune.cli", "edgetune.__version__", "edgetune_core.stage", "edgetune_core.lock"]
     light += ["edgetune.export.formats"]  # names and module paths only
     light += ["edgetune_runtime.errors", "edgetune_runtime.manifest", "edgetune_runtime._version"]
     assert third_party(iter(names)) <= COMMAND_LINE_NEEDS
-    assert all(name == "edgetune" or within(name, *light) for name in ours(iter(names)))
+    assert all(name in ("edgetune", "edgetune_core") or within(name, *light) for name in ours(iter(names)))

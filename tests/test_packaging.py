@@ -64,7 +64,7 @@ def test_the_wheels_hold_the_sources_and_nothing_else(edgetune: zipfile.ZipFile,
         "calibrate/edgetune_calibrate",
         "benchmarks/edgetune_bench",
     )
-    assert contents(edgetune) == sources("edge/edgetune", "server/edgetune_torch", *stages)
+    assert contents(edgetune) == sources("edge/edgetune", "edge/edgetune_core", *stages)
     assert contents(runtime) == sources("runtime/edgetune_runtime")
 
 
@@ -77,7 +77,7 @@ def test_both_have_the_one_version_and_edgetune_pins_the_runtime(
 
 def test_the_runtime_needs_three_packages(runtime: zipfile.ZipFile) -> None:
     assert {line.partition(">")[0] for line in requirements(runtime)} == {"numpy", "pillow", "tokenizers"}
-    assert set(metadata(runtime).get_all("Provides-Extra", [])) == {"onnx", "onnx-gpu", "packed"}
+    assert set(metadata(runtime).get_all("Provides-Extra", [])) == {"onnx", "onnx-gpu", "packed", "triton"}
     assert metadata(runtime)["Requires-Python"] == ">=3.10"
 
 
@@ -102,7 +102,7 @@ def test_licence_types_and_readme_travel_along(name: str, request: pytest.Fixtur
 
 def test_the_programs(edgetune: zipfile.ZipFile, runtime: zipfile.ZipFile) -> None:
     assert "edgetune = edgetune.cli:main" in read(edgetune, "entry_points.txt")
-    assert "torch = edgetune_torch.backend:load" in read(edgetune, "entry_points.txt")
+    assert "triton = edgetune_runtime.backends.triton.backend:load" in read(runtime, "entry_points.txt")
     assert "edgetune-run = edgetune_runtime.cli:main" in read(runtime, "entry_points.txt")
 
 

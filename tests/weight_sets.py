@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.torch import load_file
 
-from edgetune.stage import run_stage
+from edgetune_core.stage import run_stage
+from edgetune_core.weightset import write_block
 from edgetune_runtime.manifest import sha256_tree
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
-from edgetune_runtime.quant.weightset import write_block
 
 Float = npt.NDArray[np.float32]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edgetune_runtime.bench.significance import draws
 from edgetune_runtime.errors import MissingDependency
-from edgetune_runtime.significance import draws
 
 Row = Mapping[str, Any]
 _NAMES = {

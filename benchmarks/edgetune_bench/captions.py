@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgetune_runtime.bench.significance import draws
 from edgetune_runtime.errors import InputError, MissingDependency
-from edgetune_runtime.significance import draws
 
 Words = Sequence[str]
 _LONGEST = 4  # words of an n-gram

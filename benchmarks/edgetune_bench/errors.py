@@ -9,9 +9,9 @@ from PIL import Image
 
 from edgetune_bench.gallery import ANSWER, TRUTH, reduce
 from edgetune_bench.page import Cell, Sample, html_page
+from edgetune_runtime.codec.grounding import Detection
 from edgetune_runtime.draw import draw_detections
-from edgetune_runtime.grounding import Detection
-from edgetune_runtime.image import load_image
+from edgetune_runtime.images.load import load_image
 
 Row = Mapping[str, Any]
 _LONGEST_SIDE = 300

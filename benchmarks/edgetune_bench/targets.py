@@ -33,6 +33,6 @@ def identify(path: Path, *, adapter: Path | None = None, engine: str | None = No
             hint="edgetune eval and bench take what edgetune merge or edgetune export wrote",
         )
     extra = ("--adapter", str(adapter)) if adapter else ()
-    worker = ("edgetune_bench.torch_worker", "--checkpoint", str(path), *extra)
+    worker = ("edgetune_core.torch_runner.worker", "--checkpoint", str(path), *extra)
     name = path.resolve().name + (f"+{adapter.resolve().name}" if adapter else "")
     return Target(name, path, CHECKPOINT, worker, adapter)

@@ -77,9 +77,9 @@ def tensors(checkpoint: Path, records: Path) -> list[dict[str, Any]]:
     import torch
     from PIL import Image
 
-    from edgetune_runtime import grounding
+    from edgetune_runtime.codec import grounding
     from edgetune_runtime.families import get_family
-    from edgetune_runtime.image import ImageSpec, preprocess
+    from edgetune_runtime.images.smart import ImageSpec, preprocess
     from edgetune_runtime.records import read_records
     from edgetune_runtime.tokens import TextTokenizer
 

@@ -1,4 +1,4 @@
-"""Decode speed of the engine "torch" on a GPU beside onnxruntime-genai with its CUDA graph, and transformers.
+"""Decode speed of the engine "triton" on a GPU beside onnxruntime-genai with its CUDA graph, and transformers.
 
     python benchmarks/peers/cuda_decode.py --tokenizer DIR [--new-tokens 256] [--runs 7] [--layers 28]
 

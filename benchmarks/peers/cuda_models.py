@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from edgetune_runtime.backends.triton.backend import TorchBackend
+from edgetune_runtime.backends.triton.model import Decoder, Layer, Sizes
+from edgetune_runtime.backends.triton.packing import Linear, pack, stack
+from edgetune_runtime.backends.triton.weights import rope_matrix
 from edgetune_runtime.bundle import Rope
 from edgetune_runtime.quant.blocks import BlockWeight, unpack_nibbles
-from edgetune_torch.backend import TorchBackend
-from edgetune_torch.model import Decoder, Layer, Sizes
-from edgetune_torch.packing import Linear, pack, stack
-from edgetune_torch.weights import rope_matrix
 
 GROUP = 128
 SIZES: dict[str, Any] = {

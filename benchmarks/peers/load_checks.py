@@ -101,7 +101,7 @@ def reference(checkpoint: Path, weights: Path, samples: list[dict[str, Any]]) ->
     import torch
 
     from edgetune.export.dequantize import apply_weights
-    from edgetune_runtime.quant.weightset import WeightSet
+    from edgetune_core.weightset import WeightSet
 
     model, quantized = load_model(str(checkpoint)), WeightSet.load(weights)
     apply_weights(model, quantized)

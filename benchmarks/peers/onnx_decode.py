@@ -137,7 +137,7 @@ def serve(settings: dict[str, Any]) -> None:
 
 def load_ours(folder: Path, settings: dict[str, Any]) -> Any:
     """Our runtime's loop."""
-    from edgetune_runtime.backends.onnx import OnnxBackend
+    from edgetune_runtime.backends.onnx.engine import OnnxBackend
     from edgetune_runtime.decode import Prompt, greedy
 
     backend = OnnxBackend(

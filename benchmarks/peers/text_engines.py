@@ -16,7 +16,7 @@ PROMPT, NEW = list(range(20, 44)), 12
 
 def ours(bundle: Path, following: int) -> list[int]:
     """Our tokens; `following` is the rotary position of the first generated one."""
-    from edgetune_runtime.backends.onnx import OnnxBackend
+    from edgetune_runtime.backends.onnx.engine import OnnxBackend
     from edgetune_runtime.decode import Prompt, greedy
 
     graphs = {

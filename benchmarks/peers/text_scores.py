@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_bench.captions import cider_d, words
-from edgetune_runtime.text_metrics import anls, normalize_answer
+from edgetune_runtime.bench.text_metrics import anls, normalize_answer
 
 TEXT = """a an the two ten none red 3.5 .5 1,000 u.s.a. girl's girls 2:50 pm yes Yes! isn't isnt couldn'tve dont
 black/white ice-cream man dog left of right blue sky is on table with hat"""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from edgetune_calibrate.checkpoint import Checkpoint
-from edgetune_runtime import image
-from edgetune_runtime.conversation import Sample, token_id
+from edgetune_core.conversation import Sample, token_id
+from edgetune_runtime.images.load import load_image
+from edgetune_runtime.images.smart import preprocess
 
 ROLES = ("image", "prompt", "answer")
 """What a token can be: part of the picture, of the request around it, or of the answer."""
@@ -31,7 +32,7 @@ def batch(sample: Sample, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[st
         ImageError: the picture cannot be read.
     """
     ids = torch.tensor([sample.ids])
-    pixels = image.preprocess(image.load_image(sample.images[0]), checkpoint.spec)
+    pixels = preprocess(load_image(sample.images[0]), checkpoint.spec)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),

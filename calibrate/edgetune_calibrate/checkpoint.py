@@ -14,7 +14,7 @@ from transformers.utils import logging
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family, get_family
 from edgetune_runtime.families.base import Modules
-from edgetune_runtime.image import ImageSpec
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.tokens import TextTokenizer
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgetune_runtime.conversation import Sample, token_id
+from edgetune_core.conversation import Sample, token_id
 from edgetune_runtime.tokens import TextTokenizer
 
 BOX = re.compile(r"\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)\]")

@@ -17,10 +17,10 @@ from edgetune_calibrate.linears import check_columns
 from edgetune_calibrate.sensitivity import BoxMeter, measure
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
-from edgetune_runtime.conversation import Sample
+from edgetune_core.conversation import Sample
+from edgetune_core.weightset import HEAD
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import HEAD
 
 
 def told_formats(model: nn.Module, modules: Modules, settings: CalibrateSettings) -> dict[str, BlockFormat]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.quantize import SolvedBlock
+from edgetune_core.weightset import HEAD, WeightSet, write_block
 from edgetune_runtime.manifest import sha256_file
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import HEAD, WeightSet, write_block
 
 
 class _Lines:

@@ -22,8 +22,8 @@ from edgetune_calibrate.quantize import quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.vision import Ranges, vision_ranges
+from edgetune_core.weightset import SCHEMA
 from edgetune_runtime.manifest import sha256_tree
-from edgetune_runtime.quant.weightset import SCHEMA
 
 Progress = Callable[[int, int], object]
 """Called with how many blocks are done and how many there are."""
@@ -49,7 +49,7 @@ def calibrate(
         progress: told after each block; the head counts as one.
 
     Returns:
-        The manifest's `result`, with the key `weightset` that `edgetune_runtime.quant.weightset` describes.
+        The manifest's `result`, with the key `weightset` that `edgetune_core.weightset` describes.
 
     Raises:
         InputError: a file, record or setting cannot be used.

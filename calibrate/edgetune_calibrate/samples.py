@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.strata import AXES, strata
-from edgetune_runtime import image
-from edgetune_runtime.conversation import Sample, prepare
+from edgetune_core.conversation import Sample, prepare
+from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.images.load import image_hash, load_image, upright_size
+from edgetune_runtime.images.smart import ImageSpec, geometry_of
 from edgetune_runtime.records import Record, read_records
 
 DEFAULT_SAMPLES = 128
@@ -144,11 +146,11 @@ def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Rec
     Raises:
         InputError: the first shared picture, by file and line on both sides, and how many there are.
     """
-    sides = [{record.image: image.upright_size(record.image) for record in side} for side in (records, held_out)]
+    sides = [{record.image: upright_size(record.image) for record in side} for side in (records, held_out)]
     common = set(sides[0].values()) & set(sides[1].values())
     paths = dict.fromkeys(path for side in sides for path, size in side.items() if size in common)
     bar = tqdm(paths, desc="compare with evaluation", unit="image", leave=False, disable=None, delay=2)
-    hashes = {path: image.image_hash(image.load_image(path)) for path in bar}
+    hashes = {path: image_hash(load_image(path)) for path in bar}
     twins = {hashes[record.image]: record for record in reversed(held_out) if record.image in hashes}
     shared = [record for record in records if hashes.get(record.image) in twins]
     if shared:
@@ -164,9 +166,9 @@ def _place(path: Path, record: Record) -> str:
     return f"{path}:{record.source.rpartition(':')[2]}"
 
 
-def _sizes(records: Sequence[Record], spec: image.ImageSpec) -> tuple[list[image.Geometry], list[int]]:
+def _sizes(records: Sequence[Record], spec: ImageSpec) -> tuple[list[Geometry], list[int]]:
     """Return geometry and image tokens of each record's picture, from its header."""
-    known = {path: image.geometry_of(*image.upright_size(path), spec) for path in {r.image for r in records}}
+    known = {path: geometry_of(*upright_size(path), spec) for path in {r.image for r in records}}
     geometries = [known[record.image] for record in records]
     return geometries, [each.resized_width * each.resized_height // spec.factor**2 for each in geometries]
 
@@ -174,7 +176,7 @@ def _sizes(records: Sequence[Record], spec: image.ImageSpec) -> tuple[list[image
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        pixels = image.image_hash(image.load_image(sample.images[0]))
+        pixels = image_hash(load_image(sample.images[0]))
         digest.update(f"{pixels} {sample.prompt_ids} {sample.answer_ids}\n".encode())
     return digest.hexdigest()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.image import Geometry
+from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.records import Record
 
 AXES = ("kind", "label", "size", "position", "image tokens", "image")

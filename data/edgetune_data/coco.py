@@ -14,7 +14,7 @@ from typing import Any, cast
 from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_data.source import Options, Row, Source, Value, objects_of, read_json
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 Entry = Mapping[str, Any]
 

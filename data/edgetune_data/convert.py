@@ -15,8 +15,8 @@ from edgetune_data.canonical import DATA
 from edgetune_data.manifest import NAME, Entry, describe, hash_files, relative, set_hash
 from edgetune_data.read import Reading, pictures_of, with_pictures, with_source
 from edgetune_data.source import Value
-from edgetune_runtime.dialogue import Dialogue
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.records.dialogue import Dialogue
 
 REJECTED = "rejected.jsonl"
 IMAGES = "images"

@@ -14,10 +14,10 @@ from edgetune_data.crop_window import CropRules, Window, moved_into, window
 from edgetune_data.entries import Entry
 from edgetune_data.manifest import relative
 from edgetune_data.rewrite import moved, origin_of, with_places, write_lines, write_set
-from edgetune_runtime.dialogue import Place
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.image import image_hash, load_image
-from edgetune_runtime.record_forms import Parts
+from edgetune_runtime.images.load import image_hash, load_image
+from edgetune_runtime.records.dialogue import Place
+from edgetune_runtime.records.forms import Parts
 
 DATA, CHANGES, IMAGES = "data.jsonl", "changes.jsonl", "images"
 Around = Literal["record", "box", "picture"]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgetune_runtime.dialogue import Place
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.records.dialogue import Place
 
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2 in whole pixels of the original upright picture, x2 and y2 exclusive."""

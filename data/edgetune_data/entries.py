@@ -10,11 +10,11 @@ from typing import Any
 from edgetune_data.formats import sniff
 from edgetune_data.pictures import Pictures
 from edgetune_data.source import Options, Row, Source
-from edgetune_runtime.dialogue import Name, Picture, Place
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.image import upright_size
-from edgetune_runtime.record_forms import Conversation, Parts, read_form
+from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.records import record_of
+from edgetune_runtime.records.dialogue import Name, Picture, Place
+from edgetune_runtime.records.forms import Conversation, Parts, read_form
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family, family_of, get_family
-from edgetune_runtime.geometry import Geometry
-from edgetune_runtime.image_spec import ImageSpec
+from edgetune_runtime.images.base import Plan, Preprocessing
+from edgetune_runtime.images.rules import open_preprocessing
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
-from edgetune_runtime.preprocessing.base import Plan, Preprocessing
-from edgetune_runtime.preprocessing.rules import open_preprocessing
 from edgetune_runtime.tokens import TextTokenizer
 
 

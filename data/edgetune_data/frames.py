@@ -15,8 +15,8 @@ from typing import Literal
 
 from PIL import ExifTags, Image
 
-from edgetune_runtime.image import upright_size
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.images.load import upright_size
+from edgetune_runtime.records.forms import FormError
 
 Unit = Literal["pixel", "norm1", "norm1000"]
 """What coordinates count: pixels, or 1 or 1000 for the whole width or height."""

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from edgetune_runtime.bench.machine import usable_cores
 from edgetune_runtime.errors import ImageError
-from edgetune_runtime.image import check_aspect, image_hash, load_image
+from edgetune_runtime.images.load import image_hash, load_image
+from edgetune_runtime.images.smart import check_aspect
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_data.source import Options, Row, Source, Value, is_json_lines, read_json
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 _RECTANGLES = ("rectanglelabels", "rectangle", "labels")
 _ANSWERS = ("choices", "textarea")

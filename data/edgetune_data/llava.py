@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetune_data import swift
 from edgetune_data.source import Options, Row, Source, Value, object_rows
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 
 def files(path: Path, options: Options) -> list[Path]:

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from edgetune_data.download import fetch
 from edgetune_runtime.errors import ImageError
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "MPO": "jpg"}
 _DATA_URI = re.compile(r"data:(?:image/[\w.+-]+)?;base64,(.*)", re.DOTALL)

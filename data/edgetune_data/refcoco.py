@@ -14,7 +14,7 @@ from typing import Any
 from edgetune_data.coco import Instances
 from edgetune_data.source import Options, Row, Source, Value, read_json
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 _INSTANCES = "instances.json"
 _PICKLES = (".p", ".pkl", ".pickle")

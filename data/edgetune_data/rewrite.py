@@ -10,8 +10,8 @@ from typing import Any
 from edgetune_data.entries import Entry
 from edgetune_data.manifest import NAME, describe, hash_files, relative
 from edgetune_data.read import pictures_of, with_pictures
-from edgetune_runtime.dialogue import Place
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.records.dialogue import Place
 
 
 def with_places(value: Mapping[str, Any], places: Sequence[Place]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from edgetune_data.pictures import Pictures
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.record_forms import FormError
 from edgetune_runtime.records import decode_line
+from edgetune_runtime.records.forms import FormError
 
 Value = dict[str, Any]
 """A canonical record as decoded JSON, its pictures as paths from the current folder (or absolute ones)."""

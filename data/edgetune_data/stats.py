@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from edgetune_core.conversation import prepare
 from edgetune_data.check.texts import phrases
 from edgetune_data.entries import Entry
 from edgetune_data.eyes import Eyes
-from edgetune_runtime.conversation import prepare
 from edgetune_runtime.records import record_of
 
 _QUANTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}

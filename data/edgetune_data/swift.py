@@ -16,7 +16,7 @@ from typing import Any
 from edgetune_data.source import Options, Row, Source, Value, object_rows
 from edgetune_data.swift_objects import boxes_in_pixels
 from edgetune_data.swift_turns import read_turns
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 _TURNS = ("messages", "conversations", "conversation")
 _IMAGES = ("images", "image")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from edgetune_data.frames import frame_of
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
 

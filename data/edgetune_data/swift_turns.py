@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 _ROLES = {
     "system": "system",

@@ -18,7 +18,7 @@ from edgetune_data import swift
 from edgetune_data.frames import corners, frame_of
 from edgetune_data.source import Options, Row, Source, Value
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("image", "text", "bbox", *CORNERS, "label", "question", "answer", "answers", "id", "split")

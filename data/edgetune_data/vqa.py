@@ -13,7 +13,7 @@ from typing import Any
 
 from edgetune_data.source import Options, Row, Source, Value, is_json_lines, object_rows, objects_of, read_json
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 _IDS = ("id", "question_id", "questionId")
 _OURS = ("image", "question", "answer", "answers", "meta")

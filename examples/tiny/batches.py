@@ -13,10 +13,10 @@ from torch import Tensor
 
 import render
 import scenes
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.codec.grounding import encode
 from edgetune_runtime.families import get_family
-from edgetune_runtime.geometry import Geometry
-from edgetune_runtime.grounding import encode
-from edgetune_runtime.image import smart_resize
+from edgetune_runtime.images.smart import smart_resize
 
 SLOTS, SLOT, LENGTH = 4, 72, 360  # queries to an image, tokens of each, tokens of the whole sequence
 IMAGE_AT = 4  # <|im_start|> user \n <|vision_start|>

@@ -10,9 +10,9 @@ import torch
 import batches as data
 import render
 import scenes
-from edgetune_runtime.geometry import Geometry
-from edgetune_runtime.grounding import parse
-from edgetune_runtime.metrics import sample_iou
+from edgetune_runtime.bench.metrics import sample_iou
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.codec.grounding import parse
 from learner import Learner
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from edgetune_runtime._version import __version__
 
 if TYPE_CHECKING:
-    from edgetune_runtime.grounding import Detection as Detection
+    from edgetune_runtime.codec.grounding import Detection as Detection
     from edgetune_runtime.session import Session as Session
 
 __all__ = ["Detection", "Session", "__version__"]
 
-_HOME = {"Detection": "edgetune_runtime.grounding", "Session": "edgetune_runtime.session"}
+_HOME = {"Detection": "edgetune_runtime.codec.grounding", "Session": "edgetune_runtime.session"}
 
 
 def __getattr__(name: str) -> Any:

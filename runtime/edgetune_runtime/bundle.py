@@ -13,7 +13,7 @@ from typing import Any
 
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.families import Chat, Family, get_family
-from edgetune_runtime.image_spec import ImageSpec
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.manifest import MANIFEST, read_manifest, verify_files
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import EdgetuneError, InputError
 
-VERBS = {"bench": "edgetune_runtime.bench.command", "build-engine": "edgetune_runtime.build_engine"}
+VERBS = {"bench": "edgetune_runtime.bench.command", "build-engine": "edgetune_runtime.backends.trt.build_engine"}
 """First words that are not a bundle: modules with `build_parser()` and `run(options)`. A folder of such a name is
 ./NAME."""
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] |
         options: of `build_parser`.
         load: makes what answers in a session's place, with its `ground`, `ask`, `last_answer` and `last_timings`.
     """
-    from edgetune_runtime.loading import load_image
+    from edgetune_runtime.images.load import load_image
 
     if options.out is not None:
         check_picture(options.out, asking=options.ask)

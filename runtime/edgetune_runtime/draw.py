@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from edgetune_runtime.grounding import Detection
+from edgetune_runtime.codec.grounding import Detection
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; yellow and black are left out.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -13,12 +13,13 @@ import numpy as np
 
 from edgetune_runtime.backends import Backend, ImageFeatures, Int, load_backend
 from edgetune_runtime.bundle import Bundle
-from edgetune_runtime.confidence import token_probabilities
+from edgetune_runtime.codec.confidence import token_probabilities
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.codec.grounding import Answer, Detection, parse
 from edgetune_runtime.decode import Prompt, Step, greedy_steps
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.grounding import Answer, Detection, parse
-from edgetune_runtime.image import Geometry, image_hash, load_image, preprocess
-from edgetune_runtime.loading import ImageSource
+from edgetune_runtime.images.load import ImageSource, image_hash, load_image
+from edgetune_runtime.images.smart import preprocess
 from edgetune_runtime.rope import mrope_positions
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextStream, TextTokenizer

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.families.base import Chat
-from edgetune_runtime.preprocessing.base import Pieces
+from edgetune_runtime.images.base import Pieces
 
 
 class TextTokenizer:

@@ -184,7 +184,7 @@ def _worker(parent: int, mark: str) -> psutil.Process:
     end = time.monotonic() + 120
     while time.monotonic() < end:
         for child in psutil.Process(parent).children(recursive=True):
-            if "edgetune_runtime.worker" in child.cmdline() and mark in child.cmdline():
+            if "edgetune_runtime.bench.worker" in child.cmdline() and mark in child.cmdline():
                 return child
         time.sleep(0.02)
     raise AssertionError("no worker was started")

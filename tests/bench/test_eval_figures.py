@@ -18,9 +18,9 @@ from PIL import Image
 import make_data
 import reference
 from edgetune.cli import cli
-from edgetune_bench.torch_model import TorchModel
+from edgetune_core.torch_runner.model import TorchModel
 from edgetune_runtime.families import get_family
-from edgetune_runtime.image import ImageSpec, preprocess
+from edgetune_runtime.images.smart import ImageSpec, preprocess
 from edgetune_runtime.records import read_records
 
 TINY = Path(make_data.__file__).parent / "model"

@@ -23,6 +23,7 @@ from transformers import (
 from edgetune_runtime.records import read_records
 
 NEW_TOKENS = 12
+TORCH = "edgetune_core.torch_runner.worker"
 
 
 class _Qwen3VLWithoutVideo(Qwen3VLProcessor):
@@ -81,13 +82,13 @@ def reference(checkpoint: Path, data: Path, adapter: Path | None = None) -> list
 @pytest.fixture(scope="module")
 def torch_report(qwen3_vl: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("torch") / "out.json"
-    return work("edgetune_bench.torch_worker", "--checkpoint", qwen3_vl, "--data", data, output=output)
+    return work(TORCH, "--checkpoint", qwen3_vl, "--data", data, output=output)
 
 
 @pytest.fixture(scope="module")
 def bundle_report(bundle: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("bundle") / "out.json"
-    return work("edgetune_runtime.worker", "--bundle", bundle, "--data", data, output=output)
+    return work("edgetune_runtime.bench.worker", "--bundle", bundle, "--data", data, output=output)
 
 
 def raws(report: dict[str, Any]) -> list[str]:
@@ -101,7 +102,7 @@ def test_the_torch_worker_says_what_transformers_says(torch_report: dict[str, An
 
 
 def test_the_torch_worker_runs_qwen2_5_vl(qwen2_5_vl: Path, data: Path, tmp_path: Path) -> None:
-    report = work("edgetune_bench.torch_worker", "--checkpoint", qwen2_5_vl, "--data", data, output=tmp_path / "o.json")
+    report = work(TORCH, "--checkpoint", qwen2_5_vl, "--data", data, output=tmp_path / "o.json")
     assert raws(report) == reference(qwen2_5_vl, data)
 
 
@@ -111,7 +112,7 @@ def test_an_adapter_is_applied(torch_report: dict[str, Any], qwen3_vl: Path, dat
     lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     lora.save_pretrained(str(tmp_path / "adapter"))
     arguments = ("--checkpoint", qwen3_vl, "--adapter", tmp_path / "adapter", "--data", data)
-    report = work("edgetune_bench.torch_worker", *arguments, output=tmp_path / "o.json")
+    report = work(TORCH, *arguments, output=tmp_path / "o.json")
     assert raws(report) == reference(qwen3_vl, data, tmp_path / "adapter")
     assert raws(report) != raws(torch_report)
 
@@ -151,7 +152,7 @@ def test_a_repeated_picture_is_encoded_again(bundle_report: dict[str, Any]) -> N
 
 def test_shards_deal_the_records_out(bundle: Path, data: Path, tmp_path: Path) -> None:
     arguments = ("--bundle", bundle, "--data", data, "--limit", 5, "--shard", "1/2")
-    report = work("edgetune_runtime.worker", *arguments, output=tmp_path / "o.json")
+    report = work("edgetune_runtime.bench.worker", *arguments, output=tmp_path / "o.json")
     assert [row["source"] for row in report["rows"]] == ["eval.jsonl:2", "eval.jsonl:4"]
 
 
@@ -166,7 +167,7 @@ def test_shards_deal_the_records_out(bundle: Path, data: Path, tmp_path: Path) -
 def test_bad_input_of_a_worker_is_one_line(
     bundle: Path, data: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    command = [sys.executable, "-m", "edgetune_runtime.worker", "--bundle", str(bundle), "--data", str(data)]
+    command = [sys.executable, "-m", "edgetune_runtime.bench.worker", "--bundle", str(bundle), "--data", str(data)]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "o.json"), *arguments], capture_output=True, text=True, check=False
     )
@@ -184,7 +185,15 @@ def test_a_checkpoint_without_its_preprocessor_config_is_refused(
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((qwen3_vl / "config.json").read_bytes())
-    command = [sys.executable, "-m", "edgetune_bench.torch_worker", "--checkpoint", str(bare), "--data", str(data)]
+    command = [
+        sys.executable,
+        "-m",
+        TORCH,
+        "--checkpoint",
+        str(bare),
+        "--data",
+        str(data),
+    ]
     done = subprocess.run([*command, "--output", str(tmp_path / "o")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no preprocessor_config.json" in done.stderr

@@ -23,10 +23,10 @@ from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.samples import calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.manifest import MANIFEST, sha256_tree
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import WeightSet
 from small_disk import run_on_small_disk
 
 EDGETUNE = [sys.executable, "-m", "edgetune", "calibrate"]

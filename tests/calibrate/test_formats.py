@@ -21,7 +21,7 @@ from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.samples import calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
+from edgetune_core.weightset import HEAD, WeightSet
 
 RTN = ["--method", "rtn"]
 

@@ -18,8 +18,10 @@ from edgetune_calibrate.batches import ROLES, batch, roles, token_weights
 from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.samples import calibration_set, choose
 from edgetune_calibrate.strata import AXES, strata
+from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.image import Geometry, geometry_of, upright_size
+from edgetune_runtime.images.load import upright_size
+from edgetune_runtime.images.smart import geometry_of
 from edgetune_runtime.records import read_records
 from train.conftest import RECORDS, write_records
 from train.reference import conversation

@@ -19,9 +19,9 @@ from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.coordinates import box_places, digit_tokens, drift, expected_boxes
 from edgetune_calibrate.sensitivity import BoxMeter, measure, stored_bytes
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
-from edgetune_runtime.conversation import Sample, prepare
+from edgetune_core.conversation import Sample, prepare
+from edgetune_runtime.bench.metrics import iou
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.metrics import iou
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.records import read_records
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from edgetune.cli import cli
 from edgetune_data.crop_window import CropRules, moved_into, window
-from edgetune_runtime.dialogue import Place
-from edgetune_runtime.metrics import iou
+from edgetune_runtime.bench.metrics import iou
 from edgetune_runtime.records import read_entries
+from edgetune_runtime.records.dialogue import Place
 
 
 def run(*arguments: str | Path) -> Result:

@@ -16,7 +16,7 @@ from PIL import Image
 from edgetune_data.check import check, gather
 from edgetune_data.check.frame import detect
 from edgetune_data.eyes import Eyes
-from edgetune_runtime.image import smart_resize
+from edgetune_runtime.images.smart import smart_resize
 
 Floats = npt.NDArray[np.float64]
 

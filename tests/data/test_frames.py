@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from edgetune_data.frames import Frame, frame_of
-from edgetune_runtime.record_forms import FormError
+from edgetune_runtime.records.forms import FormError
 
 WIDTH, HEIGHT = 60, 40
 BOX = (10, 5, 25, 12)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from edgetune_data.schema import record_schema
-from edgetune_runtime.record_forms import FormError, read_form
+from edgetune_runtime.records.forms import FormError, read_form
 
 SCHEMA = Draft202012Validator(record_schema())
 TURNS = [{"role": "user", "content": "<image>Find <ref-object>"}, {"role": "assistant", "content": "<bbox>"}]

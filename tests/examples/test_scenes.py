@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 import batches
 import scenes
 from builders import TINY_MODEL
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.codec.grounding import parse
 from edgetune_runtime.families import get_family
-from edgetune_runtime.geometry import Geometry
-from edgetune_runtime.grounding import parse
 from scenes import Query, Scene, Thing
 
 NAMES = {entry["name"] for entry in scenes.OBJECTS}

@@ -19,10 +19,10 @@ import batches
 import render
 import scenes
 from builders import TINY_MODEL
+from edgetune_runtime.bench.metrics import sample_iou
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.codec.grounding import Answer, parse
 from edgetune_runtime.families import get_family
-from edgetune_runtime.geometry import Geometry
-from edgetune_runtime.grounding import Answer, parse
-from edgetune_runtime.metrics import sample_iou
 from grid import Grid
 from network import TinyQwen3VL
 from reference import load_model, load_tokenizer

@@ -17,10 +17,10 @@ from edgetune.cli import cli
 from edgetune.export.checkpoint import load_checkpoint
 from edgetune.export.drift import measure_exact, require_exact
 from edgetune.export.reference import generated_cases, run_reference
-from edgetune_runtime.backends.onnx import OnnxBackend
+from edgetune_core.weightset import WeightSet
+from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.errors import InputError, ParityError
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import WeightSet
 from weight_sets import build_weight_set, memory_names
 
 Float = npt.NDArray[np.float32]

@@ -20,11 +20,11 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from builders import build_qwen3_vl, copy_checkpoint
 from edgetune.export.hf_checkpoint import write_checkpoint
 from edgetune.export.hf_config import awq_config, compressed_config, gptq_config
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.layouts import LAYOUTS
-from edgetune_runtime.quant.weightset import WeightSet
 from hf_reader import dense_tensors, tensors_of
 from weight_sets import build_weight_set, memory_names
 

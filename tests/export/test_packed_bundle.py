@@ -23,13 +23,13 @@ from edgetune.export.decoder import build_decoder
 from edgetune.export.dialects.ort import OrtDialect
 from edgetune.export.graph import save_model
 from edgetune.export.weights import DecoderWeights
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.backends import Backend, load_backend
-from edgetune_runtime.backends.onnx import OnnxBackend
+from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
-from edgetune_runtime.image_spec import ImageSpec
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import WeightSet
 from edgetune_runtime.session import Session
 from hf_reader import dense_tensors
 from weight_sets import build_weight_set, memory_names

@@ -18,11 +18,11 @@ from edgetune.cli import cli
 from edgetune.export.checkpoint import load_checkpoint
 from edgetune.export.hf_checkpoint import write_checkpoint
 from edgetune.export.hf_config import awq_config, gptq_config
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.layouts import LAYOUTS
-from edgetune_runtime.quant.weightset import WeightSet
 from weight_sets import build_weight_set, memory_names
 
 Tensors = dict[str, torch.Tensor]

@@ -20,9 +20,9 @@ from edgetune.export.graph import save_model
 from edgetune.export.trt_vision import quantize_static
 from edgetune.export.vision import export_vision, exportable_vision
 from edgetune_runtime import cli as run_cli
-from edgetune_runtime.backends.trt_build import BuildJob, build_apart
-from edgetune_runtime.backends.trt_engines import choose, graphs_of, read_engines
-from edgetune_runtime.backends.trt_library import Library, load_library
+from edgetune_runtime.backends.trt.build import BuildJob, build_apart
+from edgetune_runtime.backends.trt.engines import choose, graphs_of, read_engines
+from edgetune_runtime.backends.trt.library import Library, load_library
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, EdgetuneError
 from edgetune_runtime.manifest import sha256_file

@@ -20,9 +20,9 @@ from edgetune.export.dialects.trt_linear import positive
 from edgetune.export.graph import save_model
 from edgetune.export.trt_check import OnnxTrtBackend
 from edgetune.export.weights import DecoderWeights
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
-from edgetune_runtime.quant.weightset import WeightSet
 from reference import load_model
 from weight_sets import build_weight_set
 

@@ -11,9 +11,9 @@ import torch
 
 from edgetune.export.dequantize import apply_rounding, apply_weights
 from edgetune.export.weights import DecoderWeights
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import WeightSet
 from reference import load_model
 from weight_sets import build_weight_set, memory_names
 

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune.cli import cli
-from edgetune_runtime import grounding
-from edgetune_runtime.conversation import prepare
-from edgetune_runtime.coordinates import locate
-from edgetune_runtime.geometry import frame_size
+from edgetune_core.conversation import prepare
+from edgetune_core.coordinates import locate
+from edgetune_runtime.codec import grounding
+from edgetune_runtime.codec.geometry import frame_size
 from edgetune_runtime.records import read_records
 from edgetune_train.checkpoint import Checkpoint
 from families.checkpoints import BUILDERS

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetune_runtime.conversation import prepare, token_id
+from edgetune_core.conversation import prepare, token_id
 from edgetune_runtime.records import read_entries, read_records
 from edgetune_train.checkpoint import Checkpoint
 from families import reference

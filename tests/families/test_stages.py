@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from builders import REPOSITORY, copy_checkpoint
 from edgetune.cli import cli
-from edgetune_bench import torch_worker
-from edgetune_runtime.conversation import prepare
+from edgetune_core.conversation import prepare
+from edgetune_core.torch_runner import worker as torch_worker
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES
-from edgetune_runtime.image import load_image
+from edgetune_runtime.images.load import load_image
 from edgetune_runtime.records import read_records
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint, tensor_shapes

@@ -13,12 +13,12 @@ from PIL import Image
 
 from builders import copy_checkpoint
 from edgetune.cli import cli
-from edgetune_runtime.conversation import prepare, token_id
+from edgetune_core.conversation import prepare, token_id
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.codec.grounding import encode, parse
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES
-from edgetune_runtime.geometry import Geometry
-from edgetune_runtime.grounding import encode, parse
-from edgetune_runtime.preprocessing.rules import open_preprocessing
+from edgetune_runtime.images.rules import open_preprocessing
 from edgetune_runtime.records import read_records
 from edgetune_train.checkpoint import Checkpoint
 from families.conftest import Build, picture

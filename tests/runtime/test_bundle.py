@@ -14,7 +14,7 @@ import pytest
 from edgetune_runtime.bundle import Bundle, Limits
 from edgetune_runtime.errors import BundleError
 from edgetune_runtime.families import FAMILIES
-from edgetune_runtime.image import ImageSpec
+from edgetune_runtime.images.smart import ImageSpec
 
 FAMILY = FAMILIES["qwen3_vl"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgetune_runtime.codec.grounding import Detection
 from edgetune_runtime.draw import draw_detections
-from edgetune_runtime.grounding import Detection
 
 GRAY = Image.new("RGB", (200, 150), (90, 90, 90))
 

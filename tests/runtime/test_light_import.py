@@ -5,7 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("bundle", "draw", "families", "grammar", "grounding", "image", "manifest", "metrics", "records")
+MODULES = (
+    "bench.metrics",
+    "bundle",
+    "codec.grammar",
+    "codec.grounding",
+    "draw",
+    "families",
+    "images.load",
+    "images.smart",
+    "manifest",
+    "records",
+)
 HEAVY = {"click", "onnxruntime", "scipy", "tokenizers", "torch", "tqdm", "transformers"}
 
 

@@ -15,7 +15,7 @@ from edgetune_runtime import Session
 from edgetune_runtime.backends import load_backend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, ImageError, InputError, MissingDependency
-from edgetune_runtime.loading import ImageSource
+from edgetune_runtime.images.load import ImageSource
 from reference import greedy_text
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]

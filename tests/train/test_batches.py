@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from edgetune_runtime.conversation import Sample, prepare
+from edgetune_core.conversation import Sample, prepare
+from edgetune_runtime.bench.metrics import score_grounding
+from edgetune_runtime.codec.grounding import parse
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.grounding import parse
-from edgetune_runtime.metrics import score_grounding
 from edgetune_runtime.records import Record, read_records
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from builders import TINY_MODEL
 from edgetune.cli import cli
-from edgetune_runtime.conversation import Sample, prepare
-from edgetune_runtime.coordinates import steps_of
+from edgetune_core.conversation import Sample, prepare
+from edgetune_core.coordinates import steps_of
 from edgetune_runtime.records import read_records
 from edgetune_train.box_loss import BoxAware, BoxLocator, expected_boxes, giou
 from edgetune_train.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from edgetune.cli import cli
-from edgetune_runtime.conversation import prepare
+from edgetune_core.conversation import prepare
 from edgetune_runtime.records import read_records
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint

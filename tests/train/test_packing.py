@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from transformers import AutoModelForImageTextToText
 
-from edgetune_runtime.conversation import Sample, prepare
+from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.records import read_entries
 from edgetune_train.attention import choose_attention, use_attention

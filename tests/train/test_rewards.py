@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_runtime import grounding
+from edgetune_runtime.codec import grounding
+from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.families import FAMILIES, get_family
-from edgetune_runtime.geometry import Geometry
 from edgetune_runtime.records import Record
 from edgetune_train.rewards import REWARDS
 

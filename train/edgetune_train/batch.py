@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgetune_runtime.conversation import Sample, token_id
-from edgetune_runtime.image_spec import ImageSpec
+from edgetune_core.conversation import Sample, token_id
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.rope import mrope_positions
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.vision import ImageInputs

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetune_runtime.conversation import Sample
-from edgetune_runtime.coordinates import END, SIGNS, Coordinate, locate, sign_ids
+from edgetune_core.conversation import Sample
+from edgetune_core.coordinates import END, SIGNS, Coordinate, locate, sign_ids
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import Record
 from edgetune_train.checkpoint import Checkpoint
@@ -61,7 +61,7 @@ class BoxLocator:
         Returns:
             rows: int64 [N]; columns: int64 [N, 4, T], index among `kept` of the logits that choose the token;
             tokens: int64 [N, 4, T, 12], ids of the choices; drift: float32 [N, 4, T, 12], see
-            `edgetune_runtime.coordinates.Steps`; chosen: int64 [N, 4, T]; values: float32 [N, 4], the right
+            `edgetune_core.coordinates.Steps`; chosen: int64 [N, 4, T]; values: float32 [N, 4], the right
             coordinates as fractions of the frame. What is padded is certain and costs nothing.
 
         Raises:

@@ -18,10 +18,10 @@ from transformers.utils import logging
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family, family_of
 from edgetune_runtime.families.base import Modules
+from edgetune_runtime.images.base import Preprocessing
+from edgetune_runtime.images.rules import open_preprocessing
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import sha256_file
-from edgetune_runtime.preprocessing.base import Preprocessing
-from edgetune_runtime.preprocessing.rules import open_preprocessing
 from edgetune_runtime.tokens import TextTokenizer
 
 # Stages draw their own progress bars.

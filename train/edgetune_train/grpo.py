@@ -15,7 +15,7 @@ from transformers import PrinterCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from edgetune_runtime.conversation import Sample, prepare, stop_ids
+from edgetune_core.conversation import Sample, prepare, stop_ids
 from edgetune_runtime.records import Record
 from edgetune_train.adapter import Adapter
 from edgetune_train.batch import Collator

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from edgetune_runtime.conversation import Sample
+from edgetune_core.conversation import Sample
 from edgetune_runtime.errors import InputError
 from edgetune_train.batch import Pack
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from edgetune_runtime.conversation import Sample
+from edgetune_core.conversation import Sample
 from edgetune_runtime.errors import InputError
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from edgetune_runtime import grammar, grounding
-from edgetune_runtime.conversation import token_id
+from edgetune_core.conversation import token_id
+from edgetune_runtime.codec import grammar, grounding
 from edgetune_runtime.errors import ParityError
 from edgetune_train.checkpoint import Checkpoint
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from edgetune_runtime import grounding, metrics
+from edgetune_runtime.bench import metrics
+from edgetune_runtime.codec import grounding
+from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.families import Family
-from edgetune_runtime.geometry import Geometry
 from edgetune_runtime.records import Record
 
 Reward = Callable[[str, Record, Geometry, Family], float | None]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from edgetune_runtime import grounding, metrics
-from edgetune_runtime.conversation import Sample, stop_ids
+from edgetune_core.conversation import Sample, stop_ids
+from edgetune_runtime.bench import metrics
+from edgetune_runtime.codec import grounding
 from edgetune_runtime.records import Record
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint

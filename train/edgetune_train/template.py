@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from edgetune_runtime.families.template import check_template
+from edgetune_core.template import check_template
 from edgetune_train.checkpoint import Checkpoint
 
 

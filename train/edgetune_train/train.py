@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from edgetune_runtime.conversation import Sample, prepare
+from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import Entry
 from edgetune_train.adapt import adapted_model

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from edgetune_runtime.bench.scores import Row
-from edgetune_runtime.image import load_image, upright_size
+from edgetune_runtime.images.load import load_image, upright_size
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 

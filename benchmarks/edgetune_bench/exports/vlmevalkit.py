@@ -16,7 +16,7 @@ from typing import Any
 from edgetune_bench.exports.rows import file_name, fractions, identity, picture_bytes, questions, referring, said
 from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.scores import Row
-from edgetune_runtime.image import upright_size
+from edgetune_runtime.images.load import upright_size
 
 
 def write(name: str, answers: Answers, folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from edgetune_bench.report.html import section as wrap
 from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.scores import box_drift
 from edgetune_runtime.errors import ImageError
-from edgetune_runtime.image import load_image
+from edgetune_runtime.images.load import load_image
 
 Row = Mapping[str, Any]
 

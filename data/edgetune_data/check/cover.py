@@ -10,8 +10,8 @@ from PIL import Image
 
 from edgetune_data.image_facts import ImageFacts
 from edgetune_data.redactors import Region
-from edgetune_runtime.dialogue import Place
-from edgetune_runtime.image import load_image
+from edgetune_runtime.images.load import load_image
+from edgetune_runtime.records.dialogue import Place
 
 IMAGES = "images"
 _MARGIN = 0.1  # of a region's shorter side, on all of its sides: finders cut hair and descenders off

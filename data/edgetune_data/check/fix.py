@@ -16,8 +16,8 @@ from edgetune_data.entries import Entry
 from edgetune_data.image_facts import ImageFacts
 from edgetune_data.read import pictures_of, with_pictures
 from edgetune_data.rewrite import with_places
-from edgetune_runtime.dialogue import Place
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.records.dialogue import Place
 
 FIXES = {
     "unreadable": "drop records that cannot be read, or whose picture cannot",

@@ -18,7 +18,7 @@ from edgetune_data.entries import Entry
 from edgetune_data.image_facts import facts_of
 from edgetune_data.read import pictures_of
 from edgetune_data.rewrite import moved, write_lines, write_set
-from edgetune_runtime.record_forms import read_form
+from edgetune_runtime.records.forms import read_form
 
 DATA, CHANGES, REPORT, SHEET = "data.jsonl", "changes.jsonl", "report.json", "sheet.html"
 

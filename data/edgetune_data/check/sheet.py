@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgetune_data.check.findings import RULES, Finding, Numbers, Report, Rule
 from edgetune_runtime.errors import ImageError
-from edgetune_runtime.image import load_image
+from edgetune_runtime.images.load import load_image
 
 # Enforced by the browser, whatever a phrase in the data may hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

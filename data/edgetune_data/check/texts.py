@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from edgetune_data.check.findings import Finding, Numbers
 from edgetune_data.check.material import Material
 from edgetune_data.entries import Entry, turn_text
-from edgetune_runtime.metrics import iou
-from edgetune_runtime.record_forms import Conversation, Parts
+from edgetune_runtime.bench.metrics import iou
+from edgetune_runtime.records.forms import Conversation, Parts
 
 # A pointing word or a word for anything, alone, after an article or a pointing word, or numbered: "that thing",
 # "object 2". With any other word beside it ("the red object") it says something.

@@ -108,7 +108,7 @@ def _write(
     dry_run: bool,
 ) -> Report:
     """Write the stage folder; return what is wrong with the cleaned copy, or the report itself without one."""
-    from edgetune.stage import run_stage
+    from edgetune_core.stage import run_stage
     from edgetune_data.check.folder import recheck, write
 
     fixes = options["fixes"]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgetune.commands._common import Console, verb
-from edgetune.stage import StageResult, run_stage
+from edgetune_core.stage import StageResult, run_stage
 
 FORMATS = ("auto", "swift", "llava", "coco", "refcoco", "labelstudio", "csv", "parquet", "vqa", "edgetune")
 BOX_FORMATS = ("xyxy", "xywh", "xyxy-norm1", "xywh-norm1", "cxcywh-norm1", "xyxy-norm1000")

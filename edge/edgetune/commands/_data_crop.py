@@ -9,7 +9,7 @@ import click
 
 from edgetune.commands._common import Console, verb
 from edgetune.commands._data_options import tell
-from edgetune.stage import run_stage
+from edgetune_core.stage import run_stage
 
 
 @verb(writes=True)

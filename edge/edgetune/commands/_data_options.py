@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgetune.commands._common import Console
-from edgetune.stage import StageResult
+from edgetune_core.stage import StageResult
 
 if TYPE_CHECKING:
     from edgetune_data.eyes import Eyes

@@ -23,9 +23,9 @@ from edgetune.commands._common import Console, verb
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write them to.")
 def export(console: Console, results: Path, form: str, name: str, output: Path, force: bool, dry_run: bool) -> None:
     """Write the answers in RESULTS, a folder of eval or bench, in the files of another evaluation suite."""
-    from edgetune.stage import run_stage
     from edgetune_bench import exports
     from edgetune_bench.folder import read_answers, read_results
+    from edgetune_core.stage import run_stage
 
     answers = read_answers(results, read_results(results))
 

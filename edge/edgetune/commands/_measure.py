@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgetune.commands._common import Console
-from edgetune.stage import run_stage
+from edgetune_core.stage import run_stage
 from edgetune_runtime.errors import BundleError, GateFailed
 from edgetune_runtime.manifest import read_manifest
 

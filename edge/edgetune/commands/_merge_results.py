@@ -22,8 +22,8 @@ def merge(console: Console, files: tuple[str, ...], output: Path, force: bool, d
     import json
 
     from edgetune.commands._measure import show_tables
-    from edgetune.stage import run_stage
     from edgetune_bench import folder, merging
+    from edgetune_core.stage import run_stage
     from edgetune_runtime.bench.plan import failures
 
     sources = merging.label(files)

@@ -32,7 +32,7 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
 
 def _targets(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...]:
     """Read a list of GPUs, such as sm86,8.9."""
-    from edgetune_runtime.build_engine import parse_target
+    from edgetune_runtime.backends.trt.build_engine import parse_target
 
     try:
         return tuple(parse_target(name) for name in text.split(",")) if text else ()
@@ -142,7 +142,7 @@ def _export_one(
     force: bool,
     dry_run: bool,
 ) -> None:
-    from edgetune.stage import run_stage
+    from edgetune_core.stage import run_stage
 
     result = run_stage(
         "export",
@@ -171,7 +171,7 @@ def _build(
     from tqdm import tqdm
 
     from edgetune.export.job import OPENING, ExportJob
-    from edgetune_runtime.quant.weightset import WeightSet
+    from edgetune_core.weightset import WeightSet
 
     steps = (*OPENING, *FORMATS[format_].steps)
     with tqdm(total=len(steps), desc="export", unit="step", disable=None, delay=2, leave=False) as bar:

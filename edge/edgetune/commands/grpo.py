@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.commands._common import Console, suggestion, verb
-from edgetune.stage import StageResult, run_stage
+from edgetune_core.stage import StageResult, run_stage
 from edgetune_runtime.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgetune.commands._common import Console, verb
-from edgetune.stage import run_stage
+from edgetune_core.stage import run_stage
 
 
 @verb(writes=True)

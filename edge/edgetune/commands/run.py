@@ -48,7 +48,7 @@ def _checkpoint(options: argparse.Namespace) -> Any:
         import torch
         from transformers.utils import logging
 
-        from edgetune_bench.torch_model import TorchModel
+        from edgetune_core.torch_runner.model import TorchModel
     except ImportError as error:
         raise MissingDependency(
             "a checkpoint needs torch and transformers", hint="pip install 'edgetune[train]'"

@@ -10,7 +10,7 @@ import click
 
 from edgetune.commands._common import Console, verb
 from edgetune.commands._train_plan import make_plans
-from edgetune.stage import StageResult, run_stage
+from edgetune_core.stage import StageResult, run_stage
 
 
 @verb(writes=True)

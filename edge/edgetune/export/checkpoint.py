@@ -11,13 +11,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from edgetune.export.prequantized import PrequantizedSet, declared_quantization, read_prequantized
+from edgetune_core.template import check_template
+from edgetune_core.weightset import HEAD
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES, get_family
 from edgetune_runtime.families.base import Chat, Family
-from edgetune_runtime.families.template import check_template
-from edgetune_runtime.image import ImageSpec
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
-from edgetune_runtime.quant.weightset import HEAD
 
 COPIED = (
     "config.json",

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from edgetune.export.weights import DecoderWeights, check_names
+from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import Float
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
 
 
 @torch.no_grad()

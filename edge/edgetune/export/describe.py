@@ -14,9 +14,9 @@ import onnxruntime
 from edgetune.export.checkpoint import Checkpoint
 from edgetune.export.options import ExportOptions
 from edgetune.export.weights import DecoderSpec
+from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, read_manifest
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
 
 _TEXT_ROOM = 1024
 """Tokens that the default `max_length` leaves for the prompt's text and the answer, beside the largest image."""

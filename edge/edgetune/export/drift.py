@@ -19,10 +19,10 @@ from edgetune.export.checkpoint import Checkpoint
 from edgetune.export.parity import MAX_LOST_INFORMATION, Predictions, compare, prompt_of, teacher_forced
 from edgetune.export.reference import Sample
 from edgetune_runtime.backends import Backend, Float, ImageFeatures, Int
+from edgetune_runtime.bench.metrics import sample_iou
+from edgetune_runtime.codec.grounding import Answer, parse
 from edgetune_runtime.decode import Prompt, greedy
 from edgetune_runtime.errors import ParityError
-from edgetune_runtime.grounding import Answer, parse
-from edgetune_runtime.metrics import sample_iou
 from edgetune_runtime.tokens import TextTokenizer
 
 MAX_HALF_KL = 1e-3

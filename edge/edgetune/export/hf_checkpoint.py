@@ -18,10 +18,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockWeight
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

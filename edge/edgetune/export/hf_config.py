@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from edgetune_core.weightset import HEAD
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import HEAD
 
 Formats = Mapping[str, BlockFormat]
 """Name of each quantized linear layer in transformers, and its format."""

@@ -15,10 +15,10 @@ from edgetune.export.hf_checkpoint import write_json
 from edgetune.export.options import ExportOptions
 from edgetune.export.reference import Sample, generated_cases, record_cases, run_reference
 from edgetune.export.weights import DecoderWeights
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.backends import Backend
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import sha256_tree
-from edgetune_runtime.quant.weightset import WeightSet
 
 OPENING = ("load", "reference")
 """Steps that `open` reports, before an exporter's own."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgetune_core.weightset import Order, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, in_nibbles, round_to_nearest
-from edgetune_runtime.quant.weightset import Order, WeightSet
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from edgetune.export.embed import build_embed
 from edgetune.export.graph import save_model
 from edgetune.export.job import ExportJob
 from edgetune.export.vision_graph import build_vision
-from edgetune_runtime.backends.onnx import OnnxBackend
-from edgetune_runtime.backends.onnx_cache import GROWING, METADATA
+from edgetune_runtime.backends.onnx.cache import GROWING, METADATA
+from edgetune_runtime.backends.onnx.engine import OnnxBackend
 
 FILES = {
     "vision": "onnx/vision_encoder.onnx",

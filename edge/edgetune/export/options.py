@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 VISION_PRECISIONS = ("fp32", "fp16", "int8", "int8-static")

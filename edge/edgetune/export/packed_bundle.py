@@ -22,11 +22,11 @@ from edgetune.export.linear import Linear
 from edgetune.export.onnx_bundle import FILES, check_graphs
 from edgetune.export.vision_graph import build_vision
 from edgetune.export.weights import DecoderSpec
-from edgetune_runtime.backends.packed import read_weights
+from edgetune_core.weightset import WeightSet
+from edgetune_runtime.backends.onnx.packed import read_weights
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.layouts import LAYOUTS
-from edgetune_runtime.quant.weightset import WeightSet
 
 
 def export_gptq(job: ExportJob) -> dict[str, Any]:

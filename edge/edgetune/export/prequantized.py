@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 
 from edgetune.export.hf_checkpoint import weight_files
+from edgetune_core.weightset import HEAD, Order, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.json_file import read_json
@@ -29,7 +30,6 @@ from edgetune_runtime.manifest import sha256_tree
 from edgetune_runtime.quant import gptq
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
 from edgetune_runtime.quant.layouts import LAYOUTS, Layout
-from edgetune_runtime.quant.weightset import HEAD, Order, WeightSet
 
 Array = npt.NDArray[Any]
 

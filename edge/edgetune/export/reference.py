@@ -17,10 +17,11 @@ import transformers
 from PIL import Image
 
 from edgetune.export.checkpoint import Checkpoint
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import EdgetuneError
-from edgetune_runtime.image import Pixels, load_image, preprocess
+from edgetune_runtime.images.load import load_image
+from edgetune_runtime.images.smart import Pixels, preprocess
 from edgetune_runtime.manifest import sha256_tree
-from edgetune_runtime.quant.weightset import WeightSet
 from edgetune_runtime.records import read_records
 from edgetune_runtime.tokens import TextTokenizer
 

@@ -22,9 +22,9 @@ from edgetune.export.job import ExportJob
 from edgetune.export.trt_check import OnnxTrtBackend
 from edgetune.export.trt_options import resolve
 from edgetune.export.trt_vision import build_trt_vision
-from edgetune_runtime.backends.cuda import Cuda
-from edgetune_runtime.backends.trt_engines import build_engines, make_graphs
-from edgetune_runtime.backends.trt_library import Library, load_library
+from edgetune_runtime.backends.trt.cuda import Cuda
+from edgetune_runtime.backends.trt.engines import build_engines, make_graphs
+from edgetune_runtime.backends.trt.library import Library, load_library
 from edgetune_runtime.errors import MissingDependency
 from edgetune_runtime.manifest import sha256_file
 

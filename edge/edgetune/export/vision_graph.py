@@ -21,8 +21,8 @@ from edgetune.export.vision_products import (
     static_standard,
     weights_only,
 )
+from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.weightset import WeightSet
 
 
 def build_vision(job: ExportJob) -> ir.Model:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetune.export.linear import Linear, Part, parameter, to_numpy
+from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, Float
-from edgetune_runtime.quant.weightset import HEAD, WeightSet
 
 TEXT = "model.language_model"
 """Where transformers keeps the text model of every supported family."""

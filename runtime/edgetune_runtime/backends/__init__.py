@@ -106,7 +106,13 @@ def load_backend(
     return backend
 
 
-_BUILT_IN = {"onnx": "onnx", "gptq": "packed", "awq": "packed", "compressed-tensors": "packed", "trt": "trt"}
+_BUILT_IN = {
+    "onnx": "onnx.engine",
+    "gptq": "onnx.packed",
+    "awq": "onnx.packed",
+    "compressed-tensors": "onnx.packed",
+    "trt": "trt.engine",
+}
 
 
 def _installed(name: str) -> Callable[..., Backend]:

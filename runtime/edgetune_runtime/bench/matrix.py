@@ -13,7 +13,7 @@ from typing import Any
 from edgetune_runtime.bench.launch import Failure, run_worker
 from edgetune_runtime.bench.targets import Target
 from edgetune_runtime.errors import BundleError, InputError
-from edgetune_runtime.image import load_image
+from edgetune_runtime.images.load import load_image
 from edgetune_runtime.manifest import MANIFEST, sha256_file, sha256_tree, verify_files
 from edgetune_runtime.records import Record, read_records
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime import metrics
-from edgetune_runtime.metrics import SampleScore
+from edgetune_runtime.bench import metrics
+from edgetune_runtime.bench.metrics import SampleScore
 from edgetune_runtime.timing import STAGES, Timings
 
 Row = dict[str, Any]

@@ -57,7 +57,7 @@ def identify_bundle(path: Path, *, engine: str | None = None) -> Target:
     if not is_bundle(path):
         raise InputError(f"{path}: not a bundle (no manifest.json of edgetune export)")
     choice = ("--engine", engine) if engine else ()
-    worker = ("edgetune_runtime.worker", "--bundle", str(path), *choice)
+    worker = ("edgetune_runtime.bench.worker", "--bundle", str(path), *choice)
     return Target(path.resolve().name, path, BUNDLE, worker, title=_title(path))
 
 

@@ -21,7 +21,7 @@ class Chat:
 
     A question about one image is `prefix + before_image + image_token * n + after_image + text + suffix`, and the
     model answers with `before_answer`, text and `end`. A conversation goes on with `between + user + text + suffix`.
-    Where a rule of `edgetune_runtime.preprocessing` marks tiles, the marks stand among the image tokens.
+    Where a rule of `edgetune_runtime.images` marks tiles, the marks stand among the image tokens.
 
     Attributes:
         prefix: what comes before the first user's words: a default system prompt, where the family's template puts
@@ -128,8 +128,8 @@ class Family:
         box_frame: the frame the model writes coordinates in: "norm1000" (0-1000 of width and height),
             "resized" (pixels of the resized image), "norm01" (0-1 of width and height) or "padded01" (0-1 of the
             image padded to a square).
-        box_style: the text a box is written in, see `edgetune_runtime.grounding`.
-        resize: the rule that turns pictures into the model's input, see `edgetune_runtime.preprocessing`.
+        box_style: the text a box is written in, see `edgetune_runtime.codec.grounding`.
+        resize: the rule that turns pictures into the model's input, see `edgetune_runtime.images`.
         patch_size: pixels per vision patch side; a checkpoint's own value wins.
         temporal_patch_size: frames per patch (an image is repeated).
         merge_size: patches merged per side into one image token.

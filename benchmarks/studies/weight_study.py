@@ -1,0 +1,302 @@
+"""What each way to quantize the weights costs in boxes: the tables of docs/quantization.md.
+
+Usage, from the root of the repository:
+
+    python benchmarks/studies/weight_study.py --output DIR [--scenes 501] [--jobs 2] [--device cpu] [--only NAME ...]
+
+Every variant is calibrated by the `edgetune` program as a user would, on training scenes of the tiny model's world
+(`examples/tiny`), and answers the same held-out scenes. All share one float32 vision encoder, head and embedding and
+their activations are not rounded, so that only the decoder's weights differ, unless a variant says otherwise. Rows run
+beside each other on `--jobs` cores: nothing here is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pydoc_data.topics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from edgetune.export.checkpoint import load_checkpoint
+from edgetune.export.decoder import build_decoder
+from edgetune.export.dialects.ort import OrtDialect
+from edgetune.export.graph import save_model
+from edgetune.export.weights import DecoderWeights
+from edgetune_calibrate.checkpoint import Checkpoint
+from edgetune_calibrate.quantize import DecoderSettings, quantize_decoder
+from edgetune_calibrate.solve import SolveSettings
+from edgetune_core.stage import run_stage
+from edgetune_core.weightset import SCHEMA, WeightSet, write_block
+from edgetune_runtime.backends import Float, ImageFeatures, Int
+from edgetune_runtime.backends.onnx.engine import OnnxBackend
+from edgetune_runtime.bench.scores import compare, scored, summarise
+from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.manifest import sha256_file, sha256_tree
+from edgetune_runtime.records import Record, read_records
+from edgetune_runtime.session import Session
+from edgetune_runtime.tokens import TextTokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "examples" / "tiny" / "model"
+BASELINE = "fp32"
+MIXED = ("--bits", "3,4,8", "--budget-mb")
+BALANCED = tuple(part for role in ("image", "prompt", "answer") for part in ("--modality-weight", f"{role}=1"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table.
+
+    Attributes:
+        title: what the table calls it.
+        calibrate: options of `edgetune calibrate`; None for weights as they are.
+        text: calibrate on plain text instead of on records.
+        level: accuracy_level of the products; 4 rounds activations to int8 by block, as bundles for CPUs do.
+    """
+
+    title: str
+    calibrate: tuple[str, ...] | None = None
+    text: bool = False
+    level: int = 0
+
+
+def _solved(title: str, method: str, group: int, *more: str, text: bool = False, level: int = 0) -> Variant:
+    return Variant(title, ("--method", method, "--group-size", str(group), *more), text=text, level=level)
+
+
+VARIANTS = {
+    BASELINE: Variant("merged model, float32"),
+    "gptq-g128": _solved("GPTQ, g128", "gptq", 128),
+    "rtn-g128": _solved("RTN, g128", "rtn", 128),
+    "gptq-g32": _solved("GPTQ, g32", "gptq", 32),
+    "rtn-g32": _solved("RTN, g32", "rtn", 32),
+    "gptq-g128-sym": _solved("GPTQ symmetric, g128", "gptq", 128, "--symmetric"),
+    "gptq-g32-sym": _solved("GPTQ symmetric, g32", "gptq", 32, "--symmetric"),
+    "rtn-g128-sym": _solved("RTN symmetric, g128", "rtn", 128, "--symmetric"),
+    "awq-g128": _solved("AWQ, g128", "awq", 128),
+    "awq-g32": _solved("AWQ, g32", "awq", 32),
+    "gptq-g128-head4": _solved("GPTQ, g128, head int4 too", "gptq", 128, "--head", "4"),
+    "gptq-g128-int8": _solved("GPTQ, g128, activations rounded to int8", "gptq", 128, level=4),
+    "gptq-text": _solved("GPTQ, g128, calibrated on plain text", "gptq", 128, text=True),
+    "gptq-balanced": _solved("GPTQ, g128, image = prompt = answer", "gptq", 128, *BALANCED),
+    "gptq-3bit": _solved("GPTQ 3 bits, g128", "gptq", 128, "--bits", "3"),
+    "rtn-3bit": _solved("RTN 3 bits, g128", "rtn", 128, "--bits", "3"),
+    "gptq-3bit-g32": _solved("GPTQ 3 bits, g32", "gptq", 32, "--bits", "3"),
+    "awq-3bit": _solved("AWQ 3 bits, g128", "awq", 128, "--bits", "3"),
+    "gptq-3bit-text": _solved("GPTQ 3 bits, g128, plain text", "gptq", 128, "--bits", "3", text=True),
+    "mixed-3.98": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.98 MB", "gptq", 128, *MIXED, "3.98362"),
+    "mixed-3.44": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.44 MB", "gptq", 128, *MIXED, "3.44448"),
+    "gptq-3bit-balanced": _solved("GPTQ 3 bits, g128, image = prompt = answer", "gptq", 128, "--bits", "3", *BALANCED),
+}
+
+
+def main() -> None:
+    """Build what is missing under the output folder, answer, and write table.md and results.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--scenes", type=int, default=501, help="held-out scenes, four records each")
+    parser.add_argument("--samples", type=int, default=128, help="records to calibrate on")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of these records")
+    parser.add_argument("--jobs", type=int, default=2, help="cores to use")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to calibrate")
+    parser.add_argument("--checkpoint", type=Path, default=MODEL)
+    parser.add_argument("--domain", choices=("base", "night"), default="base")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="besides the baseline")
+    options = parser.parse_args()
+
+    chosen = {BASELINE, *(options.only or VARIANTS)}
+    variants = {name: variant for name, variant in VARIANTS.items() if name in chosen}
+    data = _data(options)
+    source = ("--checkpoint", options.checkpoint, "--precision", "fp32")
+    _run("-m", "edgetune", "export", *source, "--output", _bundle(options))
+    answers = {BASELINE: _row(BASELINE, options, data)}  # first, for it encodes the pictures for all
+    with ProcessPoolExecutor(options.jobs) as pool:
+        others = [name for name in variants if name != BASELINE]
+        answers |= zip(others, pool.map(partial(_row, options=options, data=data), others), strict=True)
+    rows = [_summary(name, answers) for name in variants]
+    result = {"data": sha256_file(data / "test.jsonl"), "samples": options.samples, "seed": options.seed, "rows": rows}
+    (options.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = _table(rows)
+    (options.output / "table.md").write_text(text)
+    print(text)
+
+
+def _run(*command: object) -> None:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+
+
+def _data(options: argparse.Namespace) -> Path:
+    """Write the scenes: training pictures to calibrate on, others to be measured on."""
+    folder: Path = options.output / "data"
+    if not (folder / "test.jsonl").is_file():
+        counts = ("--train", 200, "--val", 1, "--test", options.scenes, "--queries", 4)
+        _run(ROOT / "examples/tiny/make_data.py", "--output", folder, "--domain", options.domain, *counts)
+    return folder
+
+
+def _bundle(options: argparse.Namespace) -> Path:
+    folder: Path = options.output / "bundle-fp32"
+    return folder
+
+
+def _row(name: str, options: argparse.Namespace, data: Path) -> list[dict[str, Any]]:
+    """Build one variant and answer all records with it, unless that is done."""
+    place: Path = options.output / "answers" / f"{name}-{options.seed}.json"
+    if not place.is_file():
+        decoder = _decoder(name, options, data)
+        answers = _answer(decoder, options, read_records(data / "test.jsonl"))
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps(answers))
+        print(f"done: {name}", file=sys.stderr, flush=True)
+    rows: list[dict[str, Any]] = scored(json.loads(place.read_text()))
+    return rows
+
+
+def _decoder(name: str, options: argparse.Namespace, data: Path) -> Path:
+    """Calibrate a variant and write its decoder."""
+    variant, output = VARIANTS[name], options.output
+    place: Path = output / "decoders" / f"{name}-{options.seed}" / "decoder.onnx"
+    if place.is_file():
+        return place
+    weights = None if variant.calibrate is None else _calibrate(name, options, data)
+    checkpoint = load_checkpoint(options.checkpoint)
+    decoder = DecoderWeights(checkpoint.model, layers_format=None, head_format=None, weights=weights)
+    graph = build_decoder(
+        decoder, lambda graph, spec: OrtDialect(graph, spec, ir.DataType.FLOAT, accuracy_level=variant.level)
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    save_model(graph, place)
+    return place
+
+
+def _calibrate(name: str, options: argparse.Namespace, data: Path) -> WeightSet:
+    variant = VARIANTS[name]
+    assert variant.calibrate is not None
+    weights: Path = options.output / "sets" / f"{name}-{options.seed}"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    if variant.text:
+        _calibrate_on_text(variant.calibrate, options, weights)
+    else:
+        what = ("--data", data / "train.jsonl", "--eval", data / "test.jsonl", "--samples", options.samples)
+        where = ("--device", options.device, "--precision", "fp32", "--seed", options.seed)
+        source = ("--checkpoint", options.checkpoint, "--output", weights)
+        _run("-m", "edgetune", "calibrate", *source, *what, *where, *variant.calibrate)
+    return WeightSet.load(weights)
+
+
+def _calibrate_on_text(words: tuple[str, ...], options: argparse.Namespace, output: Path) -> None:
+    """Calibrate as tools do that know no pictures: on prose, here CPython's own documentation of its language."""
+    chosen = dict(zip(words[::2], words[1::2], strict=True))
+    solve = SolveSettings(bits=int(chosen.get("--bits", 4)), group_size=int(chosen["--group-size"]))
+    source = Checkpoint.open(options.checkpoint)
+    prose = "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
+    ids = source.tokenizer.encode(prose)
+    length = 128
+    rows = [torch.tensor([ids[start : start + length]]) for start in range(0, options.samples * length, length)]
+    batches = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+
+    def build(work: Path) -> dict[str, Any]:
+        model = source.load_model(torch.float32)
+        linears: dict[str, Any] = {}
+        settings = DecoderSettings(solve=solve)
+        for block in quantize_decoder(model, source.modules, batches, settings, device=options.device):
+            file = f"blocks/{block.index:03d}.safetensors"
+            linears |= write_block(work, file, block.weights, block.overrides)["linears"]
+        fields = {"schema": SCHEMA, "method": "gptq", "linears": linears, "overrides": {}, "vision_ranges": None}
+        told = {"samples": len(batches), "text": "pydoc_data.topics", "sources": []}
+        origin = {"path": str(options.checkpoint), "sha256": sha256_tree(options.checkpoint)}
+        return {"weightset": fields | {"calibration": told, "checkpoint": origin}}
+
+    settings = {"text": True, "samples": options.samples, **chosen}
+    run_stage("calibrate", output, inputs={"checkpoint": options.checkpoint}, settings=settings, build=build)
+
+
+class KeptPictures(OnnxBackend):
+    """The bundle's backend with another decoder; pictures are encoded once for all decoders."""
+
+    def __init__(self, bundle: Bundle, decoder: Path, kept: Path) -> None:
+        super().__init__(vision=bundle.files["vision"], embed=bundle.files["embed"], decoder=decoder, threads=1)
+        self._kept = kept
+        kept.mkdir(exist_ok=True)
+
+    def encode_images(self, pixel_values: Float, grids: Int) -> ImageFeatures:
+        """Look the features up on disk, or compute and keep them."""
+        place = self._kept / f"{hashlib.sha256(pixel_values.tobytes()).hexdigest()}.npz"
+        if place.is_file():
+            with np.load(place) as file:
+                arrays = [file[name] for name in file.files]
+            return ImageFeatures(arrays[0], tuple(arrays[1:]))
+        features = super().encode_images(pixel_values, grids)
+        np.savez(place, features.embeddings, *features.deepstack)
+        return features
+
+
+def _answer(decoder: Path, options: argparse.Namespace, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Answer all records; rows as the runtime's worker writes them."""
+    bundle = Bundle.load(_bundle(options))
+    backend = KeptPictures(bundle, decoder, options.output / "pictures")
+    session = Session(bundle, backend, TextTokenizer(bundle.files["tokenizer"]))
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {"source": record.source, "image": str(record.image), "kind": record.kind}
+        words = record.prompt(bundle.family)
+        if record.boxes is None:
+            row |= {"raw": session.ask(record.image, words, max_new_tokens=128), "expected": record.answers}
+        else:
+            answer = session.answer(record.image, words)
+            row |= {
+                "truth": record.boxes.tolist(),
+                "boxes": [list(map(float, found.box)) for found in answer.detections],
+                "status": answer.status,
+                "complete": answer.complete,
+            }
+        assert session.last_timings is not None
+        rows.append(row | {"timings": session.last_timings.to_dict()})
+    return rows
+
+
+def _summary(name: str, answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    figures = summarise({}, answers[name])
+    row = {"name": name, "title": VARIANTS[name].title, "ground": figures["ground"], "vqa": figures["vqa"]}
+    return row if name == BASELINE else row | {"delta": compare(answers[name], answers[BASELINE])}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table in Markdown; shares and differences in percent."""
+    head = ("weights", "Acc@0.5", "Δ Acc@0.5", "Δ Acc@0.9", "box IoU to the merged model", "moved", "VQA")
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ground, delta = row["ground"], row.get("delta")
+        cells = [row["title"], f"{100 * ground['acc50']:.1f}"]
+        if delta:
+            iou, moved = delta["drift"]["iou_interval"], delta["drift"]["moved"]
+            cells += [_interval(delta["acc50"]), _interval(delta["acc90"])]
+            cells += [f"{iou['value']:.4f} [{iou['low']:.4f}, {iou['high']:.4f}]", f"{100 * moved:.1f}"]
+        else:
+            cells += ["", "", "", ""]
+        cells.append(f"{100 * row['vqa']['accuracy']:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(delta: Mapping[str, float]) -> str:
+    value, low, high = (100 * delta[key] for key in ("value", "low", "high"))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What every stage shares on a host: the stage contract, weight sets, conversations, checkpoints under torch."""

@@ -1,0 +1,1 @@
+"""Checkpoints under torch, behind the runner that bundles have too."""

@@ -1,0 +1,197 @@
+"""A Hugging Face checkpoint that answers under torch, greedily, with what each answer cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from edgetune_core.conversation import stop_ids
+from edgetune_core.torch_runner.inputs import Inputs, LibraryInputs, OwnInputs
+from edgetune_runtime.bench.worker import Reply
+from edgetune_runtime.codec.confidence import token_probabilities
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.codec.grounding import Answer, Detection, parse
+from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.families import family_of
+from edgetune_runtime.images.config import read_preprocessor
+from edgetune_runtime.images.load import load_image
+from edgetune_runtime.json_file import read_json
+from edgetune_runtime.records import Record
+from edgetune_runtime.timing import Timings
+from edgetune_runtime.tokens import TextTokenizer
+
+
+class _Generated(NamedTuple):
+    """New tokens [N] up to the one that ends them, each step's logits [1, V], the image's geometry, and the cost."""
+
+    ids: list[int]
+    logits: tuple[torch.Tensor, ...]
+    geometry: Geometry
+    timings: Timings
+
+
+class TorchModel:
+    """A vision-language checkpoint that answers through `generate`.
+
+    Args:
+        checkpoint: its folder.
+        adapter: a LoRA adapter to apply, unmerged.
+        device: "cpu" or "cuda".
+        max_new_tokens: longest answer.
+
+    Attributes:
+        last_timings: what the latest answer cost, or None before the first.
+        last_answer: the latest boxes with their raw text and status, or None before the first.
+
+    Raises:
+        InputError: the checkpoint's family is not run under torch, or a file of it is missing or wrong.
+        MissingDependency: an adapter without peft.
+    """
+
+    def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str, max_new_tokens: int) -> None:
+        read_preprocessor(checkpoint)  # without its settings transformers would go on with a class's defaults
+        tokenizer = TextTokenizer(checkpoint / "tokenizer.json")
+        self._family = family_of(str(read_json(checkpoint / "config.json").get("model_type")), tokenizer.control)
+        if self._family.modules is None:
+            raise InputError(f"{checkpoint}: {self._family.title} is supported for its boxes only, not for running")
+        self._device = torch.device(device)
+        self._tokenizer = tokenizer
+        self._inputs: Inputs = (LibraryInputs if self._family.exports else OwnInputs)(checkpoint, self._family)
+        # Parts of transformers are not typed.
+        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
+        if adapter is not None:
+            model = _with_adapter(model, adapter)
+        self._model = model.to(self._device).eval()
+        self._clock = _Clock(self._model.get_submodule(self._family.modules.vision_root), self._model, self._device)
+        self._stop = stop_ids(tokenizer, self._family)
+        self._limit = max_new_tokens
+        self.last_timings: Timings | None = None
+        self.last_answer: Answer | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the weights as torch names it, e.g. `bfloat16`."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    def answer(self, record: Record) -> Reply:
+        """Answer one record; boxes come back in pixels of the original image."""
+        started = time.perf_counter()
+        image = load_image(record.image)
+        found = self._generate(image, record.prompt(self._family), started)
+        if record.kind == "ground":
+            answer = self._read(found)
+            return Reply(answer.text, answer, found.timings)
+        return Reply(self._text(found.ids, keep_control=True), None, found.timings)
+
+    def ground(self, image: Image.Image, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]:
+        """Find what a phrase names, as `Session.ground` does; the image is from `load_image`.
+
+        Raises:
+            InputError: the phrase is empty or spells a control token.
+        """
+        if not phrase.strip():
+            raise InputError("the phrase is empty")
+        request = self._family.ground_prompt.replace("{phrase}", phrase)
+        self._limit = max_new_tokens
+        found = self._generate(image, request, time.perf_counter())
+        self.last_timings, self.last_answer = found.timings, self._read(found)
+        return self.last_answer.detections
+
+    def ask(self, image: Image.Image, question: str, *, max_new_tokens: int = 256) -> str:
+        """Answer a question in words, as `Session.ask` does. Raises as `ground`."""
+        self._limit = max_new_tokens
+        found = self._generate(image, question, time.perf_counter())
+        self.last_timings = found.timings
+        return self._text(found.ids, keep_control=False).strip()
+
+    def _read(self, found: _Generated) -> Answer:
+        """Return the boxes of an answer, with their scores."""
+        chosen = [
+            float(step[0].float().softmax(-1)[token]) for step, token in zip(found.logits, found.ids, strict=False)
+        ]
+        text = partial(self._text, keep_control=True)
+        tokens = token_probabilities(found.ids, chosen, text)
+        return parse(text(found.ids), found.geometry, self._family, tokens)
+
+    def _text(self, ids: list[int], *, keep_control: bool) -> str:
+        """Return what the tokens say; some families write boxes with control tokens, which have to stay for reading."""
+        return self._tokenizer.decode(ids, keep_control=keep_control).removeprefix(self._family.chat.before_answer)
+
+    def _generate(self, image: Image.Image, text: str, started: float) -> _Generated:
+        """Answer an image and a text; the cost counts from `started`."""
+        inputs, geometry = self._inputs(image, text)
+        inputs = {name: value.to(self._device) for name, value in inputs.items()}
+        preprocess = time.perf_counter() - started
+        search = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self._limit,
+            eos_token_id=self._stop,
+            pad_token_id=self._stop[-1],
+            use_cache=True,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        with torch.inference_mode(), self._clock.running():
+            output = self._model.generate(**inputs, generation_config=search)
+        new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        timings = self._clock.timings(preprocess, time.perf_counter() - started, len(new))
+        ids = new[:-1] if new and new[-1] in self._stop else new
+        return _Generated(ids, output.logits, geometry, timings)
+
+
+class _Clock:
+    """Splits one `generate` into vision, prefill and decode by watching two modules' forward calls."""
+
+    def __init__(self, vision: torch.nn.Module, model: torch.nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._vision: list[float] = []
+        self._steps: list[float] = []
+        self._start = self._end = 0.0
+        self._watch(vision, self._vision)
+        self._watch(model, self._steps)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time one `generate` call; earlier readings are dropped."""
+        self._vision.clear()
+        self._steps.clear()
+        self._start = self._now()
+        yield
+        self._end = self._now()
+
+    def timings(self, preprocess: float, total: float, tokens: int) -> Timings:
+        """The stages of the last call; prefill ends with the first token, all after it is decode."""
+        vision = self._vision[1] - self._vision[0]
+        first_end = self._steps[1]
+        # Versions of transformers run the vision tower inside the first step or before it; either way this is the rest.
+        prefill = first_end - self._start - vision
+        return Timings(preprocess, vision, prefill, self._end - first_end, total, tokens)
+
+    def _watch(self, module: torch.nn.Module, marks: list[float]) -> None:
+        def mark(*_: Any) -> None:
+            marks.append(self._now())
+
+        module.register_forward_pre_hook(mark)
+        module.register_forward_hook(mark)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependency("an adapter needs peft", hint="pip install 'edgetune[train]'") from error
+    # Layers are adapted in place, so the model inside does all the work, and forward hooks on it see generate's steps.
+    return PeftModel.from_pretrained(model, adapter).get_base_model()

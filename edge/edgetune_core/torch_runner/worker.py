@@ -1,0 +1,47 @@
+"""Answer the records of an evaluation set with a Hugging Face checkpoint under torch: the row to compare bundles with.
+
+Writes the same JSON as `edgetune_runtime.bench.worker`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from edgetune_core.torch_runner.model import TorchModel
+from edgetune_runtime.bench.worker import Ask, Reply, add_arguments, run
+from edgetune_runtime.records import Record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the process; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="edgetune_core.torch_runner.worker", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="Hugging Face checkpoint folder")
+    parser.add_argument("--adapter", type=Path, help="LoRA adapter to apply, unmerged")
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    logging.disable_progress_bar()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    header: dict[str, Any] = {"engine": "torch", "device": options.device, "threads": torch.get_num_threads()}
+
+    def load() -> Ask:
+        model = TorchModel(
+            options.checkpoint, adapter=options.adapter, device=options.device, max_new_tokens=options.max_new_tokens
+        )
+        header["precision"] = model.dtype
+        answer: Callable[[Record], Reply] = model.answer
+        return answer
+
+    folders = [options.checkpoint, *([options.adapter] if options.adapter else [])]
+    return run(load, options, folders=folders, header=header)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Bundles that are quantized checkpoints, in onnxruntime: the decoder's graph is filled at load from their tensors.
+
+A GPTQ, AWQ or compressed-tensors bundle is a Hugging Face checkpoint with the graphs beside it. The decoder's graph
+lacks the quantized weights, so that they are in the bundle once; the manifest says which layers of the checkpoint each
+of them is made of. Repacked they are the weights of an "onnx" bundle from the same weight set, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetune_runtime.backends.onnx import engine as onnx
+from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.quant.blocks import BlockFormat, in_nibbles, pack_nibbles
+from edgetune_runtime.quant.layouts import LAYOUTS, Layout
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+
+
+def load(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> onnx.OnnxBackend:
+    """Load a bundle of one of `edgetune_runtime.quant.layouts`.
+
+    Raises:
+        InputError: a float32 bundle on CUDA.
+        BundleError: a tensor is missing or does not fit, or onnxruntime cannot load a graph.
+        MissingDependency: safetensors is not installed; device "cuda" without onnxruntime's CUDA provider.
+    """
+    packed = bundle.manifest["result"]["bundle"]["packed"]
+    files = [bundle.files[role] for role in packed["files"]]
+    weights = read_weights(files, LAYOUTS[bundle.format], packed["products"], half=bundle.half)
+    return onnx.load(bundle, device=device, threads=threads, weights=weights)
+
+
+def read_weights(
+    files: Sequence[Path], layout: Layout, products: Mapping[str, Mapping[str, Any]], *, half: bool
+) -> dict[str, Array]:
+    """The values of the weights that the decoder's graph leaves out, by name.
+
+    Args:
+        files: of the checkpoint.
+        layout: of its quantized layers.
+        products: for each product of the graph the "layers" of the checkpoint that it stacks, their "bits",
+            "group_size", and whether they are "symmetric".
+        half: whether the graph computes in float16.
+
+    Raises:
+        BundleError: a tensor is missing or does not fit.
+        MissingDependency: safetensors is not installed.
+    """
+    try:
+        from safetensors import safe_open
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            "safetensors is not installed", hint='pip install "edgetune-runtime[packed]"'
+        ) from error
+    weights: dict[str, Array] = {}
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(path, framework="np")) for path in files]
+        places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not iterable
+        try:
+            for name, product in products.items():
+                fmt = BlockFormat(product["bits"], product["group_size"], product["symmetric"])
+                kinds = (layout.codes, layout.scales) if fmt.symmetric else (layout.codes, layout.scales, layout.zeros)
+                parts = [
+                    {kind: places[f"{layer}.{kind}"].get_tensor(f"{layer}.{kind}") for kind in kinds}
+                    for layer in product["layers"]
+                ]
+                weights |= _initializers(name, parts, layout, fmt, np.float16 if half else np.float32)
+        except (KeyError, ValueError, InputError) as error:
+            what = f"no tensor {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(f"{files[0].parent}: {what}", hint="export the bundle again") from error
+    return weights
+
+
+def _initializers(
+    name: str, parts: Sequence[Tensors], layout: Layout, fmt: BlockFormat, scale: type[np.floating[Any]]
+) -> dict[str, Array]:
+    """The inputs of MatMulNBits of layers that are one product, stacked along their outputs."""
+    scales = np.concatenate([layout.by_output(part[layout.scales]) for part in parts]).astype(scale)
+    if fmt.bits == 3:  # for which there is no MatMulNBits
+        weights = [in_nibbles(layout.unpack(part, 3, symmetric=fmt.symmetric)) for part in parts]
+        codes = np.concatenate([weight.packed_codes() for weight in weights])
+    else:
+        codes = np.concatenate([layout.row_bytes(part[layout.codes]) for part in parts])
+    filled: dict[str, Array] = {
+        f"{name}.weight_codes": codes.reshape(*scales.shape, -1),
+        f"{name}.weight_scales": scales,
+    }
+    if not fmt.symmetric:
+        zeros = np.concatenate([layout.zero_points(part[layout.zeros], fmt.bits) for part in parts])
+        filled[f"{name}.weight_zeros"] = zeros if fmt.bits == 8 else pack_nibbles(zeros)
+    return filled

@@ -1,0 +1,159 @@
+"""The decoder as the engine holds it, and one pass over it in plain torch: prefill, and every step where no GPU is.
+
+Every supported family is RMSNorm, rotary embedding, grouped-query attention and SwiGLU, with optional biases, q/k norms
+and DeepStack. The residual stream, norms and attention scores are float32; products are in the weights' dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from edgetune_runtime.backends.triton.packing import Linear
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a decoder; `head_dim` is that of attention's heads."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    norm_eps: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block; norms float32. `qkv` and `gate_up` are stacked along their outputs in that order."""
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    out: Linear
+    post_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder on one device.
+
+    Attributes:
+        dtype: of products and of the cache.
+        rope: float32 [3, head_dim / 2]; angles of a token = its (t, h, w) position @ rope.
+        embedding: [V, hidden] of any float dtype.
+    """
+
+    sizes: Sizes
+    dtype: torch.dtype
+    rope: torch.Tensor
+    embedding: torch.Tensor
+    layers: tuple[Layer, ...]
+    norm: torch.Tensor
+    head: Linear
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.embedding.device
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Static key and value buffers [layers, kv_heads, capacity, head_dim]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def empty(cls, decoder: Decoder, capacity: int) -> Cache:
+        """Room for `capacity` tokens."""
+        sizes = decoder.sizes
+        shape = (sizes.layers, sizes.kv_heads, capacity, sizes.head_dim)
+        keys, values = (torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
+        return cls(keys, values)
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens."""
+        return int(self.keys.shape[2])
+
+
+Dense = Callable[[Linear, torch.dtype], torch.Tensor]
+"""How a packed weight becomes a matrix [N, K]."""
+
+
+@torch.inference_mode()
+def forward(
+    decoder: Decoder,
+    cache: Cache,
+    past: int,
+    embeddings: torch.Tensor,
+    positions: torch.Tensor,
+    deepstack: Sequence[torch.Tensor] = (),
+    *,
+    dense: Dense = Linear.dense,
+) -> torch.Tensor:
+    """Append tokens to a cache that holds `past` and return the last one's logits, float32 [V].
+
+    Args:
+        decoder: the model.
+        cache: written at `past` and on.
+        past: tokens already in the cache.
+        embeddings: float32 [S, hidden].
+        positions: [3, S].
+        deepstack: float32 [S, hidden] to add after each of the first layers.
+        dense: unpacks a weight.
+    """
+    sizes = decoder.sizes
+    count = len(embeddings)
+    angles = positions.to(torch.float32).T @ decoder.rope  # [S, head_dim / 2]
+    angles = torch.cat([angles, angles], 1)
+    cos, sin = angles.cos(), angles.sin()
+    # Token i of these sees what was there before and the first i + 1 of these.
+    seen = torch.ones(count, past + count, dtype=torch.bool, device=decoder.device).tril(past)
+
+    def linear(layer: Linear, states: torch.Tensor) -> torch.Tensor:
+        product = functional.linear(states.to(decoder.dtype), dense(layer, decoder.dtype)).float()
+        return product if layer.bias is None else product + layer.bias
+
+    def norm(states: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(states, (states.shape[-1],), gain, sizes.norm_eps)
+
+    def heads(states: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
+        """Split [S, n·d] into rotated heads [n, S, d]."""
+        split = states.view(count, -1, sizes.head_dim)
+        split = (split if gain is None else norm(split, gain)).transpose(0, 1)
+        low, high = split.chunk(2, dim=2)
+        return split * cos + torch.cat([-high, low], 2) * sin
+
+    states = embeddings
+    for number, layer in enumerate(decoder.layers):
+        widths = [sizes.heads * sizes.head_dim, *(sizes.kv_heads * sizes.head_dim,) * 2]
+        query, key, value = linear(layer.qkv, norm(states, layer.input_norm)).split(widths, dim=1)
+        keys, values = cache.keys[number, :, : past + count], cache.values[number, :, : past + count]
+        keys[:, past:] = heads(key, layer.k_norm)
+        values[:, past:] = value.view(count, -1, sizes.head_dim).transpose(0, 1)
+        mixed = functional.scaled_dot_product_attention(
+            heads(query, layer.q_norm).to(decoder.dtype)[None],
+            keys[None],
+            values[None],
+            attn_mask=seen,
+            enable_gqa=True,
+        )[0]
+        states = states + linear(layer.out, mixed.transpose(0, 1).reshape(count, -1))
+        gate, up = linear(layer.gate_up, norm(states, layer.post_norm)).chunk(2, dim=1)
+        states = states + linear(layer.down, functional.silu(gate) * up)
+        if number < len(deepstack):
+            states = states + deepstack[number]
+    # Only the last token's logits are ever used, and the head is the largest product.
+    return linear(decoder.head, norm(states[-1:], decoder.norm))[0]

@@ -1,0 +1,180 @@
+"""One decode step on a CUDA device: five kernels a layer, replayed as a CUDA graph.
+
+All state of a step (token, position, length, cache) is on the device, so that greedy decoding replays the graph again
+and again without asking the host.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from edgetune_runtime.backends.triton.attention_kernel import attention_kernel
+from edgetune_runtime.backends.triton.linear_kernel import dequantize_kernel, linear_kernel
+from edgetune_runtime.backends.triton.model import Cache, Decoder
+from edgetune_runtime.backends.triton.packing import Linear
+from edgetune_runtime.backends.triton.token_kernels import begin_kernel, pick_kernel
+
+ONE = 0x3F800000
+"""The bits of 1.0."""
+
+SPLITS = 8
+"""Ranges that attention cuts the cache into: with 16 heads about as many programs as the GPU has multiprocessors."""
+
+SHORTEST = 128
+"""Tokens under which joining the ranges' results costs more than reading them one after the other."""
+
+ATTENTION_TILE, ATTENTION_WARPS = 64, 8
+"""Tokens that a program of attention reads at once, and its warps."""
+
+
+class Step:
+    """Decodes one token at a time into a cache.
+
+    Attributes:
+        states: float32 [hidden], the token's embedding: input of `forward`.
+        positions: int64 [3], the token's position.
+        past: int64 [1], tokens in the cache.
+        token: int64 [1], input and output of `greedy`.
+        tokens: int64 [capacity], what `greedy` chose after that many tokens.
+        logits: float32 [V].
+    """
+
+    def __init__(self, decoder: Decoder, cache: Cache) -> None:
+        self._decoder, self._cache = decoder, cache
+        sizes, device = decoder.sizes, decoder.device
+        self._dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        width = sizes.heads * sizes.head_dim
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.states = empty(sizes.hidden)
+        self.positions, self.past, self.token = (empty(size, dtype=torch.int64) for size in (3, 1, 1))
+        self.tokens = empty(cache.capacity, dtype=torch.int64)
+        self.logits = empty(sizes.vocabulary)
+        self._cos, self._sin = empty(sizes.head_dim // 2), empty(sizes.head_dim // 2)
+        self._qkv = empty(width + 2 * sizes.kv_heads * sizes.head_dim)
+        self._mixed = empty(width, dtype=decoder.dtype)
+        self._active = empty(sizes.intermediate, dtype=decoder.dtype)
+        self._part_out = empty(sizes.heads, SPLITS, sizes.head_dim)
+        self._part_top, self._part_sum = (empty(sizes.heads, SPLITS) for _ in range(2))
+        self._arrived = empty(sizes.heads, dtype=torch.int32)
+        programs = triton.cdiv(sizes.vocabulary, _tile(decoder.head, False)[0])
+        self._best, self._best_row = empty(programs), empty(programs, dtype=torch.int32)
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+
+    def forward(self) -> None:
+        """From `states`, `positions` and `past` to `logits`; the cache grows by one, `past` is the caller's."""
+        self._replay(greedy=False)
+
+    def greedy(self) -> None:
+        """From `token` to the most likely next one, in `token` and `tokens`; `positions` and `past` advance."""
+        self._replay(greedy=True)
+
+    def _replay(self, greedy: bool) -> None:
+        if self._decoder.device.type != "cuda":  # Triton's interpreter
+            self._launch(greedy)
+            return
+        if greedy not in self._graphs:
+            kept = [part.clone() for part in (self.states, self.positions, self.past, self.token)]
+            stream = torch.cuda.Stream(self._decoder.device)
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # compiles the kernels, which a capture cannot
+                self._launch(greedy)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._launch(greedy)
+            self._graphs[greedy] = graph
+            for part, before in zip((self.states, self.positions, self.past, self.token), kept, strict=True):
+                part.copy_(before)
+        self._graphs[greedy].replay()
+
+    def _launch(self, greedy: bool) -> None:
+        decoder, sizes = self._decoder, self._decoder.sizes
+        block = 1024
+        begin_kernel[(triton.cdiv(sizes.hidden, block) if greedy else 1,)](
+            self.token, decoder.embedding, self.states, self.positions, decoder.rope, self._cos, self._sin,
+            sizes.hidden, HALF=sizes.head_dim // 2, EMBED=greedy, BLOCK=block, **self._options(4),
+        )  # fmt: skip
+        for number, layer in enumerate(decoder.layers):
+            self._linear(layer.qkv, self.states, self._qkv, norm=layer.input_norm)
+            attention_kernel[(sizes.heads, SPLITS)](
+                self._qkv, layer.q_norm, layer.k_norm, self._cos, self._sin,
+                self._cache.keys[number], self._cache.values[number], self.past, self._mixed,
+                self._part_out, self._part_top, self._part_sum, self._arrived,
+                self._cache.capacity, sizes.norm_eps,
+                HEADS=sizes.heads, KV_HEADS=sizes.kv_heads, HALF=sizes.head_dim // 2,
+                QK_NORM=layer.q_norm is not None, SPLITS=SPLITS, SHORTEST=SHORTEST,
+                TILE=ATTENTION_TILE, **self._options(ATTENTION_WARPS),
+            )  # fmt: skip
+            self._linear(layer.out, self._mixed, self.states, residual=self.states)
+            self._linear(layer.gate_up, self.states, self._active, norm=layer.post_norm, glu=True)
+            self._linear(layer.down, self._active, self.states, residual=self.states)
+        self._linear(decoder.head, self.states, self.logits, norm=decoder.norm, best=greedy)
+        if greedy:
+            pick_kernel[(1,)](
+                self._best, self._best_row, len(self._best), self.token, self.tokens, self.positions, self.past,
+                BLOCK=block, **self._options(8),
+            )  # fmt: skip
+
+    def _linear(
+        self,
+        layer: Linear,
+        inputs: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        norm: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        glu: bool = False,
+        best: bool = False,
+    ) -> None:
+        rows = layer.rows // 2 if glu else layer.rows
+        block_rows, warps = _tile(layer, glu)
+        words = int(layer.weight.shape[2])
+        linear_kernel[(triton.cdiv(rows, block_rows),)](
+            inputs, norm, layer.weight, layer.scales, layer.zeros, layer.bias, residual, out,
+            self._best, self._best_row, rows, self._decoder.sizes.norm_eps, ONE,
+            GROUPS=int(layer.weight.shape[1]), GROUP=layer.group, WORDS=words, BITS=layer.bits, ZERO=_zero(layer),
+            NORM=norm is not None, GLU=glu, BIAS=layer.bias is not None, RESIDUAL=residual is not None, BEST=best,
+            BLOCK_ROWS=block_rows, BLOCK_GROUPS=128 * warps // words, **self._options(warps),
+        )  # fmt: skip
+
+    def _options(self, warps: int) -> dict[str, int | bool]:
+        if self._decoder.device.type != "cuda":
+            return {"PDL": False}
+        return {"PDL": self._dependent, "launch_pdl": self._dependent, "num_warps": warps}
+
+
+def dequantize(layer: Linear, dtype: torch.dtype) -> torch.Tensor:
+    """What `Linear.dense` computes, in one pass over the weight."""
+    if layer.scales is None:
+        return layer.dense(dtype)
+    dense = torch.empty(layer.rows, layer.columns, dtype=dtype, device=layer.weight.device)
+    groups, block = layer.scales.numel(), 64
+    dequantize_kernel[(triton.cdiv(groups, block),)](
+        layer.weight, layer.scales, layer.zeros, dense,
+        GROUP=layer.group, WORDS=int(layer.weight.shape[2]), BITS=layer.bits, ZERO=_zero(layer), BLOCK=block,
+        groups=groups,
+    )  # fmt: skip
+    return dense
+
+
+def _zero(layer: Linear) -> int:
+    return layer.zero if layer.zeros is None else -1
+
+
+def _tile(layer: Linear, glu: bool) -> tuple[int, int]:
+    """Rows and warps of a program: the fastest of those tried on an H200 for the layers of a 1.7B decoder.
+
+    A thread takes 4 words of every row, so that what it reads of the input serves all rows; more rows need more
+    registers than there are, and fewer make more programs for small layers.
+    """
+    if glu:
+        return 4, 1
+    if layer.rows > 32768:  # a head
+        return 8, 1
+    if layer.columns > 4096:
+        return 4, 8
+    return (8 if layer.rows >= 4096 else 4), 2

@@ -1,0 +1,201 @@
+"""Answer the records of an evaluation set with one bundle, in one process, and write what was said and what it cost.
+
+`python -m edgetune_runtime.bench.worker --bundle DIR --data eval.jsonl --output out.json` needs the runtime package
+alone, so the same measurement runs on the robot. `measure` is the loop; a worker for another engine calls it with
+its own way to answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgetune_runtime.codec.grounding import Answer
+from edgetune_runtime.errors import EdgetuneError, InputError
+from edgetune_runtime.records import Record, read_records
+from edgetune_runtime.session import Session
+from edgetune_runtime.timing import CpuShare, GpuMemory, Timings, peak_rss, process_age
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to one record: the raw text, its boxes when it was asked for boxes, and what it cost."""
+
+    raw: str
+    answer: Answer | None
+    timings: Timings
+
+
+Ask = Callable[[Record], Reply]
+
+
+def measure(
+    load: Callable[[], Ask], records: Sequence[Record], *, warmup: int = 1, progress: bool = False
+) -> dict[str, Any]:
+    """Load a model, answer every record once, and report rows and costs (seconds, bytes) as plain JSON values.
+
+    The first record is answered once right after loading, which gives the cold start (process start to first
+    answer), then `warmup` times unmeasured. The measured pass follows, in the order of the records. `progress`
+    prints the number of answers so far on standard output, one a line.
+    """
+    cpu, gpu = CpuShare(), GpuMemory()
+    load_before = os.getloadavg()
+    started = time.perf_counter()
+    ask = load()
+    load_s = time.perf_counter() - started
+    ask(records[0])
+    cold_start_s = process_age()
+    for _ in range(warmup):
+        ask(records[0])
+    rows = []
+    for done, record in enumerate(records, 1):
+        rows.append(_row(record, ask(record)))
+        gpu.sample()
+        if progress:
+            print(done, flush=True)
+    return {
+        "schema": SCHEMA,
+        "load_s": load_s,
+        "cold_start_s": cold_start_s,
+        "peak_rss_bytes": peak_rss(),
+        "peak_gpu_bytes": gpu.peak,
+        "warmup": warmup,
+        "load_average": [load_before[0], os.getloadavg()[0]],
+        "others_cpu_share": cpu.others(),
+        "rows": rows,
+    }
+
+
+def select(path: Path, *, limit: int | None, shard: str) -> list[Record]:
+    """The first `limit` records of `path`; of these, with shard "I/N", every N-th from the I-th on (I counts from 0).
+
+    Raises RecordError for a broken record and InputError when nothing is left or the shard is malformed.
+    """
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise InputError(f"--shard {shard}: must be I/N with 0 <= I < N")
+    records = read_records(path)[:limit][int(index) :: int(count)]
+    if not records:
+        raise InputError(f"{path}: no records to answer (limit {limit}, shard {shard})")
+    return records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that every worker takes."""
+    parser.add_argument("--data", type=Path, required=True, help="JSONL of records to answer")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--limit", type=int, help="answer only the first N records")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="answer every N-th record from the I-th on")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's own choice)")
+    parser.add_argument("--warmup", type=int, default=1, help="unmeasured answers before the measured pass")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens")
+    parser.add_argument("--progress", action="store_true", help="print the number of answers so far")
+
+
+def run(
+    load: Callable[[], Ask], options: argparse.Namespace, *, folders: Sequence[Path], header: dict[str, Any]
+) -> int:
+    """Measure a model as the worker's arguments say, write the JSON, and return the process's exit code.
+
+    Args:
+        load: makes the model ready; may add to `header`.
+        options: what `add_arguments` parsed.
+        folders: everything that the model was loaded from, for its size.
+        header: further values of the JSON.
+    """
+    try:
+        records = select(options.data, limit=options.limit, shard=options.shard)
+        report = measure(load, records, warmup=options.warmup, progress=options.progress)
+        size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+        _write(options.output, header | {"size_bytes": size} | report)
+    except EdgetuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 1  # whoever started this process and reads its progress is gone
+    return 0
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    """Write the report in one step: a killed worker leaves no half file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(report, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _row(record: Record, reply: Reply) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": record.id,
+        "source": record.source,
+        "image": str(record.image.absolute()),  # results may be read from another folder
+        "kind": record.kind,
+        "text": record.text,
+        "raw": reply.raw,
+        "tokens": reply.timings.tokens,
+        "timings": reply.timings.to_dict(),
+    }
+    if reply.answer is None:
+        return row | {"expected": record.answers}
+    assert record.boxes is not None
+    return row | {
+        "truth": [[float(x) for x in box] for box in record.boxes],
+        "boxes": [[float(x) for x in found.box] for found in reply.answer.detections],
+        "labels": [found.label for found in reply.answer.detections],
+        "scores": [found.score for found in reply.answer.detections],
+        "status": reply.answer.status,
+        "complete": reply.answer.complete,
+        "problem": reply.answer.problem,
+    }
+
+
+def _answer(session: Session, record: Record, max_new_tokens: int) -> Reply:
+    words = record.prompt(session.bundle.family)
+    if record.kind == "ground":
+        answer = session.answer(record.image, words, max_new_tokens=max_new_tokens)
+        raw = answer.text
+    else:
+        answer, raw = None, session.ask(record.image, words, max_new_tokens=max_new_tokens)
+    assert session.last_timings is not None
+    return Reply(raw, answer, session.last_timings)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the process; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m edgetune_runtime.bench.worker", description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="folder written by edgetune export")
+    parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    header: dict[str, Any] = {"device": options.device, "threads": options.threads}
+
+    def load() -> Ask:
+        # Every record must pay for its image, or a set with several phrases per picture would look faster than it is.
+        session = Session.load(
+            options.bundle,
+            device=options.device,
+            threads=options.threads,
+            engine=options.engine,
+            cached_images=0,
+        )
+        bundle = session.bundle
+        header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)
+        return partial(_answer, session, max_new_tokens=options.max_new_tokens)
+
+    return run(load, options, folders=[options.bundle], header=header)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The one codec between boxes and the text that a model reads and writes.
+
+Training, calibration, export, evaluation and inference all come through here, so a box cannot shift
+between them. Boxes outside are always xyxy in float pixels of the original upright image (see
+`edgetune_runtime.codec.geometry`); the family says which frame and which text the model uses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetune_runtime.codec import grammar
+from edgetune_runtime.codec.confidence import BoxScores, TokenProbability
+from edgetune_runtime.codec.geometry import (
+    Boxes,
+    Geometry,
+    as_boxes,
+    decimals,
+    step_in_pixels,
+    to_image,
+    to_model,
+)
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Family
+
+__all__ = [
+    "Answer",
+    "Detection",
+    "Geometry",
+    "encode",
+    "encode_name",
+    "encode_place",
+    "lay_out",
+    "parse",
+    "to_image",
+    "to_model",
+]
+
+_REFUSALS = re.compile(r"(?:there (?:is|are) )?none\.?|\[\s*\]", re.IGNORECASE)
+_MAX_PROBLEMS = 3
+_FENCE = re.compile(r"```(?:json)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One box that a model answered with.
+
+    Attributes:
+        box: (x1, y1, x2, y2) in float pixels of the original upright image.
+        label: what the model calls it; "" where it gave no name.
+        score: confidence in 0-1 (see `edgetune_runtime.codec.confidence`), or None where there is none.
+    """
+
+    box: tuple[float, float, float, float]
+    label: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer text says.
+
+    Attributes:
+        text: the text as the model wrote it.
+        detections: the boxes in it, in order. A box that leaves the image is kept exactly as written;
+            a box that is not one (x1 >= x2 or y1 >= y2) is left out. `problem` reports both.
+        complete: False if the text breaks off in the middle of a box; boxes before that are kept,
+            the broken one is not guessed.
+        problem: what is wrong with the text, or None.
+        refused: the model said that the object is not there.
+    """
+
+    text: str
+    detections: list[Detection]
+    complete: bool
+    problem: str | None
+    refused: bool
+
+    @property
+    def status(self) -> Literal["found", "refused", "unparsed"]:
+        """One word for statistics: boxes found, object declared absent, or neither could be read."""
+        if self.detections:
+            return "found"
+        return "refused" if self.refused else "unparsed"
+
+
+def encode(boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, family: Family) -> str:
+    """Return the answer text for boxes, as the family writes it.
+
+    Coordinates are rounded to the nearest step of the model frame, so reading them back is off by at
+    most half a step. No boxes means that the object is absent, which is `family.absent`. The style of
+    LLaVA has no room for labels.
+
+    Args:
+        boxes: [N, 4] xyxy in pixels of the original image.
+        labels: N names.
+        geometry: sizes of the image the boxes belong to.
+        family: whose text to write.
+
+    Raises:
+        InputError: counts differ; a box leaves the image, is empty, or is so thin that rounding would
+            make it empty; a label would break the text.
+    """
+    return lay_out(boxes, labels, geometry, family)[0]
+
+
+def lay_out(
+    boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, family: Family
+) -> tuple[str, list[list[grammar.Span]]]:
+    """Return what `encode` does, and where each box's four numbers stand in it (start and end in characters).
+
+    Raises:
+        InputError: as `encode`.
+    """
+    array = as_boxes(boxes)
+    if len(labels) != len(array):
+        raise InputError(f"{len(array)} boxes but {len(labels)} labels")
+    if not len(array):
+        return family.absent, []
+    for label in labels:
+        _check_label(label, family)
+    return grammar.lay_out([_written(box, geometry, family) for box in array], labels, family.box_style)
+
+
+def encode_place(numbers: Sequence[float], geometry: Geometry, family: Family) -> str:
+    """Return one box or point as it stands inside a sentence of a conversation.
+
+    Args:
+        numbers: (x1, y1, x2, y2) or (x, y) in pixels of the original image.
+        geometry: sizes of the image it lies on.
+        family: whose text to write.
+
+    Raises:
+        InputError: it leaves the image, or is a box that `encode` refuses.
+    """
+    if len(numbers) == 4:
+        return grammar.write_place(_written(as_boxes([list(numbers)])[0], geometry, family), family.box_style)
+    x, y = numbers
+    if not (0 <= x <= geometry.width and 0 <= y <= geometry.height):
+        raise InputError(f"point {_show(numbers)} is outside the {geometry.width}x{geometry.height} image")
+    at = to_model([[x, y, x, y]], geometry, family)[0, :2]
+    return grammar.write_place(_formatted(at, family), family.box_style)
+
+
+def encode_name(name: str, family: Family) -> str:
+    """Return an object's name as it stands inside a sentence of a conversation.
+
+    Raises:
+        InputError: it would break the family's tags.
+    """
+    _check_label(name, family)
+    return grammar.write_name(name, family.box_style)
+
+
+def _check_label(label: str, family: Family) -> None:
+    if family.box_style not in ("json", "plain") and re.search(r"[<>\n]", label):
+        raise InputError(
+            f"label {label!r} cannot be written in {family.title}'s box text", hint="remove < > and line breaks"
+        )
+
+
+def _formatted(numbers: Boxes, family: Family) -> list[str]:
+    places = decimals(family)
+    return [f"{number:.{places}f}" for number in np.round(numbers, places)]
+
+
+def _written(box: Boxes, geometry: Geometry, family: Family) -> list[str]:
+    """Return the four numbers of a box [4] in image pixels as the family writes them."""
+    if complaint := _complaint(box, geometry, np.zeros(2)):
+        raise InputError(f"box {_show(box)} {complaint}")
+    numbers = to_model([box], geometry, family)[0]
+    rounded = np.round(numbers, decimals(family))
+    if rounded[0] >= rounded[2] or rounded[1] >= rounded[3]:
+        step_x, step_y = step_in_pixels(geometry, family)[:2]
+        raise InputError(
+            f"box {_show(box)} is too thin for {family.title}: its coordinates step by {step_x:.2f} x {step_y:.2f} "
+            "pixels and both sides round to the same",
+            hint="crop the image around small objects, or leave the box out",
+        )
+    return _formatted(numbers, family)
+
+
+def parse(text: str, geometry: Geometry, family: Family, tokens: Sequence[TokenProbability] = ()) -> Answer:
+    """Read a model's answer. Never raises: what is wrong with the text is reported in the result.
+
+    Args:
+        text: the answer, with or without special tokens.
+        geometry: sizes of the image it speaks about.
+        family: who wrote it.
+        tokens: the tokens of the text with their probabilities, for the boxes' scores; none where they are unknown.
+    """
+    body = text
+    for token in (family.chat.end, *family.stop_tokens):
+        body = body.replace(token, "")
+    body = _FENCE.sub(" ", body).strip()
+    if _REFUSALS.fullmatch(body) or body == family.absent:
+        return Answer(text, [], complete=True, problem=None, refused=True)
+
+    reading = grammar.read(body, family.box_style)
+    problems = list(reading.problems)
+    detections = []
+    # A legal coordinate may come back half a step outside, where the frame's edge is not the image's (LLaVA).
+    slack = step_in_pixels(geometry, family)[:2] / 2 + 1e-6
+    scores = BoxScores(text, tokens)
+    for numbers, label in reading.boxes:
+        score = scores.next(numbers)
+        box = to_image([numbers], geometry, family)[0]
+        if complaint := _complaint(box, geometry, slack):
+            problems.append(f"box {_show(numbers)} {complaint}")
+        if box[0] < box[2] and box[1] < box[3]:
+            x1, y1, x2, y2 = box.tolist()
+            detections.append(Detection((x1, y1, x2, y2), label, score))
+    refused = reading.empty_list and not reading.boxes and reading.complete and not problems
+    if not reading.complete:
+        problems.insert(0, f"the text breaks off after {len(reading.boxes)} complete boxes")
+    elif not reading.boxes and not problems and not refused:
+        problems.append("no box in the answer")
+    if len(problems) > _MAX_PROBLEMS:
+        problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
+    return Answer(text, detections, reading.complete, "; ".join(problems) or None, refused)
+
+
+def _complaint(box: Boxes, geometry: Geometry, slack: Boxes) -> str | None:
+    """Return what is wrong with one box [4] in image pixels, or None. `slack` [2] is allowed outside, in x and y."""
+    x1, y1, x2, y2 = box.tolist()
+    if x1 >= x2:
+        return "is empty or inverted: x1 >= x2"
+    if y1 >= y2:
+        return "is empty or inverted: y1 >= y2"
+    width, height = geometry.width, geometry.height
+    if x1 < -slack[0] or y1 < -slack[1] or x2 > width + slack[0] or y2 > height + slack[1]:
+        return f"is outside the {width}x{height} image"
+    return None
+
+
+def _show(box: Sequence[float] | Boxes) -> str:
+    return "[" + ", ".join(f"{number:g}" for number in box) + "]"

@@ -1,0 +1,89 @@
+"""What every preprocessing rule gives: sizes and placeholders from a picture's size, arrays from its pixels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.errors import ImageError
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""The image part of a transformers model's keyword arguments, by name."""
+
+Pieces = tuple[str | int, ...]
+"""What stands for one image in a prompt: texts as they are written, and numbers of image tokens."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of an image from its size alone.
+
+    Attributes:
+        geometry: the image as it is, and its own content as the model sees it (padding not counted), in pixels.
+        pieces: what takes the image's place between the chat's `before_image` and `after_image`.
+    """
+
+    geometry: Geometry
+    pieces: Pieces
+
+    @property
+    def image_tokens(self) -> int:
+        """How many image tokens the pieces hold."""
+        return sum(piece for piece in self.pieces if isinstance(piece, int))
+
+
+class Preprocessing(ABC):
+    """A checkpoint's image preprocessing, equal to that of transformers' processor of its family (PIL backend).
+
+    Attributes:
+        typed_tokens: whether the model is also told which tokens are image tokens (mm_token_type_ids).
+    """
+
+    typed_tokens: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def token_pixels(self) -> int:
+        """Pixels per side of one image token, in the picture that the model sees."""
+
+    @property
+    def remark(self) -> str | None:
+        """What a user should know where the checkpoint's own files ask for something else than is done; or None."""
+        return None
+
+    @abstractmethod
+    def plan(self, width: int, height: int) -> Plan:
+        """Return the plan of an upright image of this size (pixels).
+
+        Raises:
+            ImageError: the model does not take such a size.
+        """
+
+    @abstractmethod
+    def arrays(self, image: Image.Image) -> Arrays:
+        """Return the model's arrays for one image from `load_image`; each row of axis 0 belongs to it.
+
+        Raises:
+            ImageError: the image is not 8-bit RGB, or its size is refused.
+        """
+
+    def join(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
+        """Return the arrays of several images, in the order of their tokens, as the model takes them."""
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def check_rgb(image: Image.Image) -> None:
+    """Refuse what did not come from `load_image`.
+
+    Raises:
+        ImageError: the image is not 8-bit RGB.
+    """
+    if image.mode != "RGB":
+        raise ImageError(f"expected an RGB image, got mode {image.mode!r}", hint="pass it through load_image first")

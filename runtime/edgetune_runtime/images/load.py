@@ -1,0 +1,181 @@
+"""Reading pictures from files, bytes and arrays into upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from edgetune_runtime.errors import ImageError
+
+MAX_IMAGE_PIXELS = 89_478_485
+"""Default limit on width x height, Pillow's own: a quarter of a gigabyte as RGB."""
+
+ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
+
+# What Pillow's decoders are known to raise on broken files.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,  # some formats tell a size in the header and another one later
+)
+_LIMIT_LOCK = threading.Lock()
+
+
+def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Return a picture as the model should see it: EXIF orientation applied, 8-bit RGB.
+
+    Transparency is laid over white, as transformers' processors do. 16-bit and 32-bit grayscale is
+    clipped to 8 bits, also as they do, with a warning when that loses something.
+
+    Args:
+        source: a path, the bytes of an image file, a Pillow image, or a uint8 array [H, W], [H, W, 1],
+            [H, W, 3] (RGB) or [H, W, 4] (RGBA).
+        max_image_pixels: refuse pictures with more pixels than this before decoding them.
+
+    Raises:
+        ImageError: no such file, not an image, truncated, empty, too many pixels, float pixels.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    name = "image" if isinstance(source, bytes | Image.Image) else str(source)
+    image = source if isinstance(source, Image.Image) else _open(source, name, max_image_pixels)
+    try:
+        _check_size(image, name, max_image_pixels)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        rgb = _to_rgb(upright, name)
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name}: broken or truncated image: {error}", hint="replace the file") from error
+    finally:
+        if image is not source:
+            image.close()
+    return rgb
+
+
+def upright_size(path: Path, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Return the (width, height) in pixels after EXIF orientation, from the file's header only.
+
+    Raises:
+        ImageError: no such file, not an image, empty, too many pixels.
+    """
+    with _open(path, str(path), max_image_pixels) as image:
+        _check_size(image, str(path), max_image_pixels)
+        try:
+            # A PNG's own getexif() decodes the picture, to see what comes after it; only few have anything there.
+            header_only = image.format == "PNG" and not _png_has_trailer(path)
+            exif = Image.Image.getexif(image) if header_only else image.getexif()
+            sideways = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except _DECODE_ERRORS as error:
+            raise ImageError(f"{path}: broken EXIF data: {error}", hint="replace the file") from error
+        return (image.height, image.width) if sideways else image.size
+
+
+def _open(source: str | Path | bytes, name: str, max_image_pixels: int) -> Image.Image:
+    if not isinstance(source, bytes):
+        source = Path(source)
+        if not source.is_file():
+            raise ImageError(f"{name}: {'is a folder' if source.is_dir() else 'no such image file'}")
+    try:
+        return _open_any_size(source, max_image_pixels)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image, or in a format that Pillow cannot read") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: over the limit of {max_image_pixels} pixels: {error}") from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name}: cannot be read: {error}") from error
+
+
+def _open_any_size(source: Path | bytes, max_image_pixels: int) -> Image.Image:
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    ceiling = Image.MAX_IMAGE_PIXELS
+    if ceiling is None or max_image_pixels <= ceiling:
+        with warnings.catch_warnings():
+            # Between one and two times its limit Pillow warns; `_check_size` refuses with our own message.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(stream)
+    # The caller asked for more than Pillow allows. Opening reads the header only, `_check_size` comes next.
+    with _LIMIT_LOCK:
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(stream)
+        finally:
+            Image.MAX_IMAGE_PIXELS = ceiling
+
+
+def _png_has_trailer(path: Path) -> bool:
+    """Return whether a PNG has a chunk, such as eXIf or a text, between its last data chunk and its end."""
+    with path.open("rb") as stream:
+        stream.seek(8)  # the signature
+        seen_data = False
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if seen_data and kind not in (b"IDAT", b"IEND"):
+                return True
+            seen_data |= kind == b"IDAT"
+            stream.seek(length + 4, io.SEEK_CUR)  # the body and its checksum
+    return False
+
+
+def _check_size(image: Image.Image, name: str, max_image_pixels: int) -> None:
+    if min(image.size) < 1:
+        raise ImageError(f"{name}: the image is empty: {image.width}x{image.height} pixels")
+    if image.width * image.height > max_image_pixels:
+        raise ImageError(
+            f"{name}: {image.width}x{image.height} is {image.width * image.height} pixels, over the limit of "
+            f"{max_image_pixels}",
+            hint="make the image smaller, or raise max_image_pixels if you trust it",
+        )
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(f"{name}: float pixels have no fixed range", hint="convert the image to 8 bits per channel")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 255:
+            warnings.warn(
+                f"{name}: values from {low:.0f} to {high:.0f} are clipped to 0-255, as transformers does; "
+                "convert the image to 8 bits per channel to choose the range yourself",
+                stacklevel=3,
+            )
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError(f"image arrays must be uint8, got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(f"image arrays must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
+    if 0 in array.shape:
+        raise ImageError(f"the image is empty: {array.shape[1]}x{array.shape[0]} pixels")
+    return _to_rgb(Image.fromarray(array), "image")
+
+
+def image_hash(image: Image.Image) -> str:
+    """Return the sha256 of an image's mode, size and pixels: equal pictures hash equal, whatever their file."""
+    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()

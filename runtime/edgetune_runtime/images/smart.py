@@ -1,0 +1,258 @@
+"""Qwen-VL's smart resize, exactly as transformers does it.
+
+That is transformers' `Qwen2VLImageProcessor` (Qwen2-VL, Qwen2.5-VL and Qwen3-VL share it) with its PIL backend, bit for
+bit: `smart_resize`, Pillow's bicubic resize on 8-bit RGB, rescale, normalise, patches in merge order.
+The settings come from the checkpoint's own files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.errors import ImageError, InputError
+from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb
+from edgetune_runtime.images.config import Normalise, read_preprocessor
+
+# What transformers assumes when a config leaves these out; published configs often do.
+_RESCALE = 1 / 255
+_BICUBIC = 3
+
+MAX_ASPECT = 200
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One image as the vision encoder reads it.
+
+    Attributes:
+        pixel_values: float32 [grid_h * grid_w, 3 * temporal * patch * patch], normalised; rows go by merge
+            group (row-major), then by patch inside the group.
+        grid_thw: int64 [1, 3], patches in time (1), height and width.
+        geometry: original and resized size in pixels.
+        image_tokens: how many tokens the image takes in the prompt.
+    """
+
+    pixel_values: npt.NDArray[np.float32]
+    grid_thw: npt.NDArray[np.int64]
+    geometry: Geometry
+    image_tokens: int
+
+
+def check_aspect(width: int, height: int) -> None:
+    """Refuse sizes (pixels) that no smart-resize model accepts.
+
+    Raises:
+        ImageError: a side is zero, or one side is over 200 times the other.
+    """
+    if min(width, height) < 1:
+        raise ImageError(f"the image is empty: {width}x{height} pixels")
+    if max(width, height) / min(width, height) > MAX_ASPECT:
+        raise ImageError(
+            f"aspect ratio {max(width, height) / min(width, height):.1f} of the {width}x{height} image is over "
+            f"{MAX_ASPECT}, which the model does not accept",
+            hint="crop or pad the image",
+        )
+
+
+def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Return the (height, width) in pixels that a Qwen-VL model sees.
+
+    Both become multiples of `factor` (patch size times merge size), the area lands between the limits,
+    and the aspect ratio is kept as well as that allows. Equal to transformers' function of the same
+    name; rounding is half to even.
+
+    Raises:
+        ImageError: the image is empty, its aspect ratio is over 200, or nothing is left of a side.
+    """
+    check_aspect(width, height)
+    new_height = round(height / factor) * factor
+    new_width = round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    if min(new_height, new_width) < 1:
+        raise ImageError(f"a {width}x{height} image is too small for a factor of {factor} with min_pixels {min_pixels}")
+    return new_height, new_width
+
+
+@dataclass(frozen=True)
+class ImageSpec(Preprocessing):
+    """How images become pixel values by smart resize.
+
+    Attributes:
+        patch_size: pixels per side of a vision patch.
+        temporal_patch_size: frames per patch.
+        merge_size: patches per side that become one image token.
+        min_pixels: smallest area of the resized image, in pixels.
+        max_pixels: largest area of the resized image, in pixels.
+        mean: per RGB channel, subtracted after rescaling.
+        std: per RGB channel, divided by after that.
+        rescale: factor on 8-bit values.
+        resample: Pillow's resampling filter number (3 is bicubic).
+    """
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale: float
+    resample: int
+    typed_tokens: ClassVar[bool] = True  # their positions are multimodal (M-RoPE)
+
+    def __post_init__(self) -> None:
+        sizes = (self.patch_size, self.temporal_patch_size, self.merge_size, self.min_pixels, self.max_pixels)
+        numbers = (*self.mean, *self.std, self.rescale)
+        if not all(type(size) is int for size in (*sizes, self.resample)):
+            raise InputError(f"image preprocessing needs whole numbers for sizes and the filter: {self}")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise InputError(f"image preprocessing needs numbers for mean, std and rescale: {self}")
+        if min(sizes) < 1 or self.min_pixels > self.max_pixels:
+            raise InputError(f"image preprocessing needs positive sizes and min_pixels <= max_pixels: {self}")
+        if {len(channels) for channels in (self.mean, self.std)} != {3} or min(self.std) <= 0:
+            raise InputError(f"image preprocessing needs three means and three positive stds: {self}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one image token; resized sides are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels per side of one image token."""
+        return self.factor
+
+    def plan(self, width: int, height: int) -> Plan:
+        """Return the resized size and its number of tokens."""
+        geometry = geometry_of(width, height, self)
+        return Plan(geometry, (geometry.resized_width * geometry.resized_height // self.factor**2,))
+
+    def arrays(self, image: Image.Image) -> Arrays:
+        """Return pixel_values float32 [patches, C·T·P·P] and image_grid_thw int64 [1, 3]."""
+        pixels = preprocess(image, self)
+        return {"pixel_values": pixels.pixel_values, "image_grid_thw": pixels.grid_thw}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ImageSpec:
+        """Build a spec from `to_dict`'s result.
+
+        Raises:
+            InputError: a field is missing, unknown or of the wrong type.
+        """
+        try:
+            return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"image preprocessing: wrong or missing field: {error}") from error
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path) -> ImageSpec:
+        """Read the spec of a Hugging Face checkpoint, from its own files and never from class defaults.
+
+        Both spellings of the limits are read: `min_pixels`/`max_pixels` (which win, as in transformers)
+        and `size` with `shortest_edge`/`longest_edge`, which are areas in pixels despite their names.
+
+        Raises:
+            InputError: the preprocessor config is missing, incomplete, or asks for something else than
+                the smart-resize preprocessing of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+        """
+        path, config = read_preprocessor(folder)
+        kind = config.get("image_processor_type", "")
+        if kind and not kind.startswith(("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor", "Qwen3VLImageProcessor")):
+            raise InputError(f"{path}: image_processor_type {kind!r} is not the smart-resize preprocessing of Qwen-VL")
+        for switch in ("do_resize", "do_rescale", "do_normalize"):
+            if config.get(switch, True) is not True:
+                raise InputError(f"{path}: {switch} is {config[switch]!r}; only true is supported")
+
+        size = config.get("size") or {}
+        if not isinstance(size, dict):
+            raise InputError(f"{path}: 'size' must be an object with shortest_edge and longest_edge, got {size!r}")
+        minimum = _first(config.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels"))
+        maximum = _first(config.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"))
+        needed = {
+            "patch_size": config.get("patch_size"),
+            "temporal_patch_size": config.get("temporal_patch_size"),
+            "merge_size": config.get("merge_size"),
+            "min_pixels (or size.shortest_edge)": minimum,
+            "max_pixels (or size.longest_edge)": maximum,
+            "image_mean": config.get("image_mean"),
+            "image_std": config.get("image_std"),
+        }
+        missing = [name for name, value in needed.items() if value is None]
+        if missing:
+            raise InputError(f"{path}: missing {', '.join(missing)}", hint="copy the file of the published checkpoint")
+        fields = {
+            "patch_size": config["patch_size"],
+            "temporal_patch_size": config["temporal_patch_size"],
+            "merge_size": config["merge_size"],
+            "min_pixels": minimum,
+            "max_pixels": maximum,
+            "mean": config["image_mean"],
+            "std": config["image_std"],
+            "rescale": config.get("rescale_factor", _RESCALE),
+            "resample": config.get("resample", _BICUBIC),
+        }
+        try:
+            return cls.from_dict(fields)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def geometry_of(width: int, height: int, spec: ImageSpec) -> Geometry:
+    """Return the geometry of an upright image of this size (pixels) under a checkpoint's resize rule."""
+    resized_height, resized_width = smart_resize(
+        height, width, factor=spec.factor, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels
+    )
+    return Geometry(width, height, resized_width, resized_height)
+
+
+def preprocess(image: Image.Image, spec: ImageSpec) -> Pixels:
+    """Turn an image from `load_image` into the vision encoder's input.
+
+    Raises:
+        ImageError: the image is not 8-bit RGB, or its size is refused (see `smart_resize`).
+    """
+    check_rgb(image)
+    geometry = geometry_of(image.width, image.height, spec)
+    size = (geometry.resized_width, geometry.resized_height)
+    rgb = np.asarray(image.resize(size, resample=Image.Resampling(spec.resample)))  # [H, W, 3] uint8
+
+    patch, merge = spec.patch_size, spec.merge_size
+    grid_h, grid_w = size[1] // patch, size[0] // patch
+    groups = rgb.reshape(grid_h // merge, merge, patch, grid_w // merge, merge, patch, 3)
+    patches = groups.transpose(0, 3, 1, 4, 6, 2, 5)  # [gh, gw, merge, merge, 3, patch, patch]
+
+    table = Normalise(spec.mean, spec.std, spec.rescale).table()
+    values = table[np.arange(3)[:, None, None], patches]  # [gh, gw, merge, merge, 3, patch, patch] float32
+    # An image is a clip of one frame: the encoder's temporal patch sees it repeated.
+    repeated = np.repeat(values[:, :, :, :, :, None], spec.temporal_patch_size, axis=5)
+    pixel_values = np.ascontiguousarray(repeated.reshape(grid_h * grid_w, -1))
+    return Pixels(
+        pixel_values=cast("npt.NDArray[np.float32]", pixel_values),
+        grid_thw=np.array([[1, grid_h, grid_w]], dtype=np.int64),
+        geometry=geometry,
+        image_tokens=grid_h * grid_w // merge**2,
+    )

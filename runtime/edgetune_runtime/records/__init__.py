@@ -1,0 +1,15 @@
+"""Data files: records of pictures with phrases and boxes, questions and answers, or whole conversations."""
+
+from __future__ import annotations
+
+from edgetune_runtime.records.read import (
+    Entry,
+    Record,
+    decode_line,
+    read_entries,
+    read_records,
+    record_of,
+    scored,
+)
+
+__all__ = ["Entry", "Record", "decode_line", "read_entries", "read_records", "record_of", "scored"]

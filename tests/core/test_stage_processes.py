@@ -1,0 +1,104 @@
+"""What a killed, interrupted, concurrent or unlucky run leaves on disk: real processes, signals and file systems."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from edgetune_core.stage import run_stage
+from edgetune_runtime.errors import InputError
+from small_disk import run_on_small_disk
+
+
+def everything(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+CHILD = """
+    import sys, time
+    from pathlib import Path
+    from edgetune_core.stage import run_stage
+
+    def build(work):
+        (work / "weights.bin").write_bytes(b"x" * 4096)
+        print("half", flush=True)
+        {body}
+        return {{}}
+
+    run_stage("merge", Path(sys.argv[1]), inputs={{}}, settings={{}}, build=build)
+"""
+
+
+def child(output: Path, body: str) -> subprocess.Popen[str]:
+    code = textwrap.dedent(CHILD).format(body=body)
+    process = subprocess.Popen([sys.executable, "-c", code, str(output)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half\n"
+    return process
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_killed_process_leaves_nothing_that_a_later_stage_accepts(tmp_path: Path, older: bool) -> None:
+    output = tmp_path / "out"
+    if older:
+        run_stage("merge", output, inputs={}, settings={"older": True}, build=lambda work: {"older": True})
+    process = child(output, "time.sleep(600)")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert output.exists() == older
+    assert [path.parent.name for path in tmp_path.rglob("manifest.json")] == (["out"] if older else [])
+    again = run_stage("merge", output, inputs={}, settings={}, build=lambda work: {"again": True})
+    assert again.manifest["files"] == {}
+    assert everything(tmp_path) == {"out", "out/manifest.json"}
+
+
+def test_ctrl_c_in_a_process_cleans_up(tmp_path: Path) -> None:
+    process = child(tmp_path / "out", "time.sleep(600)")
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    assert everything(tmp_path) == set()
+
+
+def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
+    process = child(tmp_path / "out", "time.sleep(600)")
+    try:
+        with pytest.raises(InputError, match="another edgetune process"):
+            run_stage("merge", tmp_path / "out", inputs={}, settings={}, build=lambda work: {})
+    finally:
+        process.kill()
+        process.wait()
+    assert not run_stage("merge", tmp_path / "out", inputs={}, settings={}, build=lambda work: {}).skipped
+
+
+FULL_DISK = """
+    import sys
+    from pathlib import Path
+    import torch
+    from safetensors.torch import save_file
+    from edgetune_core.stage import run_stage
+
+    def plain(work): (work / "weights.bin").write_bytes(b"x" * 1_000_000)
+    def torch_file(work): torch.save(torch.zeros(500_000), work / "weights.pt")
+    def safetensors_file(work): save_file({"w": torch.zeros(500_000)}, work / "weights.safetensors")
+
+    output = Path(sys.argv[1]) / "out"
+    for build in (plain, torch_file, safetensors_file):
+        try:
+            run_stage("merge", output, inputs={}, settings={}, build=build)
+        except OSError as error:
+            print(build.__name__, error.errno, error.filename == str(output.parent), sorted(output.parent.iterdir()))
+"""
+
+
+def test_a_full_disk_is_told_as_such_whatever_the_library_raised(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(disk)]
+    done = run_on_small_disk(disk, command, kilobytes=256)
+    expected = [f"{name} {errno.ENOSPC} True []" for name in ("plain", "torch_file", "safetensors_file")]
+    assert done.stdout.splitlines() == expected, done.stderr

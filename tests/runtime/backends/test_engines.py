@@ -1,0 +1,35 @@
+"""Engines that another distribution brings, found by their entry point and used in place of the runtime's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgetune_runtime import Session
+from edgetune_runtime.backends.onnx.engine import OnnxBackend
+from edgetune_runtime.errors import InputError
+
+
+@pytest.fixture
+def other_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed distribution that declares the runtime's own ONNX loader as the engine "again"."""
+    info = tmp_path / "others-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[edgetune.backends]\nagain = edgetune_runtime.backends.onnx.engine:load\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_an_engine_of_another_distribution_is_loaded_by_name(qwen3_vl_bundle: Path, other_distribution: Path) -> None:
+    session = Session.load(qwen3_vl_bundle, engine="again", threads=1)
+    assert isinstance(session._backend, OnnxBackend)
+
+
+def test_an_unknown_engine_is_refused_with_those_that_are_there(
+    qwen3_vl_bundle: Path, other_distribution: Path
+) -> None:
+    with pytest.raises(InputError, match="unknown engine 'agian'") as caught:
+        Session.load(qwen3_vl_bundle, engine="agian", threads=1)
+    assert "again" in str(caught.value.hint)

@@ -1,0 +1,166 @@
+"""The engine "triton" on bundles, on the CPU, against transformers with the dequantized weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgetune.cli import cli
+from edgetune.export.checkpoint import load_checkpoint
+from edgetune.export.dequantize import apply_weights
+from edgetune.export.parity import prompt_of, teacher_forced
+from edgetune.export.reference import Sample, generated_cases, run_reference
+from edgetune_core.weightset import WeightSet
+from edgetune_runtime import Session
+from edgetune_runtime.backends import GreedyBackend, load_backend
+from edgetune_runtime.backends.triton.backend import TorchBackend, load
+from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.decode import Prompt, greedy, prefill, step
+from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.quant.blocks import BlockFormat
+from weight_sets import build_weight_set
+
+G64 = BlockFormat(4, 64, symmetric=True)
+
+
+def export(checkpoint: Path, weights: Path, output: Path, layout: str, *more: str) -> Path:
+    """Write a bundle as a user does."""
+    options = ["--weights", str(weights), "--format", layout, "--output", str(output), *more]
+    cli.main(["export", "--checkpoint", str(checkpoint), *options], standalone_mode=False)
+    return output
+
+
+def reference(checkpoint: Path, weights: Path) -> list[Sample]:
+    """What transformers answers with the set's values in the place of the checkpoint's."""
+    loaded = load_checkpoint(checkpoint)
+    apply_weights(loaded.model, WeightSet.load(weights))
+    return [run_reference(loaded, case) for case in generated_cases(loaded)]
+
+
+def assert_computes(backend: TorchBackend, bundle: Bundle, sample: Sample) -> None:
+    """Features, logits at every step and greedy tokens are the reference's."""
+    pixels = sample.case.pixels
+    image = backend.encode_images(pixels.pixel_values, pixels.grid_thw)
+    for actual, expected in zip((image.embeddings, *image.deepstack), sample.features, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    prompt = prompt_of(sample.case, image, bundle.tokens["image"], bundle.spec.merge_size)
+    logits = teacher_forced(backend, prompt, sample.tokens)
+    np.testing.assert_allclose(logits, sample.logits, atol=1e-4 * max(1, np.abs(sample.logits).max()))
+    first = int(prefill(backend, prompt, room=len(sample.tokens)).argmax())
+    rest = backend.greedy(first, prompt.next_position, count=len(sample.tokens) - 1, stop=bundle.eos)
+    assert [first, *rest] == sample.tokens
+
+
+@pytest.mark.parametrize("layout", ["gptq", "awq", "compressed-tensors"])
+def test_qwen3_vl_computes_what_transformers_computes(
+    layout: str, qwen3_vl: Path, weight_set: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.load(export(qwen3_vl, weight_set, tmp_path / "bundle", layout))
+    backend = load(bundle)
+    for sample in reference(qwen3_vl, weight_set):
+        assert_computes(backend, bundle, sample)
+
+
+def test_qwen2_5_vl_of_mixed_widths_computes_what_transformers_computes(qwen2_5_vl: Path, tmp_path: Path) -> None:
+    def choose(name: str) -> BlockFormat:
+        if name.endswith("down_proj"):
+            return BlockFormat(8, 128, symmetric=False)
+        return BlockFormat(3, 32, symmetric=False) if ".layers.1." in name else G64
+
+    weights = build_weight_set(qwen2_5_vl, tmp_path / "set", choose=choose)
+    bundle = Bundle.load(export(qwen2_5_vl, weights, tmp_path / "bundle", "gptq"))
+    backend = load(bundle, threads=1)
+    for sample in reference(qwen2_5_vl, weights):
+        assert_computes(backend, bundle, sample)
+
+
+@pytest.fixture(scope="module")
+def gptq(qwen3_vl: Path, weight_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPTQ bundle whose graphs compute in float32, so that the lean runtime's answers can be the same."""
+    exact = ("--accuracy-level", "0", "--vision-precision", "fp32")
+    return export(qwen3_vl, weight_set, tmp_path_factory.mktemp("engine") / "gptq", "gptq", *exact)
+
+
+def test_a_session_answers_as_the_lean_runtime_does(gptq: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    ours, lean = (Session.load(gptq, engine=engine) for engine in ("triton", None))
+    question = "What colour is the cup?"
+    assert ours.ask(picture, question, max_new_tokens=12) == lean.ask(picture, question, max_new_tokens=12) != ""
+
+
+def test_greedy_ends_at_a_stop_token_and_goes_on_from_there(gptq: Path) -> None:
+    backend = load(Bundle.load(gptq))
+    ids, places = np.arange(20, 26), np.tile(np.arange(6), (3, 1))
+
+    def start() -> int:
+        backend.reserve(80)
+        return int(backend.forward(backend.embed(ids), places).argmax())
+
+    first = start()
+    whole = backend.greedy(first, 6, count=40, stop=())
+    assert len(whole) == 40
+    stop = next(token for place, token in enumerate(whole) if place > 20 and token not in whole[:place])
+    cut = whole.index(stop) + 1
+    assert start() == first
+    assert backend.greedy(first, 6, count=40, stop={stop}) == whole[:cut]
+    assert backend.greedy(stop, 6 + cut, count=40 - cut, stop=()) == whole[cut:]
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 40])
+def test_the_runtimes_loop_takes_the_tokens_that_the_engine_chooses(gptq: Path, count: int) -> None:
+    backend = load(Bundle.load(gptq))
+    assert isinstance(backend, GreedyBackend)
+    assert not isinstance(load_backend(Bundle.load(gptq), threads=1), GreedyBackend)
+    prompt = Prompt(np.arange(20, 26), np.tile(np.arange(6), (3, 1)), 6, image_token=-1, image=None)
+    logits, expected = prefill(backend, prompt, room=count), []
+    for place in range(count):
+        expected.append(int(logits.argmax()))
+        logits = step(backend, expected[-1], 6 + place)
+    for stop in ({-1}, *({expected[place]} for place in (0, count // 2, count - 1))):
+        end = next((place for place, token in enumerate(expected) if token in stop), count - 1)
+        found = greedy(backend, prompt, stop=stop, max_new_tokens=count, max_length=1000)
+        assert list(found) == expected[: end + 1]
+
+
+def test_more_tokens_than_reserved_are_refused(gptq: Path) -> None:
+    backend = load(Bundle.load(gptq))
+    backend.reserve(4)
+    with pytest.raises(InputError, match="1030 tokens in a cache of 1024"):
+        backend.greedy(20, 0, count=1030, stop=())
+
+
+def test_a_bundle_without_a_checkpoint_is_refused(qwen3_vl_bundle: Path) -> None:
+    with pytest.raises(InputError, match="format 'onnx' has no checkpoint for the engine triton") as caught:
+        Session.load(qwen3_vl_bundle, engine="triton")
+    assert "gptq" in str(caught.value.hint)
+
+
+def test_a_missing_tensor_is_named(gptq: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(gptq, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.language_model.layers.2.mlp.up_proj.scales"]
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BundleError, match=r"no tensor model.language_model.layers.2.mlp.up_proj.scales"):
+        load(Bundle.load(broken, verify=False))
+
+
+def test_a_rope_that_the_bundle_does_not_describe_is_refused(gptq: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(gptq, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["rope_parameters"]["rope_type"] = "yarn"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="does not support rope type 'yarn'"):
+        load(Bundle.load(other, verify=False))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_cuda_without_a_gpu_is_refused(gptq: Path) -> None:
+    with pytest.raises(MissingDependency, match="sees no CUDA device"):
+        load(Bundle.load(gptq), device="cuda")
