@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import ExifTags, Image
 
@@ -103,7 +103,7 @@ def _facts(path: str, _changed: int) -> tuple[int, int, int]:
 
 
 def frame_of(
-    path: str, *, orientation: Literal["upright", "stored"] | None = None, declared: tuple[int, int] | None = None
+    path: str, *, orientation: Literal["upright", "stored"] | None = None, declared: tuple[Any, Any] | None = None
 ) -> Frame:
     """Return the frame that the boxes of a picture are written in.
 
@@ -115,16 +115,22 @@ def frame_of(
 
     Raises:
         ImageError: there is no readable picture at `path`.
-        FormError: the file has another size than declared, or a turned picture's boxes could mean either frame.
+        FormError: the file has another size than declared, what is declared is no size, or a turned picture's boxes
+            could mean either frame.
     """
     file = Path(path)
     width, height, turn = _facts(path, file.stat().st_mtime_ns if file.exists() else 0)
     upright = (width, height)
     stored = (height, width) if turn >= 5 else upright
+    if declared is not None and any(isinstance(side, bool) or not isinstance(side, int | float) for side in declared):
+        raise FormError(f"width and height of the picture must be numbers, got {declared[0]!r} and {declared[1]!r}")
     if declared is not None and declared not in (upright, stored):
+        swapped = "; width and height are exchanged" if declared[::-1] == upright else ""
         raise FormError(
-            f"the data is for a {declared[0]}x{declared[1]} picture, but {path} has {width}x{height} pixels",
-            hint="use the pictures that were annotated, or scale the boxes",
+            f"the data is for a {declared[0]}x{declared[1]} picture, but {path} has {width}x{height} pixels{swapped}",
+            hint="correct the sizes in the data"
+            if swapped
+            else "use the pictures that were annotated, or scale the boxes",
         )
     if turn == 1:
         return Frame(*upright)
