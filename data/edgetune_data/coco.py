@@ -1,7 +1,8 @@
 """COCO detection: one record for each picture and category, with all its boxes.
 
 Format: cocodataset.org/#format-data. Boxes are [x, y, width, height] in pixels. A crowd region (`iscrowd`) covers
-several objects with one box, so its picture and category have no complete list of boxes: an error.
+several objects with one box, so its picture and category have no complete list of boxes: an error, unless the options
+say what such regions are. CVAT, for one, marks every mask as a crowd.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_data.source import Options, Row, Source, Value, objects_of, read_json
@@ -40,10 +41,29 @@ class Instances:
         for annotation in self.annotations.values():
             for key in ("image_id", "category_id"):
                 if not isinstance(annotation.get(key), int | str):
-                    raise InputError(f"{path}: annotation {annotation['id']} has no {key!r}: {annotation.get(key)!r}")
-        names = [str(category.get("name")) for category in self.categories.values()]
-        if len(set(names)) < len(names):
-            raise InputError(f"{path}: two categories have the same name, {max(names, key=names.count)!r}")
+                    raise InputError(
+                        f"{path}: the {key!r} of annotation {annotation['id']} must be a whole number or a text, "
+                        f"got {annotation.get(key)!r}"
+                    )
+
+    def check_names(self) -> None:
+        """Refuse two categories of one name that both have annotations: the name would not tell them apart.
+
+        Roboflow adds a root category that often has the name of a class and never an annotation.
+
+        Raises:
+            InputError: there are such two.
+        """
+        used = dict.fromkeys(annotation["category_id"] for annotation in self.annotations.values())
+        named: dict[Any, Any] = {}
+        for id_ in used:
+            name = self.categories.get(id_, {}).get("name", id_)
+            if name in named:
+                raise InputError(
+                    f"{self.path}: categories {named[name]!r} and {id_!r} have the same name, {name!r}",
+                    hint="rename one of them, or give both the same id",
+                )
+            named[name] = id_
 
     def _by_id(self, value: Any, key: str) -> dict[Any, Entry]:
         found: dict[Any, Entry] = {}
@@ -72,15 +92,22 @@ class Instances:
             FormError: an annotation has no box or is a crowd. ImageError: the picture cannot be read.
         """
         size = image.get("width"), image.get("height")
-        declared = None if None in size else cast("tuple[int, int]", size)
+        declared = None if None in size else size
         frame = frame_of(self.picture(source, image), orientation=source.options.orientation, declared=declared)
         for annotation in annotations:
-            if annotation.get("iscrowd"):
+            if source.options.crowd != "keep" and _is_crowd(annotation):
                 raise FormError(
                     f"annotation {annotation['id']} is a crowd: one region for several objects",
-                    hint="--on-error report goes on without such records and lists them",
+                    hint="--crowd keep takes its box for one object, skip leaves it out; --on-error report lists it",
                 )
         return [frame.upright(xywh_to_xyxy(_numbers(annotation))) for annotation in annotations]
+
+
+def _is_crowd(annotation: Entry) -> bool:
+    value = annotation.get("iscrowd") or 0
+    if value not in (0, 1, "0", "1"):
+        raise FormError(f"annotation {annotation['id']}: 'iscrowd' must be 0 or 1, got {value!r}")
+    return int(value) == 1
 
 
 def _numbers(annotation: Entry) -> list[float]:
@@ -98,16 +125,25 @@ def _numbers(annotation: Entry) -> list[float]:
 def rows(source: Source) -> Iterator[Row]:
     """Yield a row for each picture and category, in the order of the file."""
     data = Instances(source.path)
+    data.check_names()
     groups: dict[tuple[Any, Any], list[Entry]] = {}
     for annotation in data.annotations.values():
         groups.setdefault((annotation["image_id"], annotation["category_id"]), []).append(annotation)
+    if source.options.crowd == "skip" and groups and all(map(_is_crowd, data.annotations.values())):
+        raise InputError(
+            f"{source.path}: all {len(data.annotations)} annotations are crowds, and --crowd skip leaves them out",
+            hint="--crowd keep takes the box of each for one object",
+        )
     order = {name: place for place, name in enumerate(data.images)}
     seen = {image for image, _ in groups}
     source.notes["pictures without annotations, of which no record is made"] += sum(id_ not in seen for id_ in order)
     for (image, category), boxed in sorted(groups.items(), key=lambda group: order.get(group[0][0], -1)):
         name = data.categories.get(category, {}).get("name", category)
-        build = partial(_convert, source, data, image, category, boxed)
-        yield Row(source.path, f"#{image}/{name}", boxed, build)
+        kept = [annotation for annotation in boxed if not (source.options.crowd == "skip" and _is_crowd(annotation))]
+        source.notes["crowd regions left out, as --crowd skip says"] += len(boxed) - len(kept)
+        if kept:
+            build = partial(_convert, source, data, image, category, kept)
+            yield Row(source.path, f"#{image}/{name}", kept, build)
 
 
 def _convert(source: Source, data: Instances, image_id: Any, category_id: Any, boxed: Sequence[Entry]) -> Value:
@@ -116,11 +152,14 @@ def _convert(source: Source, data: Instances, image_id: Any, category_id: Any, b
         raise FormError(f"annotation {first}: there is no picture {image_id!r}")
     if category_id not in data.categories:
         raise FormError(f"annotation {first}: there is no category {category_id!r}")
+    name = data.categories[category_id].get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise FormError(f"the name of category {category_id!r} must be a text, got {name!r}")
     image = data.images[image_id]
     boxes = data.boxes(source, image, boxed)
     return {
         "image": data.picture(source, image),
-        "text": data.categories[category_id].get("name"),
+        "text": name,
         "bbox": boxes,
         "meta": {"annotations": [annotation["id"] for annotation in boxed]},
     }

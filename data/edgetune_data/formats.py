@@ -54,7 +54,7 @@ FORMATS = {
     for name, line, module, options in (
         ("swift", "ms-swift: messages, images, objects; query and response (JSON, JSONL)", "swift", {"orientation"}),
         ("llava", "LLaVA: image and conversations (JSON, JSONL)", "llava", {"orientation"}),
-        ("coco", "COCO detection: instances with categories (JSON)", "coco", {"orientation"}),
+        ("coco", "COCO detection: instances with categories (JSON)", "coco", {"orientation", "crowd"}),
         ("refcoco", "RefCOCO: refs beside instances.json", "refcoco", {"split", "orientation", "annotations"}),
         ("labelstudio", "Label Studio's JSON export", "labelstudio", {"orientation", "questions", "columns"}),
         ("csv", "one row a record (CSV, TSV)", "table", _TABLE),

@@ -125,11 +125,10 @@ def frame_of(
     if declared is not None and any(isinstance(side, bool) or not isinstance(side, int | float) for side in declared):
         raise FormError(f"width and height of the picture must be numbers, got {declared[0]!r} and {declared[1]!r}")
     if declared is not None and declared not in (upright, stored):
-        swapped = "; width and height are exchanged" if declared[::-1] == upright else ""
         raise FormError(
-            f"the data is for a {declared[0]}x{declared[1]} picture, but {path} has {width}x{height} pixels{swapped}",
-            hint="correct the sizes in the data"
-            if swapped
+            f"the data is for a {declared[0]}x{declared[1]} picture, but {path} has {width}x{height} pixels",
+            hint="exchange width and height in the data"
+            if declared[::-1] == upright
             else "use the pictures that were annotated, or scale the boxes",
         )
     if turn == 1:

@@ -21,7 +21,7 @@ from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
 from edgetune_data.source import Options, Row, Source, Value
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.records import Entry, read_entries, record_of
+from edgetune_runtime.records import Entry, Record, read_entries, record_of
 
 _OPTION_OF = {
     "image_root": "--image-root",
@@ -32,6 +32,7 @@ _OPTION_OF = {
     "columns": "--column",
     "questions": "--question",
     "group": "--group-rows",
+    "crowd": "--crowd",
     "allow_download": "--allow-download",
 }
 
@@ -93,6 +94,11 @@ class Reading:
         return +self._source.notes
 
     @property
+    def _repeated(self) -> str:
+        join = ", which --group-rows joins" if "group" in self.format.options else ""
+        return f"records with the picture and the phrase of an earlier one{join}"
+
+    @property
     def pictures(self) -> Pictures:
         """What wrote the pictures that came inside the data."""
         return self._source.pictures
@@ -104,9 +110,15 @@ class Reading:
             InputError: a file cannot be read at all, or has no records.
         """
         empty = True
+        phrases: set[tuple[Any, str]] = set()
         for row in self.format.rows(self._source):
             empty = False
-            yield _item(row)
+            item = _item(row)
+            if isinstance(item.entry, Record) and item.entry.kind == "ground":
+                asked = (item.entry.image, item.entry.text)
+                self._source.notes[self._repeated] += asked in phrases
+                phrases.add(asked)
+            yield item
         if empty:
             raise InputError(f"{self.path}: no records in this file")
 

@@ -34,6 +34,8 @@ class Options:
         columns: our name -> the file's name of a column.
         questions: the name of a labelling control -> the question that it answers.
         group: rows with the same picture and phrase are one record.
+        crowd: what a region that is marked as a crowd is: "keep" takes its box for one object, "skip" leaves it out,
+            None refuses its record.
         allow_download: fetch pictures from http(s) addresses.
     """
 
@@ -45,6 +47,7 @@ class Options:
     columns: Mapping[str, str] = field(default_factory=dict)
     questions: Mapping[str, str] = field(default_factory=dict)
     group: bool = False
+    crowd: Literal["keep", "skip"] | None = None
     allow_download: bool = False
 
     def given(self) -> set[str]:

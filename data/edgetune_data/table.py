@@ -1,14 +1,16 @@
 """CSV and Parquet, read by the `datasets` library: a row is a record, and columns have names that can be mapped.
 
 Columns: image; text with bbox (or x1, y1, x2, y2) and perhaps label; or question with answer (or answers); id; split.
-Parquet may also hold messages or conversations, as ms-swift's JSON does. All cells of a CSV are read as text: "02"
-stays "02", and "NA" is no missing value.
+Columns width and height, in pixels of the picture, are compared with the file where there are such. Parquet may also
+hold messages or conversations, as ms-swift's JSON does. All cells of a CSV are read as text: "02" stays "02", and "NA"
+is no missing value. Its columns are separated by commas, or by semicolons where the first line has no comma.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,16 @@ from edgetune_runtime.records.forms import FormError
 CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("image", "text", "bbox", *CORNERS, "label", "question", "answer", "answers", "id", "split")
 _TURNS = ("messages", "conversations")
+_SIZE = ("width", "height")
+_OTHER_NAMES = {
+    "image": ("filename", "file_name", "file", "path", "image_path", "imageid", "image_id", "img"),
+    "text": ("class", "class_name", "label", "labelname", "category", "name", "phrase", "caption"),
+    "x1": ("xmin", "x_min", "left"),
+    "y1": ("ymin", "y_min", "top"),
+    "x2": ("xmax", "x_max", "right"),
+    "y2": ("ymax", "y_max", "bottom"),
+}
+"""What tools call our columns, in lower case: for hints, since a name alone does not say what a column holds."""
 
 
 def files(path: Path, options: Options) -> list[Path]:
@@ -66,8 +78,7 @@ def _table(file: Path) -> Iterator[dict[str, Any]]:
         if file.suffix.lower() == ".parquet":
             table = load_dataset("parquet", **options).decode(False)  # pictures stay as they are stored
         else:
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-            names = _header(file, delimiter)
+            names, delimiter = _header(file)
             texts = Features({name: Value("string") for name in names})
             table = load_dataset("csv", features=texts, keep_default_na=False, delimiter=delimiter, **options)
         yield from table
@@ -75,15 +86,25 @@ def _table(file: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{file}: cannot be read as a table: {error}") from error
 
 
-def _header(file: Path, delimiter: str) -> list[str]:
+def _header(file: Path) -> tuple[list[str], str]:
+    """Return the names of the columns and what separates them."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
+            first = next(stream, "")
+            delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
+            stream.seek(0)
             names = next(csv.reader(stream, delimiter=delimiter), [])
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     if not names or len(set(names)) < len(names):
         raise InputError(f"{file}: the first line must name each column once, got {names}")
-    return names
+    spaced = [name for name in names if name != name.strip()]
+    if spaced:
+        raise InputError(
+            f"{file}: the column {spaced[0]!r} has spaces around its name",
+            hint="write commas without spaces after them",
+        )
+    return names, delimiter
 
 
 def _renamed(source: Source, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +147,7 @@ def _convert(source: Source, rows: list[dict[str, Any]]) -> Value:
     if spoken:
         return swift.convert(source, row)
     if "image" not in row:
-        raise FormError("no picture: the column 'image' is missing or empty", hint="--column image=NAME")
+        raise FormError("no picture: the column 'image' is missing or empty", hint=_naming(row, "image"))
     value: Value = {"image": source.pictures.path(row["image"])}
     if "question" in row:
         value |= {"question": str(row["question"]), "answer": _answer(row)}
@@ -136,7 +157,10 @@ def _convert(source: Source, rows: list[dict[str, Any]]) -> Value:
         if "label" in row:
             value["label"] = [str(m.get("label", m["text"])) for m in rows] if len(rows) > 1 else str(row["label"])
     else:
-        raise FormError("neither a phrase nor a question: the columns 'text' and 'question' are missing or empty")
+        raise FormError(
+            "neither a phrase nor a question: the columns 'text' and 'question' are missing or empty",
+            hint=_naming(row, "text"),
+        )
     if "id" in row:
         value["id"] = row["id"]
     meta = {name: cell for name, cell in row.items() if name not in COLUMNS}
@@ -145,6 +169,17 @@ def _convert(source: Source, rows: list[dict[str, Any]]) -> Value:
     except TypeError as error:
         raise FormError(f"a column beside ours cannot be kept as JSON: {error}") from error
     return value | ({"meta": meta} if meta else {})
+
+
+def _naming(row: Mapping[str, Any], missing: str) -> str:
+    """Return the options that would name our columns, as far as the names of this table tell, `missing` at least."""
+    theirs = {name.lower(): name for name in row}
+    found = {
+        ours: next(theirs[name] for name in names if name in theirs)
+        for ours, names in _OTHER_NAMES.items()
+        if ours not in row and any(name in theirs for name in names)
+    }
+    return " ".join(f"--column {ours}={name}" for ours, name in ({missing: "NAME"} | found).items())
 
 
 def _answer(row: Mapping[str, Any]) -> Any:
@@ -163,7 +198,7 @@ def _parsed(text: str, name: str) -> Any:
     try:
         return json.loads(text if text.strip().startswith("[") else f"[{text}]")
     except ValueError as error:
-        raise FormError(f"{name} {text!r} is no list") from error
+        raise FormError(f"{name} {text!r} is no list", hint='write it as JSON: "[1, 2, 3, 4]"') from error
 
 
 def _boxes(source: Source, image: str, row: Mapping[str, Any]) -> list[list[float]]:
@@ -173,26 +208,44 @@ def _boxes(source: Source, image: str, row: Mapping[str, Any]) -> list[list[floa
     elif any(name in row for name in CORNERS):
         value = [row.get(name) for name in CORNERS]
     else:
+        named = _naming(row, "")
         raise FormError(
-            "no box: the columns 'bbox' and 'x1' to 'y2' are missing or empty", hint="write [] for an absent object"
+            "no box: the columns 'bbox' and 'x1' to 'y2' are missing or empty",
+            hint=named if "x1" in named else "write [] for an absent object",
         )
     if not isinstance(value, list):
         raise FormError(f"a bbox is four numbers, got {value!r}")
     boxes = [_numbers(box) for box in (value if all(isinstance(box, list) for box in value) else [value])]
-    frame = frame_of(image, orientation=source.options.orientation) if boxes else None
+    if not boxes:
+        return []
+    declared = None if any(name not in row for name in _SIZE) else (_size(row["width"]), _size(row["height"]))
+    frame = frame_of(image, orientation=source.options.orientation, declared=declared)
     placed = []
     for box in boxes:
+        if source.options.box_format is None and all(0 <= number <= 1 for number in box):
+            raise FormError(
+                f"bbox {box} lies within one pixel", hint="--box-format xyxy-norm1 if it is in shares of the picture"
+            )
         numbers, unit = corners(box, source.options.box_format or "xyxy")
-        assert frame is not None
         placed.append(frame.upright(numbers, unit=unit))
     return placed
+
+
+def _size(cell: Any) -> float:
+    try:
+        number = float(cell)
+        return int(number) if number.is_integer() else number
+    except (TypeError, ValueError) as error:
+        raise FormError(f"width and height of the picture must be numbers, got {cell!r}") from error
 
 
 def _numbers(box: list[Any]) -> list[float]:
     try:
         numbers = [float(number) for number in box]
     except (TypeError, ValueError) as error:
-        raise FormError(f"a bbox is four numbers, got {box!r}") from error
+        comma = any(isinstance(number, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", number) for number in box)
+        hint = "write decimals with a point: 10.5" if comma else None
+        raise FormError(f"a bbox is four numbers, got {box!r}", hint=hint) from error
     if len(numbers) != 4:
         raise FormError(f"a bbox is four numbers, got {box!r}")
     return numbers

@@ -49,13 +49,25 @@ CASES: dict[str, tuple[Any, str]] = {
     "coco category": (annotation(category_id=8), "#139/8: annotation 1: there is no category 8"),
     "coco twice": (coco(categories=[{"id": 1, "name": "cup"}] * 2), ": 'categories' has id 1 twice"),
     "coco same name": (
-        coco(categories=[{"id": 1, "name": "cup"}, {"id": 7, "name": "cup"}]),
-        ": two categories have the same name, 'cup'",
+        annotation()
+        | {"categories": [{"id": 1, "name": "cup"}, {"id": 7, "name": "cup"}]}
+        | {"annotations": [{"id": n, "image_id": 139, "category_id": n, "bbox": [1, 2, 3, 4]} for n in (1, 7)]},
+        ": categories 1 and 7 have the same name, 'cup'",
     ),
+    "coco no name": (
+        annotation() | {"categories": [{"id": 1, "name": 5}]},
+        "#139/5: the name of category 1 must be a text, got 5",
+    ),
+    "coco size as text": (
+        annotation() | {"images": [OTHER | {"width": "160", "height": "120"}]},
+        "#139/cup: width and height of the picture must be numbers, got '160' and '120'",
+    ),
+    "coco crowd what": (annotation(iscrowd="no"), "#139/cup: annotation 1: 'iscrowd' must be 0 or 1, got 'no'"),
     "coco nothing": (coco(annotations=[]), ": no records in this file"),
     "coco broken": (coco(annotations=[3]), ": 'annotations' must be a list of objects"),
     "ls rotated": (task(BOX | {"rotation": 12.5}), "#4/cup: the rectangle is rotated by 12.5 degrees"),
     "ls turned": (task(BOX, image_rotation=90), "#4/cup: the picture was rotated by 90 degrees"),
+    "ls turned by text": (task(BOX | {"rotation": "9"}), "#4/cup: a rotation is a number of degrees, got '9'"),
     "ls size": (task(BOX, original_width=161), "#4/cup: the data is for a 161x120 picture, but "),
     "ls outside": (task(BOX | {"x": 60}), "#4/cup: bbox [96.0, 12.0, 176.0, 72.0] leaves the 160x120 image"),
     "ls polygon": (task({}, type="polygonlabels"), "#4: annotations of type 'polygonlabels' are not supported"),

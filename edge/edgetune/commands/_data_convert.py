@@ -46,7 +46,7 @@ def _pairs(context: click.Context, option: click.Parameter, value: tuple[str, ..
     multiple=True,
     callback=_pairs,
     metavar="OURS=THEIRS",
-    help="Name of a csv or parquet column.",
+    help="Name of a csv or parquet column, or the entry of a Label Studio task that an image tag shows.",
 )
 @click.option(
     "--question",
@@ -57,6 +57,12 @@ def _pairs(context: click.Context, option: click.Parameter, value: tuple[str, ..
     help="What a Label Studio control (its from_name) asks.",
 )
 @click.option("--group-rows", is_flag=True, help="Rows of the same picture and phrase are one record (csv, parquet).")
+@click.option(
+    "--crowd",
+    type=click.Choice(["keep", "skip"]),
+    help="COCO regions marked as a crowd, as CVAT marks masks: take the box for one object, or leave the region out; "
+    "refused unless given.",
+)
 @click.option("--copy-images", is_flag=True, help="Copy all pictures into the output folder.")
 @click.option("--allow-download", is_flag=True, help="Fetch pictures from http(s) addresses.")
 @click.option(
