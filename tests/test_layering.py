@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
     "edgetune": ROOT / "edge" / "edgetune",
     "edgetune_core": ROOT / "edge" / "edgetune_core",
+    "edgetune_export": ROOT / "edge" / "edgetune_export",
     "edgetune_data": ROOT / "data" / "edgetune_data",
     "edgetune_train": ROOT / "train" / "edgetune_train",
     "edgetune_calibrate": ROOT / "calibrate" / "edgetune_calibrate",
@@ -105,7 +106,8 @@ def test_the_core_imports_the_runtime_and_itself(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", modules_of("edgetune_data", "edgetune_train", "edgetune_calibrate", "edgetune_bench")
+    "module",
+    modules_of("edgetune_data", "edgetune_train", "edgetune_calibrate", "edgetune_export", "edgetune_bench"),
 )
 def test_a_stage_imports_the_core_the_runtime_and_itself(module: str) -> None:
     allowed = ("edgetune_runtime", "edgetune_core", module.partition(".")[0])
@@ -117,20 +119,18 @@ def test_only_commands_import_stages(module: str) -> None:
     if within(module, "edgetune.commands"):
         return
     allowed = ["edgetune_runtime", "edgetune_core", "edgetune"]
-    if within(module, "edgetune.export"):
-        allowed = ["edgetune_runtime", "edgetune_core", "edgetune.export"]
     assert all(within(name, *allowed) for name in ours(imported(MODULES[module])))
     if not within(module, "edgetune.cli", "edgetune.__main__"):
         assert not any(within(name, "edgetune.commands") for name in ours(imported(MODULES[module])))
 
 
-@pytest.mark.parametrize("module", [name for name in modules_of("edgetune") if "export" not in name.split(".")[:2]])
+@pytest.mark.parametrize("module", modules_of("edgetune"))
 def test_the_command_line_imports_stages_only_when_a_verb_runs(module: str) -> None:
     if within(module, "edgetune.doctor"):
         return
     names = list(imported(MODULES[module], top_level_only=True))
     light = ["edgetune.commands", "edgetune.cli", "edgetune.__version__", "edgetune_core.stage", "edgetune_core.lock"]
-    light += ["edgetune.export.formats"]  # names and module paths only
+    light += ["edgetune_export.formats"]  # names and module paths only
     light += ["edgetune_runtime.errors", "edgetune_runtime.manifest", "edgetune_runtime._version"]
     assert third_party(iter(names)) <= COMMAND_LINE_NEEDS
     assert all(name in ("edgetune", "edgetune_core") or within(name, *light) for name in ours(iter(names)))

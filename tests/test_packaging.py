@@ -64,7 +64,7 @@ def test_the_wheels_hold_the_sources_and_nothing_else(edgetune: zipfile.ZipFile,
         "calibrate/edgetune_calibrate",
         "benchmarks/edgetune_bench",
     )
-    assert contents(edgetune) == sources("edge/edgetune", "edge/edgetune_core", *stages)
+    assert contents(edgetune) == sources("edge/edgetune", "edge/edgetune_core", "edge/edgetune_export", *stages)
     assert contents(runtime) == sources("runtime/edgetune_runtime")
 
 

@@ -100,8 +100,8 @@ def reference(checkpoint: Path, weights: Path, samples: list[dict[str, Any]]) ->
     """Logits of the dequantized model ("half": with quantized layers' products in float16), and its weights."""
     import torch
 
-    from edgetune.export.dequantize import apply_weights
     from edgetune_core.weightset import WeightSet
+    from edgetune_export.dequantize import apply_weights
 
     model, quantized = load_model(str(checkpoint)), WeightSet.load(weights)
     apply_weights(model, quantized)

@@ -180,12 +180,12 @@ def load_peer(folder: Path, settings: dict[str, Any]) -> Any:
 
 def build_ours(checkpoint: Path, output: Path) -> None:
     """Export with our exporter."""
-    from edgetune.export.checkpoint import load_checkpoint
-    from edgetune.export.embed import build_embed
-    from edgetune.export.graph import save_model
-    from edgetune.export.job import ExportJob
-    from edgetune.export.onnx_bundle import FILES, export_onnx
-    from edgetune.export.options import ExportOptions
+    from edgetune_export.checkpoint import load_checkpoint
+    from edgetune_export.decoder.embed import build_embed
+    from edgetune_export.graph import save_model
+    from edgetune_export.job import ExportJob
+    from edgetune_export.onnx_bundle import FILES, export_onnx
+    from edgetune_export.options import ExportOptions
     from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
 
     output.mkdir()

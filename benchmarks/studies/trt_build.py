@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from edgetune.export.decoder import build_decoder
-from edgetune.export.dialects.trt_fused import PROFILES
-from edgetune.export.graph import save_model
-from edgetune.export.trt_vision import quantize_static
-from edgetune.export.vision import export_vision, exportable_vision
-from edgetune.export.weights import DecoderSpec, DecoderWeights
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects.trt_fused import PROFILES
+from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
+from edgetune_export.graph import save_model
+from edgetune_export.vision.tower import export_vision, exportable_vision
+from edgetune_export.vision.trt import quantize_static
 from edgetune_runtime.backends.trt.build import BuildJob, build_apart
 from edgetune_runtime.backends.trt.build_engine import parse_target
 from edgetune_runtime.backends.trt.library import load_library

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgetune.export.decoder import build_decoder
-from edgetune.export.dialects.ort import OrtDialect
-from edgetune.export.drift import Answers
-from edgetune.export.embed import build_embed
-from edgetune.export.graph import save_model
-from edgetune.export.job import ExportJob
-from edgetune.export.options import ExportOptions
-from edgetune.export.reference import Sample, make_case
-from edgetune.export.vision_graph import build_vision
 from edgetune_core.weightset import WeightSet
+from edgetune_export.check.drift import Answers
+from edgetune_export.check.reference import Sample, make_case
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects.ort import OrtDialect
+from edgetune_export.decoder.embed import build_embed
+from edgetune_export.graph import save_model
+from edgetune_export.job import ExportJob
+from edgetune_export.options import ExportOptions
+from edgetune_export.vision.graph import build_vision
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.bench.metrics import SampleScore, sample_iou, summarize
 from edgetune_runtime.images.load import load_image

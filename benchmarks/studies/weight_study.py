@@ -29,16 +29,16 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgetune.export.checkpoint import load_checkpoint
-from edgetune.export.decoder import build_decoder
-from edgetune.export.dialects.ort import OrtDialect
-from edgetune.export.graph import save_model
-from edgetune.export.weights import DecoderWeights
 from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.quantize import DecoderSettings, quantize_decoder
 from edgetune_calibrate.solve import SolveSettings
 from edgetune_core.stage import run_stage
 from edgetune_core.weightset import SCHEMA, WeightSet, write_block
+from edgetune_export.checkpoint import load_checkpoint
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects.ort import OrtDialect
+from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.graph import save_model
 from edgetune_runtime.backends import Float, ImageFeatures, Int
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.bench.scores import compare, scored, summarise

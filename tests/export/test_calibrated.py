@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from edgetune.cli import cli
-from edgetune.export.checkpoint import load_checkpoint
-from edgetune.export.drift import measure_exact, require_exact
-from edgetune.export.reference import generated_cases, run_reference
 from edgetune_core.weightset import WeightSet
+from edgetune_export.check.drift import measure_exact, require_exact
+from edgetune_export.check.reference import generated_cases, run_reference
+from edgetune_export.checkpoint import load_checkpoint
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.errors import InputError, ParityError
 from edgetune_runtime.quant.blocks import BlockFormat

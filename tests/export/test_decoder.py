@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from builders import build_qwen2_5_vl, build_qwen3_vl, copy_checkpoint
-from edgetune.export.decoder import build_decoder
-from edgetune.export.dequantize import apply_rounding
-from edgetune.export.dialects import Dialect
-from edgetune.export.dialects.ort import OrtDialect
-from edgetune.export.dialects.plain import PlainDialect
-from edgetune.export.graph import GraphBuilder, save_model
-from edgetune.export.weights import DecoderSpec, DecoderWeights
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects import Dialect
+from edgetune_export.decoder.dialects.ort import OrtDialect
+from edgetune_export.decoder.dialects.plain import PlainDialect
+from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
+from edgetune_export.dequantize import apply_rounding
+from edgetune_export.graph import GraphBuilder, save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
 from reference import load_model

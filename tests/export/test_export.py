@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from builders import copy_checkpoint
 from edgetune.cli import cli
-from edgetune.export.options import ExportOptions
+from edgetune_export.options import ExportOptions
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError, ParityError
 

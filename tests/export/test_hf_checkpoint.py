@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AwqConfig, GPT
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from builders import build_qwen3_vl, copy_checkpoint
-from edgetune.export.hf_checkpoint import write_checkpoint
-from edgetune.export.hf_config import awq_config, compressed_config, gptq_config
 from edgetune_core.weightset import WeightSet
+from edgetune_export.hf_checkpoint import write_checkpoint
+from edgetune_export.hf_config import awq_config, compressed_config, gptq_config
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.quant.blocks import BlockFormat

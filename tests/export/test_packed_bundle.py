@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 
 from builders import build_qwen3_vl
 from edgetune.cli import cli
-from edgetune.export.checkpoint import load_checkpoint
-from edgetune.export.decoder import build_decoder
-from edgetune.export.dialects.ort import OrtDialect
-from edgetune.export.graph import save_model
-from edgetune.export.weights import DecoderWeights
 from edgetune_core.weightset import WeightSet
+from edgetune_export.checkpoint import load_checkpoint
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects.ort import OrtDialect
+from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.graph import save_model
 from edgetune_runtime.backends import Backend, load_backend
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.bundle import Bundle

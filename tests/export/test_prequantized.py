@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgetune.cli import cli
-from edgetune.export.checkpoint import load_checkpoint
-from edgetune.export.hf_checkpoint import write_checkpoint
-from edgetune.export.hf_config import awq_config, gptq_config
 from edgetune_core.weightset import WeightSet
+from edgetune_export.checkpoint import load_checkpoint
+from edgetune_export.hf_checkpoint import write_checkpoint
+from edgetune_export.hf_config import awq_config, gptq_config
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.quant.blocks import BlockFormat

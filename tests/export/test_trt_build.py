@@ -16,9 +16,9 @@ import torch
 
 from builders import TINY_MODEL
 from edgetune.cli import cli
-from edgetune.export.graph import save_model
-from edgetune.export.trt_vision import quantize_static
-from edgetune.export.vision import export_vision, exportable_vision
+from edgetune_export.graph import save_model
+from edgetune_export.vision.tower import export_vision, exportable_vision
+from edgetune_export.vision.trt import quantize_static
 from edgetune_runtime import cli as run_cli
 from edgetune_runtime.backends.trt.build import BuildJob, build_apart
 from edgetune_runtime.backends.trt.engines import choose, graphs_of, read_engines

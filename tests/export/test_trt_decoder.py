@@ -13,14 +13,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from edgetune.export.decoder import build_decoder
-from edgetune.export.dequantize import apply_rounding, apply_weights
-from edgetune.export.dialects.trt_fused import PROFILES
-from edgetune.export.dialects.trt_linear import positive
-from edgetune.export.graph import save_model
-from edgetune.export.trt_check import OnnxTrtBackend
-from edgetune.export.weights import DecoderWeights
 from edgetune_core.weightset import WeightSet
+from edgetune_export.check.trt import OnnxTrtBackend
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects.trt_fused import PROFILES
+from edgetune_export.decoder.dialects.trt_linear import positive
+from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.dequantize import apply_rounding, apply_weights
+from edgetune_export.graph import save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
 from reference import load_model

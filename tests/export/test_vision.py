@@ -15,11 +15,11 @@ import onnxruntime
 import pytest
 import torch
 
-from edgetune.export.graph import save_model
-from edgetune.export.vision import export_vision, exportable_vision
-from edgetune.export.vision_int8 import dynamic_layers, quantize_linears, static_layers
-from edgetune.export.vision_products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
 from edgetune_calibrate.vision import vision_ranges
+from edgetune_export.graph import save_model
+from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
+from edgetune_export.vision.products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
+from edgetune_export.vision.tower import export_vision, exportable_vision
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
 from reference import load_model

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgetune.export.dequantize import apply_rounding, apply_weights
-from edgetune.export.weights import DecoderWeights
 from edgetune_core.weightset import WeightSet
+from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.dequantize import apply_rounding, apply_weights
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
 from reference import load_model

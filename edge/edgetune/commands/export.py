@@ -9,11 +9,11 @@ import click
 
 from edgetune.commands._common import Console, suggestion, verb
 from edgetune.commands._export_formats import export_formats
-from edgetune.export.formats import FORMATS
+from edgetune_export.formats import FORMATS
 from edgetune_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from edgetune.export.options import ExportOptions
+    from edgetune_export.options import ExportOptions
 
 _WITHOUT_WEIGHTS = "calibrate first: edgetune calibrate, or give --data and --formats"
 
@@ -112,7 +112,7 @@ def command(
 
     With --formats, a bundle for each of several engines, from one calibration.
     """
-    from edgetune.export.options import ExportOptions
+    from edgetune_export.options import ExportOptions
 
     if format_ and formats:
         raise InputError("--format and --formats exclude each other")
@@ -170,8 +170,8 @@ def _build(
     """Export with a progress bar (none off a terminal)."""
     from tqdm import tqdm
 
-    from edgetune.export.job import OPENING, ExportJob
     from edgetune_core.weightset import WeightSet
+    from edgetune_export.job import OPENING, ExportJob
 
     steps = (*OPENING, *FORMATS[format_].steps)
     with tqdm(total=len(steps), desc="export", unit="step", disable=None, delay=2, leave=False) as bar:

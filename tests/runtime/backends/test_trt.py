@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from edgetune.cli import cli
-from edgetune.export.reference import test_image as picture
-from edgetune.export.trt_check import OnnxTrtBackend
+from edgetune_export.check.reference import test_image as picture
+from edgetune_export.check.trt import OnnxTrtBackend
 from edgetune_runtime.backends.trt.engine import TrtBackend, load
 from edgetune_runtime.backends.trt.engines import graphs_of
 from edgetune_runtime.bundle import Bundle

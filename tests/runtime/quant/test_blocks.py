@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgetune.export.graph import GraphBuilder
+from edgetune_export.graph import GraphBuilder
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, round_to_nearest
 
 Float = npt.NDArray[np.float32]

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from edgetune.cli import cli
-from edgetune.export.checkpoint import load_checkpoint
-from edgetune.export.dequantize import apply_weights
-from edgetune.export.parity import prompt_of, teacher_forced
-from edgetune.export.reference import Sample, generated_cases, run_reference
 from edgetune_core.weightset import WeightSet
+from edgetune_export.check.parity import prompt_of, teacher_forced
+from edgetune_export.check.reference import Sample, generated_cases, run_reference
+from edgetune_export.checkpoint import load_checkpoint
+from edgetune_export.dequantize import apply_weights
 from edgetune_runtime import Session
 from edgetune_runtime.backends import GreedyBackend, load_backend
 from edgetune_runtime.backends.triton.backend import TorchBackend, load

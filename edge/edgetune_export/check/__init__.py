@@ -1,0 +1,1 @@
+"""Self-checks of an export: the reference under transformers, parity of the graphs, drift of the boxes."""

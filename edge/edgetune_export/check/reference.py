@@ -1,0 +1,147 @@
+"""What transformers makes of the self-check's prompts: the reference that an export is compared with.
+
+The reference generates greedily; the export then reads the same tokens and is compared at every step. Where its most
+likely token is the reference's at every step, free greedy generation gives the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from PIL import Image
+
+from edgetune_core.weightset import WeightSet
+from edgetune_export.checkpoint import Checkpoint
+from edgetune_runtime.errors import EdgetuneError
+from edgetune_runtime.images.load import load_image
+from edgetune_runtime.images.smart import Pixels, preprocess
+from edgetune_runtime.manifest import sha256_tree
+from edgetune_runtime.records import read_records
+from edgetune_runtime.tokens import TextTokenizer
+
+Float = npt.NDArray[np.float32]
+
+RECORDS = 8
+"""How many of the calibration records an export is tried on."""
+
+_SHAPES = {"square": (8, 8), "wide": (4, 14), "tall": (13, 3)}
+"""Test pictures as (rows, columns) of image tokens; the checkpoint's own limits may enlarge them."""
+
+_PHRASE = "the red cup to the left of the clock"
+_PICTURE_TOKENS, _RECORD_TOKENS = 16, 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt about one picture, and the longest answer to it."""
+
+    name: str
+    pixels: Pixels
+    token_ids: npt.NDArray[np.int64]
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the reference makes of a case: features [tokens, H] each, logits [steps, V], greedy token ids."""
+
+    case: Case
+    features: tuple[Float, ...]
+    logits: Float
+    tokens: list[int]
+
+
+def generated_cases(checkpoint: Checkpoint) -> list[Case]:
+    """A square, a wide and a tall picture with structure at several scales."""
+    text, cases = checkpoint.family.ground_prompt.replace("{phrase}", _PHRASE), []
+    for seed, (name, (rows, columns)) in enumerate(_SHAPES.items()):
+        factor = checkpoint.spec.factor
+        picture = test_image(columns * factor, rows * factor, seed)
+        cases.append(make_case(checkpoint, name, picture, text, _PICTURE_TOKENS))
+    return cases
+
+
+def record_cases(checkpoint: Checkpoint, weights: WeightSet) -> tuple[list[Case], str]:
+    """Some of the records that a weight set was calibrated on, evenly spread, and where they come from.
+
+    Returns:
+        The cases, and the data's path; no cases and the reason when the data is gone or was changed.
+    """
+    data = (weights.manifest.get("inputs") or {}).get("data")
+    if not isinstance(data, dict):
+        return [], "the weight set names no records"
+    path = Path(data["path"])
+    try:
+        if sha256_tree(path) != data["sha256"]:
+            return [], f"{path} has changed since the calibration"
+        used = frozenset((weights.fields.get("calibration") or {}).get("sources") or ())
+        every = read_records(path)
+        records = [record for record in every if record.source in used] or every
+        chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(RECORDS, len(records))).astype(int)]
+        family = checkpoint.family
+        return [
+            make_case(checkpoint, record.source, load_image(record.image), record.prompt(family), _RECORD_TOKENS)
+            for record in chosen
+        ], str(path)
+    except EdgetuneError as error:
+        return [], f"the calibration records cannot be read any more: {error}"
+
+
+def make_case(checkpoint: Checkpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
+    """A prompt of the user's whole words about a picture."""
+    pixels = preprocess(image, checkpoint.spec)
+    ids = TextTokenizer(checkpoint.folder / "tokenizer.json").prompt(
+        checkpoint.family.chat, text, image_tokens=pixels.image_tokens, image_token=checkpoint.tokens["image"]
+    )
+    return Case(name, pixels, ids, new_tokens)
+
+
+def test_image(width: int, height: int, seed: int) -> Image.Image:
+    """A picture with structure at several scales, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    layers = np.zeros((height, width, 3), np.float64)
+    for cells in (3, 9, 27):
+        noise = generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        layers += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    return Image.fromarray((layers / 3).astype(np.uint8))
+
+
+@torch.no_grad()
+def run_reference(checkpoint: Checkpoint, case: Case) -> Sample:
+    """Answer a case with the checkpoint's model as it is now, in float32."""
+    model, pixels = checkpoint.model, case.pixels
+    values, grid = torch.from_numpy(pixels.pixel_values), torch.from_numpy(pixels.grid_thw)
+    vision = model.model.get_image_features(values, grid, return_dict=True)
+    # DeepStack has one entry a layer; Qwen2.5-VL has none.
+    features = (vision.pooler_output, *(getattr(vision, "deepstack_features", None) or ()))
+    prompt = torch.from_numpy(case.token_ids)[None]
+    result = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        pixel_values=values,
+        image_grid_thw=grid,
+        mm_token_type_ids=(prompt == checkpoint.tokens["image"]).int(),
+        # Without the checkpoint's own settings, which may ask for sampling or penalties.
+        generation_config=transformers.GenerationConfig(
+            do_sample=False,
+            max_new_tokens=case.new_tokens,
+            eos_token_id=checkpoint.tokens["eos"],
+            pad_token_id=checkpoint.tokens["pad"],
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+    )
+    logits = np.concatenate([row.float().numpy() for row in result.logits])
+    tokens = result.sequences[0, len(case.token_ids) :].tolist()
+    return Sample(case, tuple(_joined(part).numpy() for part in features), logits, tokens)
+
+
+def _joined(part: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features [tokens, H] of all images; some versions of transformers split them by image, some do not."""
+    return part if isinstance(part, torch.Tensor) else torch.cat(list(part))

@@ -1,0 +1,127 @@
+"""The decoder graph: the walk over layers that every dialect shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetune_export.decoder.dialects import Dialect
+from edgetune_export.decoder.linear import Linear
+from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
+from edgetune_export.graph import GraphBuilder
+from edgetune_runtime.quant.blocks import Float
+
+DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]
+
+
+def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.Model:
+    """Write the decoder.
+
+    Inputs: inputs_embeds [B, S, H], what `Dialect.start` declares, past_key_values.{i}.key and .value,
+    deepstack_embeds.{i} [B, S, H] (added after layer i; zero at text tokens). Outputs: logits float32 [B, 1, V] of the
+    last token, present.{i}.key and .value. Dtypes of embeddings and shapes of the cache are the dialect's.
+    """
+    spec = weights.spec
+    graph = GraphBuilder("decoder")
+    dialect = make_dialect(graph, spec)
+    dtype = dialect.dtype
+    states_shape = (dialect.batch, "length", spec.hidden)
+    embeds = graph.input("inputs_embeds", dialect.input_dtype, states_shape)
+    dialect.start()
+    pasts = [_cache_inputs(dialect, layer) for layer in range(spec.layers)]
+    deepstack = [graph.input(f"deepstack_embeds.{i}", dialect.input_dtype, states_shape) for i in range(spec.deepstack)]
+
+    def activation(value: ir.Value) -> ir.Value:
+        return value if dtype == dialect.input_dtype else graph.op("Cast", value, to=dtype)
+
+    residual = activation(embeds)
+    states = dialect.norm(residual, *_norm(weights, 0, "input_layernorm"))
+    presents: list[tuple[ir.Value, ir.Value]] = []
+    for layer in range(spec.layers):
+        if layer > 0:
+            states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "input_layernorm"))
+        states, key, value = _attention(dialect, weights, layer, states, pasts[layer])
+        presents.append((key, value))
+        states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "post_attention_layernorm"))
+        states = _feed_forward(dialect, weights, layer, states)
+        if layer < spec.deepstack:
+            states = graph.op("Add", states, activation(deepstack[layer]))
+    # Only the last token's logits are ever used, and the head is the largest product of the prefill.
+    states, residual = _last_token(graph, states), _last_token(graph, residual)
+    states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))
+    logits = _linear(dialect, states, weights.head())
+    if dtype != ir.DataType.FLOAT:
+        logits = graph.op("Cast", logits, to=ir.DataType.FLOAT)
+    graph.output(logits, "logits", ir.DataType.FLOAT, (dialect.batch, 1, spec.vocabulary))
+    for layer, pair in enumerate(presents):
+        for kind, value in zip(("key", "value"), pair, strict=True):
+            graph.output(value, f"present.{layer}.{kind}", dtype, dialect.cache_shape("present_length"))
+    return graph.model(dialect.opset)
+
+
+def _cache_inputs(dialect: Dialect, layer: int) -> tuple[ir.Value, ir.Value]:
+    key, value = (
+        dialect.graph.input(f"past_key_values.{layer}.{kind}", dialect.dtype, dialect.cache_shape("past_length"))
+        for kind in ("key", "value")
+    )
+    return key, value
+
+
+def _norm(weights: DecoderWeights, layer: int | None, role: str) -> tuple[str, Float]:
+    """Name and weight of a norm that must exist."""
+    weight = weights.norm(layer, role)
+    assert weight is not None, role
+    prefix = "model" if layer is None else f"model.layers.{layer}"
+    return f"{prefix}.{role}.weight", weight
+
+
+def _attention(
+    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: tuple[ir.Value, ir.Value]
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Project, attend and project back; returns the output and the present key and value."""
+    spec = weights.spec
+    joint = weights.linear(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    query, key, value = _split(
+        dialect.graph,
+        _linear(dialect, states, joint),
+        (spec.heads * spec.head_dim, *(spec.kv_heads * spec.head_dim,) * 2),
+    )
+    norms = None
+    if weights.norm(layer, "self_attn.q_norm") is not None:
+        norms = _norm(weights, layer, "self_attn.q_norm"), _norm(weights, layer, "self_attn.k_norm")
+    mixed, present_key, present_value = dialect.attention(query, key, value, past, norms)
+    return _linear(dialect, mixed, weights.linear(layer, "self_attn.o_proj")), present_key, present_value
+
+
+def _feed_forward(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value) -> ir.Value:
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+    graph, size = dialect.graph, weights.spec.intermediate
+    joint = _linear(dialect, states, weights.linear(layer, "mlp.gate_proj", "mlp.up_proj"))
+    gate, up = _split(graph, joint, (size, size))
+    active = graph.op("Mul", gate, graph.op("Sigmoid", gate))
+    return _linear(dialect, graph.op("Mul", active, up), weights.linear(layer, "mlp.down_proj"))
+
+
+def _linear(dialect: Dialect, states: ir.Value, linear: Linear) -> ir.Value:
+    """A product, its states first put into the order of its weight's columns where that is another (desc_act)."""
+    order = linear.order
+    if order is not None:
+        states = dialect.graph.op("Gather", states, dialect.graph.constant(f"{linear.name}.order", order), axis=2)
+    return dialect.linear(states, linear)
+
+
+def _split(graph: GraphBuilder, value: ir.Value, sizes: tuple[int, ...]) -> list[ir.Value]:
+    """Cut the last axis."""
+    lengths = graph.constant("split." + ".".join(map(str, sizes)), np.array(sizes))
+    return graph.ops("Split", value, lengths, outputs=len(sizes), axis=-1)
+
+
+def _last_token(graph: GraphBuilder, value: ir.Value) -> ir.Value:
+    """[B, 1, H] of [B, S, H]."""
+    start, end, axis = (
+        graph.constant(name, np.array([number]))
+        for name, number in (("slice.start", -1), ("slice.end", np.iinfo(np.int64).max), ("slice.axis", 1))
+    )
+    return graph.op("Slice", value, start, end, axis)

@@ -1,0 +1,172 @@
+"""The decoder of a loaded checkpoint as plain facts and arrays: what every ONNX dialect builds from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgetune_core.weightset import HEAD, WeightSet
+from edgetune_export.decoder.linear import Linear, Part, parameter, to_numpy
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat, Float
+
+TEXT = "model.language_model"
+"""Where transformers keeps the text model of every supported family."""
+
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""The linear layers of a decoder block."""
+
+STATIC_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+"""Rotary variants whose frequencies do not depend on the sequence; the others need a graph that looks at its length."""
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Sizes of a decoder of the RMSNorm, RoPE, grouped-query, SwiGLU kind, and its rotary matrix.
+
+    Attributes:
+        rope: float32 [3, head_dim / 2]; angles of a token = its (t, h, w) position @ rope. A column has one nonzero,
+            the frequency in the row of the axis that drives it, so interleaved and sectioned M-RoPE are one graph.
+        rope_scale: factor on cos and sin (1 but for YaRN).
+        deepstack: number of first layers after which image features are added.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    norm_eps: float
+    rope: NDArray[np.float32]
+    rope_scale: float
+    deepstack: int
+
+
+class DecoderWeights:
+    """Access to a decoder's weights by role.
+
+    Args:
+        model: a loaded Qwen2.5-VL or Qwen3-VL model for conditional generation.
+        layers_format: format of the layers' linear weights that `weights` does not hold, None for dense.
+        head_format: format of the language model head when `weights` does not hold it.
+        weights: a weight set calibrated from this model; the layers, norms and biases in it take their place.
+
+    Raises:
+        InputError: the decoder's kind is not supported, or the set names what the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers_format: BlockFormat | None,
+        head_format: BlockFormat | None,
+        weights: WeightSet | None = None,
+    ) -> None:
+        source: Any = model
+        self._text = source.model.language_model
+        self._head = source.lm_head
+        self._layers_format, self._head_format = layers_format, head_format
+        self._weights = weights
+        deepstack = len(getattr(source.model.visual, "deepstack_merger_list", ()))
+        self.spec = _read_spec(self._text, deepstack)
+        if weights is not None:
+            check_names(model, weights)
+
+    def linear(self, layer: int, *roles: str) -> Linear:
+        """A linear layer such as "self_attn.q_proj"; several roles that read the same input are stacked along N."""
+        block = self._text.layers[layer]
+        name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
+        parts = [Part(f"{TEXT}.layers.{layer}.{role}", block.get_submodule(role), self._weights) for role in roles]
+        return Linear(name, parts, self._layers_format)
+
+    def head(self) -> Linear:
+        """The language model head, tied or not."""
+        return Linear(HEAD, [Part(HEAD, self._head, self._weights)], self._head_format)
+
+    def rounded(self) -> Iterator[Linear]:
+        """The layers, head included, that are rounded to nearest because the weight set does not hold them."""
+        every = [self.linear(layer, role) for layer in range(self.spec.layers) for role in LINEARS]
+        return (linear for linear in (*every, self.head()) if linear.format is not None and not linear.calibrated)
+
+    def embedding(self) -> Float:
+        """Float32 token table [V, H]."""
+        return to_numpy(self._text.embed_tokens.weight)
+
+    def norm(self, layer: int | None, role: str) -> Float | None:
+        """A norm's weight, such as "input_layernorm"; layer None is the final norm. None where there is none."""
+        owner = self._text if layer is None else self._text.layers[layer]
+        name = f"{TEXT}.{role}" if layer is None else f"{TEXT}.layers.{layer}.{role}"
+        try:
+            return parameter(f"{name}.weight", owner.get_submodule(role).weight, self._weights)
+        except AttributeError:
+            return None
+
+
+def check_names(model: nn.Module, weights: WeightSet) -> None:
+    """Raise `InputError` when a weight set holds a layer or a parameter that the model lacks."""
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in (*(set(weights.names) - layers), *(set(weights.overrides) - parameters)):
+        raise InputError(
+            f"{weights.folder}: the weight set holds {name}, which the checkpoint has not",
+            hint="export the checkpoint that the set was calibrated from",
+        )
+
+
+def _read_spec(text: Any, deepstack: int) -> DecoderSpec:
+    config = text.config
+    if config.hidden_act != "silu":
+        raise InputError(f"decoder activation {config.hidden_act!r} is not supported", hint="supported: silu")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise InputError("decoder with sliding-window layers is not supported", hint="set use_sliding_window to false")
+    attention, rotary = text.layers[0].self_attn, text.rotary_emb
+    if rotary.rope_type not in STATIC_ROPE_TYPES:
+        supported = ", ".join(STATIC_ROPE_TYPES)
+        raise InputError(f"rope type {rotary.rope_type!r} is not supported", hint=f"supported: {supported}")
+    rope, scale = _rope_matrix(rotary)
+    return DecoderSpec(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=attention.head_dim,
+        vocabulary=text.embed_tokens.weight.shape[0],
+        norm_eps=config.rms_norm_eps,
+        rope=rope,
+        rope_scale=scale,
+        deepstack=deepstack,
+    )
+
+
+def _rope_matrix(rotary: Any) -> tuple[NDArray[np.float32], float]:
+    """Read the rotary matrix off the module itself: a unit position on one axis turns only the columns of that axis."""
+    half = rotary.inv_freq.shape[0]
+    matrix = np.zeros((3, half), np.float32)
+    probe = torch.zeros(1, dtype=torch.float32)
+    for axis in range(3):
+        position = torch.zeros(3, 1, 1, dtype=torch.int64)
+        position[axis] = 1
+        _, sin = rotary(probe, position)
+        driven = sin[0, 0, :half] != 0
+        matrix[axis] = torch.where(driven, rotary.inv_freq.float(), 0.0).numpy()
+    if not (np.count_nonzero(matrix, axis=0) == 1).all():
+        raise InputError("the checkpoint's rotary embedding does not split into time, height and width sections")
+    return matrix, float(rotary.attention_scaling)

@@ -1,0 +1,73 @@
+"""The export formats by name. An exporter is imported only when its format is asked for.
+
+A new format is one line here and a function `(job: ExportJob) -> result`, see `edgetune_export.job`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgetune_export.job import ExportJob
+
+Exporter = Callable[["ExportJob"], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of bundle.
+
+    Attributes:
+        help: what it is for, in a few words.
+        exporter: "module:function".
+        steps: what its exporter calls `job.progress` with, in order, "parity" included.
+        needs_weights: whether it can only be written from a weight set.
+    """
+
+    help: str
+    exporter: str
+    steps: tuple[str, ...]
+    needs_weights: bool = False
+
+    def load(self) -> Exporter:
+        """Import the exporter."""
+        module, _, function = self.exporter.partition(":")
+        exporter: Exporter = getattr(import_module(module), function)
+        return exporter
+
+
+_PACKED = ("checkpoint", "vision", "embeddings", "decoder", "parity")
+
+FORMATS = {
+    "onnx": Format(
+        "onnxruntime, CPU and CUDA",
+        "edgetune_export.onnx_bundle:export_onnx",
+        ("vision", "embeddings", "decoder", "parity"),
+    ),
+    "gptq": Format(
+        "GPTQ checkpoint for GPU servers, runs on CPU too",
+        "edgetune_export.packed_bundle:export_gptq",
+        _PACKED,
+        needs_weights=True,
+    ),
+    "awq": Format(
+        "AWQ checkpoint for GPU servers, runs on CPU too",
+        "edgetune_export.packed_bundle:export_awq",
+        _PACKED,
+        needs_weights=True,
+    ),
+    "compressed-tensors": Format(
+        "compressed-tensors checkpoint for GPU servers, runs on CPU too",
+        "edgetune_export.packed_bundle:export_compressed",
+        _PACKED,
+        needs_weights=True,
+    ),
+    "trt": Format(
+        "TensorRT on Jetson and RTX GPUs",
+        "edgetune_export.trt_bundle:export_trt",
+        ("vision", "embeddings", "decoder", "parity", "engines"),
+    ),
+}

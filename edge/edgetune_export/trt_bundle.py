@@ -1,0 +1,145 @@
+"""Format "trt": graphs in TensorRT's grammar, and engines where they can be built here.
+
+An engine runs only on the TensorRT version and GPU that it was built with. So the graphs always go into the bundle, and
+engines too when this machine can build them: with TensorRT for its own GPU, or with TensorRT-RTX for GPUs that it names
+(no GPU needed). Otherwise `edgetune-run build-engine` builds them on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetune_export import describe
+from edgetune_export.check import drift
+from edgetune_export.check.trt import OnnxTrtBackend
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects.trt_fused import PROFILES
+from edgetune_export.graph import save_model
+from edgetune_export.job import ExportJob
+from edgetune_export.trt_options import resolve
+from edgetune_export.vision.trt import build_trt_vision
+from edgetune_runtime.backends.trt.cuda import Cuda
+from edgetune_runtime.backends.trt.engines import build_engines, make_graphs
+from edgetune_runtime.backends.trt.library import Library, load_library
+from edgetune_runtime.errors import MissingDependency
+from edgetune_runtime.manifest import sha256_file
+
+FILES = {
+    "vision": "trt/vision.onnx",
+    "embed": "trt/embeddings.npy",
+    "decoder": "trt/decoder.onnx",
+    "tokenizer": "tokenizer.json",
+}
+
+MAX_CHUNK = 2048
+"""Most tokens of one prefill call; the runtime reads longer prompts in pieces, which bounds the engine's memory."""
+
+
+def export_trt(job: ExportJob) -> dict[str, Any]:
+    """Write a bundle's files, check them, and build engines where this machine can.
+
+    Returns:
+        The "result" of the manifest: {"bundle": {...}}, see docs/tensorrt.md.
+
+    Raises:
+        InputError: the checkpoint or the options cannot be exported.
+        ParityError: the written graphs do not compute what transformers computes.
+        BundleError: TensorRT refuses a graph.
+        MissingDependency: engines for other GPUs were asked for, and TensorRT-RTX is not installed.
+    """
+    builders = list(_builders(job))
+    job, dialect = resolve(job)
+    work = job.work
+    length = describe.limits(job.checkpoint, job.options.max_length)["max_length"]
+    (work / "trt").mkdir()
+    job.progress("vision")
+    save_model(build_trt_vision(job), work / FILES["vision"])
+    job.progress("embeddings")
+    np.save(work / FILES["embed"], job.decoder.embedding().astype(np.float16))
+    job.progress("decoder")
+    save_model(build_decoder(job.decoder, lambda graph, spec: dialect(graph, spec, length)), work / FILES["decoder"])
+    job.copy_files()
+    measured = _check(job, length)
+    facts = {"profile": job.options.trt_profile, "in_place": dialect.in_place, "profiles": _profiles(job, length)}
+    result = job.result("trt", FILES, measured, trt=facts)
+    job.progress("engines")
+    facts |= _build(work, result["bundle"], builders)
+    return result
+
+
+def _check(job: ExportJob, length: int) -> Mapping[str, Any]:
+    """Run what was written in onnxruntime, and the same decoder in float32 against the dequantized reference."""
+    files = {role: job.work / FILES[role] for role in ("vision", "decoder")}
+    table = job.work / FILES["embed"]
+    shipped = OnnxTrtBackend(**files, embeddings=table)
+    if not job.rounds:
+        return job.check(shipped, None)
+    dialect = PROFILES[str(job.options.trt_profile)]
+    exact = job.work / "trt" / "exact.onnx"
+    try:
+        wide = build_decoder(job.decoder, lambda graph, spec: dialect(graph, spec, length, ir.DataType.FLOAT))
+        save_model(wide, exact)
+        told = job.check(shipped, OnnxTrtBackend(vision=files["vision"], decoder=exact, embeddings=table))
+    finally:
+        for path in (exact, exact.with_name(f"{exact.name}.data")):
+            path.unlink(missing_ok=True)
+    drift.require_exact(drift.Exactness(**told["exact"]), half=False)  # the job itself allows for float16
+    return told
+
+
+def _profiles(job: ExportJob, length: int) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Ranges of the free dimensions, one for each use of a network; see `trt_build.Profile`."""
+    spec, image = job.decoder.spec, job.checkpoint.spec
+    unit, patch = image.merge_size**2, 3 * image.temporal_patch_size * image.patch_size**2
+    tokens = describe.limits(job.checkpoint, job.options.max_length)["max_image_tokens"]
+
+    def decoder(*counts: int) -> dict[str, list[list[int]]]:
+        states = ["inputs_embeds", *(f"deepstack_embeds.{layer}" for layer in range(spec.deepstack))]
+        shapes = {name: [[1, count, spec.hidden] for count in counts] for name in states}
+        shapes["position_ids"] = [[3, 1, count] for count in counts]
+        return shapes | {"cache_position": [[count] for count in counts]}
+
+    most = min(length, MAX_CHUNK)
+    patches = [[count * unit, patch] for count in (1, tokens, tokens)]
+    return {
+        "vision": [{"pixel_values": patches}],
+        "decoder": [decoder(1, 1, 1), decoder(1, min(most, tokens + 64), most)],
+    }
+
+
+def _builders(job: ExportJob) -> Iterator[tuple[Library, str]]:
+    """Libraries that build engines here, each with a compute capability.
+
+    Raises:
+        MissingDependency: targets were named, and TensorRT-RTX is not installed.
+    """
+    if job.options.trt_targets:
+        library = load_library("tensorrt_rtx")
+        yield from ((library, target) for target in job.options.trt_targets)
+        return
+    try:
+        yield load_library("tensorrt"), Cuda().capability
+    except MissingDependency:
+        return
+
+
+def _build(work: Path, fields: Mapping[str, Any], builders: list[tuple[Library, str]]) -> dict[str, Any]:
+    """Build engines, and say which; or say why not and what to do."""
+    if not builders:
+        return {"engines": [], "deferred": "no engine was built here: run `edgetune-run build-engine` on the device"}
+    hashes = {name: sha256_file(work / name) for name in _graph_files(work)}
+    graphs = make_graphs(work, fields, hashes)
+    built = [build_engines(work, graphs, library, capability)[0] for library, capability in builders]
+    told = [
+        {"library": engines.flavour, "version": engines.version, "capability": engines.capability} for engines in built
+    ]
+    return {"engines": told}
+
+
+def _graph_files(work: Path) -> list[str]:
+    return [path.relative_to(work).as_posix() for path in sorted((work / "trt").glob("*.onnx*"))]

@@ -1,0 +1,76 @@
+"""The vision encoder in the precision that was asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from edgetune_core.weightset import WeightSet
+from edgetune_export.job import ExportJob
+from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
+from edgetune_export.vision.products import (
+    Dynamic,
+    Product,
+    Range,
+    by_block,
+    static,
+    static_standard,
+    weights_only,
+)
+from edgetune_export.vision.tower import ExportableVision, export_vision, exportable_vision
+from edgetune_runtime.errors import InputError
+
+
+def build_vision(job: ExportJob) -> ir.Model:
+    """Trace the checkpoint's vision tower and round its weights.
+
+    Raises:
+        InputError: static int8 without a weight set that has the ranges of the tower's activations.
+    """
+    options, checkpoint = job.options, job.checkpoint
+    wrapper = exportable_vision(checkpoint.config["model_type"], checkpoint.model.model.visual)
+    ranges = ranges_of(job.weights) if options.vision == "int8-static" else {}
+    if options.vision == "fp16":  # a copy: the tower is the reference's too, and half() changes modules in place
+        wrapper = copy.deepcopy(wrapper).half()
+    model = export_vision(wrapper)
+    if options.vision.startswith("int8"):
+        quantize_linears(model, _schemes(job, wrapper, ranges))
+    return model
+
+
+def _schemes(job: ExportJob, wrapper: ExportableVision, ranges: Mapping[str, Range]) -> Callable[[str], Product]:
+    """The scheme of each layer by the name of its weight."""
+    fmt = job.options.block_format("int8")
+    assert fmt is not None
+    plain = job.options.dialect == "plain"
+    slow = weights_only if plain else by_block(fmt)
+    pixels = [sample.case.pixels for sample in job.pictures]
+    images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
+    if ranges:
+        fixed, write = static_layers(wrapper, images, ranges), static_standard if plain else static
+        return lambda name: write(ranges[name]) if name in fixed else slow
+    # Integer products are an advantage of CPUs; CUDA's are not used by onnxruntime for these operators.
+    free, dynamic = dynamic_layers(wrapper, images) if job.options.target == "cpu" else frozenset(), Dynamic()
+    return lambda name: dynamic if name in free else slow
+
+
+def ranges_of(weights: WeightSet | None) -> dict[str, Range]:
+    """The levels of each layer's input by the name of its weight in the graph.
+
+    Raises:
+        InputError: there is no weight set, or it has none.
+    """
+    told: Any = None if weights is None else weights.fields.get("vision_ranges")
+    if not told:
+        raise InputError(
+            "static int8 vision needs the ranges of the encoder's activations",
+            hint="give a weight set of edgetune calibrate, or choose --vision-precision int8",
+        )
+    return {
+        f"tower.{name.rpartition('visual.')[2]}.weight": Range.of(span["low"], span["high"])
+        for name, span in told.items()
+    }

@@ -1,0 +1,107 @@
+"""The vision encoder for TensorRT: one frame a call, in float16 or with int8 products.
+
+TensorRT's int8 is explicit: a QuantizeLinear and DequantizeLinear pair before each product, with one scale for the
+activations, found by calibration, and one an output for the weights. Both are symmetric.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from edgetune_export.graph import cast_float
+from edgetune_export.job import ExportJob
+from edgetune_export.vision.int8 import static_layers
+from edgetune_export.vision.products import Range
+from edgetune_export.vision.tower import export_vision, exportable_vision
+from edgetune_runtime.errors import InputError
+
+LIMIT = 127
+"""Largest magnitude of a code."""
+
+HALF = ir.DataType.FLOAT16
+
+
+def build_trt_vision(job: ExportJob) -> ir.Model:
+    """Trace the checkpoint's vision tower in float16, and round its layers where int8 was asked for.
+
+    Layers that int8 would spoil (few very large activations) stay in float16, and so do the mergers.
+
+    Raises:
+        InputError: int8 without a weight set that knows the ranges of the tower's activations.
+    """
+    limits = _limits(job) if job.options.vision == "int8-static" else {}
+    wrapper = exportable_vision(job.checkpoint.config["model_type"], job.checkpoint.model.model.visual, one_frame=True)
+    if limits:
+        pixels = [sample.case.pixels for sample in job.pictures]
+        images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
+        accurate = static_layers(wrapper, images, {name: Range.of(-most, most) for name, most in limits.items()})
+        limits = {name: most for name, most in limits.items() if name in accurate}
+    # A copy: the tower is the reference's too, and half() changes modules in place.
+    model = export_vision(copy.deepcopy(wrapper).half())
+    quantize_static(model, limits)
+    return model
+
+
+def _limits(job: ExportJob) -> dict[str, float]:
+    """The magnitude that the largest code stands for in each layer's input, by the name of its weight in the graph."""
+    told = None if job.weights is None else job.weights.fields.get("vision_ranges")
+    if not told:
+        raise InputError(
+            "int8 vision for TensorRT needs the ranges of its activations",
+            hint="give a weight set of edgetune calibrate, or choose --vision-precision fp16",
+        )
+    return {f"tower.{name.rpartition('visual.')[2]}.weight": float(span["amax"]) for name, span in told.items()}
+
+
+def quantize_static(model: ir.Model, limits: Mapping[str, float]) -> None:
+    """Make the products of a traced float16 tower int8, in place.
+
+    Args:
+        model: from `export_vision`.
+        limits: largest magnitude of a layer's input, by the name of its weight; layers without one stay as they are.
+
+    Raises:
+        InputError: a name is not that of a layer.
+    """
+    layers = {
+        node.inputs[1].name: node for node in model.graph if node.op_type == "Gemm" and node.inputs[1] is not None
+    }
+    for name, limit in limits.items():
+        if name not in layers:
+            raise InputError(f"the vision encoder has no layer {name!r}, which the calibration has ranges of")
+        node = layers[name]
+        states, source = node.inputs[0], node.inputs[1]
+        assert states is not None and source is not None and source.const_value is not None
+        weight = source.const_value.numpy().astype(np.float32)  # [N, K]: the Gemm transposes it
+        steps = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float16).tiny) / np.float32(LIMIT)
+        steps = steps.astype(np.float16)
+        codes = np.rint(weight / steps[:, None].astype(np.float32)).clip(-LIMIT, LIMIT).astype(np.int8)
+        weights = [
+            _initializer(model.graph, f"{name}_codes", codes),
+            _initializer(model.graph, f"{name}_scales", steps),
+        ]
+        step = cast_float(np.array(max(limit, 1e-4) / LIMIT, np.float32), HALF)
+        scale = _initializer(model.graph, f"{name}_input_scale", step)
+        zero = _initializer(model.graph, f"{name}_input_zero", np.zeros((), np.int8))
+        rounded = ir.node("QuantizeLinear", [states, scale, zero])
+        restored = ir.node("DequantizeLinear", [rounded.outputs[0], scale, zero])
+        unpacked = ir.node("DequantizeLinear", weights, {"axis": 0})
+        model.graph.insert_before(node, [rounded, restored, unpacked])
+        node.replace_input_with(0, restored.outputs[0])
+        node.replace_input_with(1, unpacked.outputs[0])
+        if not source.uses():
+            del model.graph.initializers[name]
+
+
+def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    graph.register_initializer(value)
+    return value
