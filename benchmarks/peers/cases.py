@@ -95,7 +95,7 @@ def tensors(checkpoint: Path, records: Path) -> list[dict[str, Any]]:
         if record.boxes is None:
             answer = str(record.answer)
         else:
-            answer = grounding.encode(record.boxes, record.labels, pixels.geometry, family)
+            answer = grounding.encode(record.boxes, record.labels, pixels.geometry, family.box_format)
         ids = torch.tensor([[*prompt, *tokenizer.encode(answer), *tokenizer.encode(family.chat.end)]])
         samples.append(
             {

@@ -92,7 +92,7 @@ class Exam:
         for start in range(0, len(self._samples), self._batch_size):
             batch = self._samples[start : start + self._batch_size]
             for sample, text in zip(batch, self._scorer.generate(model, batch), strict=True):
-                answer = grounding.parse(text, sample.geometry, self._base.family)
+                answer = grounding.parse(text, sample.geometry, self._base.family.box_format)
                 boxes = self.records[len(scores)].boxes
                 assert boxes is not None
                 found = [detection.box for detection in answer.detections]

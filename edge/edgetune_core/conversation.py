@@ -70,7 +70,7 @@ def answer(record: Record, geometry: Geometry, family: Family) -> str:
         InputError: a box cannot be written, or the record has no answer.
     """
     if record.boxes is not None:
-        return grounding.encode(record.boxes, record.labels, geometry, family)
+        return grounding.encode(record.boxes, record.labels, geometry, family.box_format)
     if record.answer is None:
         raise InputError("the record has no answer")
     return record.answer
@@ -196,15 +196,15 @@ class _Script:
         for part in parts:
             if isinstance(part, str | Name):
                 self._tokenizer.refuse_control(
-                    part if isinstance(part, str) else part.text, allowed=grammar.tags(self._family.box_style)
+                    part if isinstance(part, str) else part.text, allowed=grammar.tags(self._family.box_format.style)
                 )
         return "".join(map(self._part, parts))
 
     def _part(self, part: Part) -> str:
         if isinstance(part, Place):
-            return grounding.encode_place(part.numbers, self._plans[part.image].geometry, self._family)
+            return grounding.encode_place(part.numbers, self._plans[part.image].geometry, self._family.box_format)
         if isinstance(part, Name):
-            return grounding.encode_name(part.text, self._family)
+            return grounding.encode_name(part.text, self._family.box_format)
         assert isinstance(part, str)
         return part
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.codec import grounding
-from edgetune_runtime.codec.geometry import Geometry, decimals, frame_size
+from edgetune_runtime.codec.geometry import Geometry, frame_size
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Family
 from edgetune_runtime.records import Record
@@ -76,12 +76,12 @@ def locate(
         InputError: the tokenizer does not give every sign of a number a token of its own, or the box cannot be written.
     """
     assert record.boxes is not None
-    words, boxes = grounding.lay_out(record.boxes, record.labels, geometry, family)
+    words, boxes = grounding.lay_out(record.boxes, record.labels, geometry, family.box_format)
     opening = family.chat.before_answer
     text = opening + words
     ids, spans = tokenizer.encode_with_spans(text, after=family.chat.suffix)
-    places = decimals(family)
-    limits = [round(size * 10**places) for size in frame_size(geometry, family).tolist()]
+    places = family.box_format.decimals
+    limits = [round(size * 10**places) for size in frame_size(geometry, family.box_format).tolist()]
     known = sign_ids(tokenizer, family)
     first_at = {start: index for index, (start, _) in reversed(list(enumerate(spans)))}
     found = []
@@ -110,7 +110,7 @@ def sign_ids(tokenizer: TextTokenizer, family: Family) -> dict[str, int]:
         InputError: the tokenizer lacks one.
     """
     ids = {}
-    for sign in SIGNS if decimals(family) else SIGNS[:-1]:
+    for sign in SIGNS if family.box_format.decimals else SIGNS[:-1]:
         number = tokenizer.id_of(sign)
         if number is None:
             raise InputError(f"the tokenizer has no token {sign!r}", hint="train without --box-loss")

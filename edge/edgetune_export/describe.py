@@ -51,7 +51,7 @@ def describe(
         "target": options.target,
         "calibration": calibration,
         "family": family.name,
-        "box_frame": family.box_frame,
+        "box_frame": family.box_format.frame,
         "image": checkpoint.spec.to_dict(),
         "chat": asdict(family.chat),
         "ground_prompt": family.ground_prompt,

@@ -66,7 +66,7 @@ def tokenise(tokenizer: Tokenizer, canvas: int, asked: list[list[scenes.Query]])
     for query in (query for queries in asked for query in queries):
         if query.kind == scenes.GROUND:
             text = FAMILY.ground_prompt.format(phrase=query.text)
-            answer = encode(query.boxes, [query.text] * len(query.boxes), geometry, FAMILY)
+            answer = encode(query.boxes, [query.text] * len(query.boxes), geometry, FAMILY.box_format)
         else:
             text, answer = query.text, query.answer or ""
         prompts.append(text + FAMILY.chat.suffix)

@@ -34,7 +34,7 @@ def score(learner: Learner, count: int, seed: int, photos: list[int]) -> dict[st
         geometry = Geometry(width, height, *data.TARGETS[canvas])
         answers = greedy(learner, canvas, drawn, asked)
         for query, text in zip((q for qs in asked for q in qs), answers, strict=True):
-            answer = parse(text, geometry, data.FAMILY)
+            answer = parse(text, geometry, data.FAMILY.box_format)
             if query.boxes:
                 found = [detection.box for detection in answer.detections]
                 overlaps.setdefault(_kind(query.text), []).append(sample_iou(found, query.boxes))

@@ -106,8 +106,10 @@ class Bundle:
     @classmethod
     def _from_fields(cls, folder: Path, fields: Mapping[str, Any], manifest: Mapping[str, Any]) -> Bundle:
         family = get_family(fields["family"])
-        if fields["box_frame"] != family.box_frame:
-            raise InputError(f"box_frame {fields['box_frame']!r} is not that of {family.title}: {family.box_frame!r}")
+        if fields["box_frame"] != family.box_format.frame:
+            raise InputError(
+                f"box_frame {fields['box_frame']!r} is not that of {family.title}: {family.box_format.frame!r}"
+            )
         spec = ImageSpec.from_dict(fields["image"])
         tokens = dict(fields["tokens"])
         eos = tuple(tokens.pop("eos"))

@@ -119,7 +119,7 @@ class Session:
         ids = [step.token for step in steps]
         known = [step.probability for step in steps if step.probability is not None]
         tokens = token_probabilities(ids, known, decode) if len(known) == len(ids) else []
-        self.last_answer = parse(decode(ids), encoded.geometry, self.bundle.family, tokens)
+        self.last_answer = parse(decode(ids), encoded.geometry, self.bundle.family.box_format, tokens)
         return self.last_answer
 
     def ask(self, image: ImageSource | None, question: str, *, max_new_tokens: int = 256) -> str:

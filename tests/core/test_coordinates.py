@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from builders import TINY_MODEL
 from edgetune_core.coordinates import END, SIGNS, locate, steps_of
 from edgetune_runtime.codec import grounding
-from edgetune_runtime.codec.geometry import Geometry, decimals, frame_size, step_in_pixels
+from edgetune_runtime.codec.geometry import Geometry, frame_size, step_in_pixels
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES, Family, get_family
 from edgetune_runtime.records import Record
 from edgetune_runtime.tokens import TextTokenizer
 
 GEOMETRY = Geometry(640, 480, 672, 504)
-STYLES = list({family.box_style: family for family in FAMILIES.values()}.values())
+STYLES = list({family.box_format.style: family for family in FAMILIES.values()}.values())
 labels = st.text(string.ascii_letters + string.digits + " .,-'", min_size=1, max_size=12).map(str.strip).filter(bool)
 
 
@@ -42,32 +42,32 @@ def tokenizer() -> TextTokenizer:
     return TextTokenizer(TINY_MODEL / "tokenizer.json")
 
 
-@pytest.mark.parametrize("family", STYLES, ids=lambda family: family.box_style)
+@pytest.mark.parametrize("family", STYLES, ids=lambda family: family.box_format.style)
 @given(found=st.lists(boxes(), min_size=1, max_size=3), data=st.data())
 def test_the_spans_hold_the_numbers(family: Family, found: list[list[float]], data: st.DataObject) -> None:
     names = data.draw(st.lists(labels, min_size=len(found), max_size=len(found)))
-    text, spans = grounding.lay_out(found, names, GEOMETRY, family)
-    assert text == grounding.encode(found, names, GEOMETRY, family)
+    text, spans = grounding.lay_out(found, names, GEOMETRY, family.box_format)
+    assert text == grounding.encode(found, names, GEOMETRY, family.box_format)
     for start, end in (span for box in spans for span in box):
         around = text[start - 1] + text[end]
         assert not set(around) & set(SIGNS), "a span cuts a number"
     written = [[float(text[start:end]) for start, end in box] for box in spans]
-    back = grounding.to_image(written, GEOMETRY, family)
-    assert np.abs(back - np.array(found)).max() <= step_in_pixels(GEOMETRY, family).max() / 2 + 1e-9
-    parsed = grounding.parse(text, GEOMETRY, family)
+    back = grounding.to_image(written, GEOMETRY, family.box_format)
+    assert np.abs(back - np.array(found)).max() <= step_in_pixels(GEOMETRY, family.box_format).max() / 2 + 1e-9
+    parsed = grounding.parse(text, GEOMETRY, family.box_format)
     assert np.allclose([detection.box for detection in parsed.detections], back)
 
 
-@pytest.mark.parametrize("family", STYLES, ids=lambda family: family.box_style)
+@pytest.mark.parametrize("family", STYLES, ids=lambda family: family.box_format.style)
 @given(found=st.lists(boxes(), min_size=1, max_size=3), data=st.data())
 def test_the_tokens_spell_the_numbers(
     family: Family, tokenizer: TextTokenizer, found: list[list[float]], data: st.DataObject
 ) -> None:
     names = data.draw(st.lists(labels, min_size=len(found), max_size=len(found)))
     ids, located = locate(record(found, names), GEOMETRY, family, tokenizer)
-    text, spans = grounding.lay_out(found, names, GEOMETRY, family)
+    text, spans = grounding.lay_out(found, names, GEOMETRY, family.box_format)
     assert ids == tokenizer.encode(family.chat.before_answer + text, after=family.chat.suffix)
-    size = frame_size(GEOMETRY, family)
+    size = frame_size(GEOMETRY, family.box_format)
     for box, places in zip(located, spans, strict=True):
         for corner, (number, (start, end)) in enumerate(zip(box, places, strict=True)):
             signs = [tokenizer.decode([ids[number.start + i]]) for i in range(end - start)]
@@ -128,6 +128,6 @@ def test_a_tokenizer_that_joins_digits_is_refused(tmp_path: Path) -> None:
 def test_an_absent_object_has_no_coordinates(tokenizer: TextTokenizer) -> None:
     family = get_family("qwen3_vl")
     ids, found = locate(record([], []), GEOMETRY, family, tokenizer)
-    assert (tokenizer.decode(ids), found) == (family.absent, [])
-    assert json.loads(family.absent) == []
-    assert decimals(family) == 0
+    assert (tokenizer.decode(ids), found) == (family.box_format.absent, [])
+    assert json.loads(family.box_format.absent) == []
+    assert family.box_format.decimals == 0

@@ -172,7 +172,9 @@ def test_queries_fit_their_slots_and_read_back(canvas: int) -> None:
         if query.kind == scenes.VQA:
             assert answer == f"{query.answer}<|im_end|>"
             continue
-        read = parse(answer.removesuffix("<|im_end|>"), Geometry(width, height, resized_width, resized_height), family)
+        read = parse(
+            answer.removesuffix("<|im_end|>"), Geometry(width, height, resized_width, resized_height), family.box_format
+        )
         assert read.refused == (not query.boxes)
         for detection, box in zip(read.detections, query.boxes, strict=True):
             assert detection.label == query.text

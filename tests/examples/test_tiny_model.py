@@ -91,7 +91,7 @@ def answers(
     texts = [FAMILY.ground_prompt.format(phrase=query.text) for _, query in asked]
     rows, columns = processor(images=pictures[:1], return_tensors="pt")["image_grid_thw"][0, 1:].tolist()
     geometry = Geometry(pictures[0].width, pictures[0].height, columns * 16, rows * 16)
-    return [parse(text, geometry, FAMILY) for text in generate(model, tokenizer, processor, pictures, texts)]
+    return [parse(text, geometry, FAMILY.box_format) for text in generate(model, tokenizer, processor, pictures, texts)]
 
 
 def held_out(seed: int, canvas: int, count: int, absent: float) -> list[tuple[scenes.Scene, scenes.Query]]:

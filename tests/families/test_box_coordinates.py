@@ -31,8 +31,10 @@ def test_the_tokens_of_an_answer_say_where_its_numbers_are(name: str, tiny: Buil
         ids, boxes = locate(record, sample.geometry, base.family, base.tokenizer)
         assert [*ids, sample.answer_ids[-1]] == sample.answer_ids
         assert record.boxes is not None
-        size = frame_size(sample.geometry, base.family)
-        for box, right in zip(boxes, grounding.to_model(record.boxes, sample.geometry, base.family), strict=True):
+        size = frame_size(sample.geometry, base.family.box_format)
+        for box, right in zip(
+            boxes, grounding.to_model(record.boxes, sample.geometry, base.family.box_format), strict=True
+        ):
             for number, edge, coordinate in zip(box, size, right, strict=True):
                 tokens = ids[number.start : number.start + len(number.steps.chosen) - 1]
                 written = base.tokenizer.decode(tokens, keep_control=True).strip()

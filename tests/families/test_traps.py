@@ -96,7 +96,7 @@ def test_llava_keeps_what_a_centre_crop_cuts_off(published: Build) -> None:
     values = base.spec.arrays(image)["pixel_values"][0]  # [3, 336, 336]
     rows, columns = np.nonzero(values[0] - values[2] > 1)  # red, and neither white nor the grey padding
     seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 336
-    written = encode([[20, 100, 120, 200]], ["square"], base.spec.plan(900, 300).geometry, base.family)
+    written = encode([[20, 100, 120, 200]], ["square"], base.spec.plan(900, 300).geometry, base.family.box_format)
     assert np.abs(np.array(json.loads(written)) - seen).max() < 0.01
     assert base.spec.remark and "centre crop" in base.spec.remark
 
@@ -126,30 +126,30 @@ def test_a_picture_that_was_shrunk_beforehand_has_other_boxes(tiny: Build) -> No
     spec = open_preprocessing(tiny("qwen2_vl"), family)
     box = [100.0, 80.0, 900.0, 700.0]
     geometry = spec.plan(1000, 800).geometry
-    text = encode([box], ["cup"], geometry, family)
-    assert np.abs(np.array(parse(text, geometry, family).detections[0].box) - box).max() < 3
+    text = encode([box], ["cup"], geometry, family.box_format)
+    assert np.abs(np.array(parse(text, geometry, family.box_format).detections[0].box) - box).max() < 3
     shrunk = spec.plan(500, 400).geometry
-    assert np.abs(np.array(parse(text, shrunk, family).detections[0].box) - box).max() > 100
+    assert np.abs(np.array(parse(text, shrunk, family.box_format).detections[0].box) - box).max() > 100
 
 
 @pytest.mark.parametrize("name", ["internvl", "qwen2_vl"])
 def test_decoding_without_control_tokens_loses_the_name(name: str, tiny: Build) -> None:
     base = Checkpoint.open(tiny(name))
     geometry = Geometry(640, 480, 448, 448)
-    text = encode([[64, 48, 320, 240], [0, 0, 64, 48]], ["cup", "jug"], geometry, base.family)
+    text = encode([[64, 48, 320, 240], [0, 0, 64, 48]], ["cup", "jug"], geometry, base.family.box_format)
     ids = base.tokenizer.encode(text)
-    kept = parse(base.tokenizer.decode(ids, keep_control=True), geometry, base.family)
+    kept = parse(base.tokenizer.decode(ids, keep_control=True), geometry, base.family.box_format)
     assert [found.label for found in kept.detections] == ["cup", "jug"] and kept.problem is None
     stripped = base.tokenizer.decode(ids)
     assert "<" not in stripped
-    read = parse(stripped, geometry, base.family)  # the boxes at least survive
+    read = parse(stripped, geometry, base.family.box_format)  # the boxes at least survive
     assert [found.box for found in read.detections] == [found.box for found in kept.detections]
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_onevision"])
 def test_a_coordinate_above_one_is_not_pixels(name: str) -> None:
     family, geometry = FAMILIES[name], Geometry(400, 400, 336, 336)
-    answer = parse("[0.50, 0.25, 1.04, 0.75]", geometry, family)
+    answer = parse("[0.50, 0.25, 1.04, 0.75]", geometry, family.box_format)
     assert answer.detections[0].box == pytest.approx((200, 100, 416, 300))
     assert answer.problem and "outside the 400x400 image" in answer.problem
 
@@ -157,16 +157,16 @@ def test_a_coordinate_above_one_is_not_pixels(name: str) -> None:
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "idefics3"])
 def test_a_coordinate_below_one_is_not_a_share(name: str) -> None:
     family, geometry = FAMILIES[name], Geometry(2000, 1000, 448, 448)
-    text = encode([[0, 0, 2, 1]], ["dot"], geometry, family)
-    assert parse(text, geometry, family).detections[0].box == pytest.approx((0, 0, 2, 1))
+    text = encode([[0, 0, 2, 1]], ["dot"], geometry, family.box_format)
+    assert parse(text, geometry, family.box_format).detections[0].box == pytest.approx((0, 0, 2, 1))
 
 
 def test_one_box_in_two_frames_of_llava() -> None:
     """LLaVA-1.5 counts in the padded square, LLaVA-OneVision in the picture: a quarter of a wide picture's height."""
     geometry = Geometry(800, 400, 336, 168)
     box = [[200, 100, 400, 200]]
-    assert encode(box, ["cup"], geometry, FAMILIES["llava"]) == "[0.25, 0.38, 0.50, 0.50]"
-    assert encode(box, ["cup"], geometry, FAMILIES["llava_onevision"]) == "[0.25, 0.25, 0.50, 0.50]"
+    assert encode(box, ["cup"], geometry, FAMILIES["llava"].box_format) == "[0.25, 0.38, 0.50, 0.50]"
+    assert encode(box, ["cup"], geometry, FAMILIES["llava_onevision"].box_format) == "[0.25, 0.25, 0.50, 0.50]"
 
 
 def test_a_default_system_prompt_that_differs_is_refused(tiny: Build, data: Path, tmp_path: Path) -> None:

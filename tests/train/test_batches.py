@@ -120,7 +120,7 @@ def test_boxes_in_targets_read_back_as_the_records_boxes(base: Checkpoint, sampl
         if not isinstance(sample.record, Record) or sample.record.boxes is None:
             continue
         text = base.tokenizer.decode(sample.answer_ids)
-        boxes = [detection.box for detection in parse(text, sample.geometry, base.family).detections]
+        boxes = [detection.box for detection in parse(text, sample.geometry, base.family.box_format).detections]
         # Half a step of the coordinates in pixels: 0-1000 of a side up to 200, or at worst 0.6 of a resized pixel.
         np.testing.assert_allclose(np.array(boxes).reshape(-1, 4), sample.record.boxes, atol=0.6)
 
@@ -155,7 +155,7 @@ def test_batched_answers_and_scores_are_those_of_single_prompts(
         ended = next((place for place, token in enumerate(new) if token in stop), len(new))
         texts.append(base.tokenizer.decode(new[:ended], keep_control=True))
     assert scorer.generate(model, scorer.samples) == texts
-    answers = [parse(text, samples[i].geometry, base.family) for text, i in zip(texts, ground, strict=True)]
+    answers = [parse(text, samples[i].geometry, base.family.box_format) for text, i in zip(texts, ground, strict=True)]
     records = [sample.record for sample in scorer.samples if isinstance(sample.record, Record)]
     expected = score_grounding(answers, records)
     scores = scorer(model)

@@ -69,10 +69,14 @@ def boxes(draw: st.DrawFn) -> list[float]:
     return [10.0 * x1, 10.0 * y1, 10.0 * x2, 10.0 * y2]
 
 
-@given(said=boxes(), right=boxes(), name=st.sampled_from([n for n, f in FAMILIES.items() if f.box_frame == "norm1000"]))
+@given(
+    said=boxes(),
+    right=boxes(),
+    name=st.sampled_from([n for n, f in FAMILIES.items() if f.box_format.frame == "norm1000"]),
+)
 def test_the_iou_counts_squares(said: list[float], right: list[float], name: str) -> None:
     family = get_family(name)
-    text = grounding.encode([said], ["cup"], GEOMETRY, family)
+    text = grounding.encode([said], ["cup"], GEOMETRY, family.box_format)
     first, second = (
         set(product(range(int(x1), int(x2), 10), range(int(y1), int(y2), 10))) for x1, y1, x2, y2 in (said, right)
     )

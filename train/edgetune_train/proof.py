@@ -58,7 +58,7 @@ def proof_inputs(base: Checkpoint) -> list[dict[str, Any]]:
     inputs = []
     for (width, height), phrase in zip(_SIZES, _PHRASES, strict=True):
         box = np.array([[0.2 * width, 0.25 * height, 0.6 * width, 0.8 * height]])
-        answer = grounding.encode(box, [phrase], base.spec.plan(width, height).geometry, base.family)
+        answer = grounding.encode(box, [phrase], base.spec.plan(width, height).geometry, base.family.box_format)
         inputs.append(_one(base, base.family.ground_prompt.format(phrase=phrase), answer, _picture(width, height)))
     inputs.append(_one(base, _QUESTION, "A picture.", None))
     return inputs
@@ -140,7 +140,7 @@ def _one(base: Checkpoint, text: str, answer: str, picture: Image.Image | None) 
     chat, tokenizer = base.family.chat, base.tokenizer
     image_id = token_id(tokenizer, chat.image_token)
     pieces = base.spec.plan(*picture.size).pieces if picture else 0
-    allowed = grammar.tags(base.family.box_style)
+    allowed = grammar.tags(base.family.box_format.style)
     prompt = tokenizer.prompt(chat, text, image_tokens=pieces, image_token=image_id, allowed=allowed).tolist()
     ids = torch.tensor([prompt + tokenizer.encode(chat.before_answer + answer + chat.end, after=chat.suffix)])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

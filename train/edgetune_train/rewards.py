@@ -25,7 +25,7 @@ def format_reward(text: str, record: Record, geometry: Geometry, family: Family)
     """
     if record.boxes is None:
         return None
-    answer = grounding.parse(text, geometry, family)
+    answer = grounding.parse(text, geometry, family.box_format)
     return float(answer.status != "unparsed" and answer.problem is None)
 
 
@@ -33,7 +33,7 @@ def iou_reward(text: str, record: Record, geometry: Geometry, family: Family) ->
     """Return the IoU of the boxes with the right ones, see `metrics.sample_iou`. None where there is none to find."""
     if record.boxes is None or not len(record.boxes):
         return None
-    found = [detection.box for detection in grounding.parse(text, geometry, family).detections]
+    found = [detection.box for detection in grounding.parse(text, geometry, family.box_format).detections]
     return metrics.sample_iou(found, record.boxes)
 
 
@@ -44,7 +44,7 @@ def refusal_reward(text: str, record: Record, geometry: Geometry, family: Family
     """
     if record.boxes is None:
         return None
-    return float(grounding.parse(text, geometry, family).refused == (len(record.boxes) == 0))
+    return float(grounding.parse(text, geometry, family.box_format).refused == (len(record.boxes) == 0))
 
 
 def answer_reward(text: str, record: Record, geometry: Geometry, family: Family) -> float | None:

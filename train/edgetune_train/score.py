@@ -55,7 +55,7 @@ class GroundingScorer:
         for start in tqdm(starts, desc="validate", unit="batch", leave=False, disable=None, delay=2):
             batch = self.samples[start : start + self._batch_size]
             for sample, text in zip(batch, self.generate(model, batch), strict=True):
-                answers.append(grounding.parse(text, sample.geometry, self._base.family))
+                answers.append(grounding.parse(text, sample.geometry, self._base.family.box_format))
         records = [sample.record for sample in self.samples if isinstance(sample.record, Record)]
         scores = metrics.score_grounding(answers, records).to_dict()
         return {name: scores[name] for name in SCORES if scores[name] is not None}

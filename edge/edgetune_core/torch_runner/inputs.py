@@ -94,7 +94,7 @@ class OwnInputs:
             text,
             image_tokens=plan.pieces,
             image_token=self._image_id,
-            allowed=grammar.tags(self._family.box_style),
+            allowed=grammar.tags(self._family.box_format.style),
         )
         ids = torch.from_numpy(row)[None]  # [1, S]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -119,7 +119,7 @@ class TorchModel:
         ]
         text = partial(self._text, keep_control=True)
         tokens = token_probabilities(found.ids, chosen, text)
-        return parse(text(found.ids), found.geometry, self._family, tokens)
+        return parse(text(found.ids), found.geometry, self._family.box_format, tokens)
 
     def _text(self, ids: list[int], *, keep_control: bool) -> str:
         """Return what the tokens say; some families write boxes with control tokens, which have to stay for reading."""

@@ -97,7 +97,7 @@ class Answers:
     def read(self, sample: Sample, tokens: Sequence[int]) -> Answer:
         """The boxes in an answer."""
         text = self._tokenizer.decode([token for token in tokens if token not in self._stop], keep_control=True)
-        return parse(text, sample.case.pixels.geometry, self._checkpoint.family)
+        return parse(text, sample.case.pixels.geometry, self._checkpoint.family.box_format)
 
 
 def measure_exact(checkpoint: Checkpoint, samples: Sequence[Sample], backend: Backend, table: Float) -> Exactness:

@@ -3,7 +3,7 @@
 The image frame is xyxy in float pixels of the ORIGINAL image, upright (EXIF orientation applied): (0, 0) is
 the outer corner of the first pixel and (width, height) that of the last.
 
-The model frame is what the model reads and writes, by family (`Family.box_frame`):
+The model frame is what the model reads and writes, as `BoxFormat.frame` says:
 
 - "norm1000": 0-1000 of width and of height
 - "resized": pixels of the resized image that the model sees
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families.base import Family
 
 Boxes = npt.NDArray[np.float64]
 """Boxes [N, 4], xyxy, float64."""
@@ -59,57 +59,52 @@ def as_boxes(boxes: npt.ArrayLike) -> Boxes:
     return array
 
 
-def _ratio(geometry: Geometry, family: Family) -> tuple[Boxes, Boxes, Boxes]:
+def _ratio(geometry: Geometry, box_format: BoxFormat) -> tuple[Boxes, Boxes, Boxes]:
     """Return (units [4], pixels [4], padding [4]) with `model = (image + padding) * units / pixels`.
 
     Units over pixels, and not a factor, so that the edges of one frame are exactly those of the other.
     """
     size = np.array([geometry.width, geometry.height] * 2, dtype=np.float64)
-    if family.box_frame == "norm1000":
+    if box_format.frame == "norm1000":
         return np.full(4, 1000.0), size, np.zeros(4)
-    if family.box_frame == "norm01":
+    if box_format.frame == "norm01":
         return np.ones(4), size, np.zeros(4)
-    if family.box_frame == "resized":
+    if box_format.frame == "resized":
         return np.array([geometry.resized_width, geometry.resized_height] * 2, dtype=np.float64), size, np.zeros(4)
     # The original LLaVA code pads with whole pixels, the smaller half first.
     side = size.max()
     return np.ones(4), np.full(4, side), (side - size) // 2
 
 
-def to_model(boxes: npt.ArrayLike, geometry: Geometry, family: Family) -> Boxes:
+def to_model(boxes: npt.ArrayLike, geometry: Geometry, box_format: BoxFormat) -> Boxes:
     """Return boxes [N, 4] of the image frame in the model frame, float64, unrounded.
 
     Raises:
         InputError: see `as_boxes`.
     """
-    units, pixels, padding = _ratio(geometry, family)
+    units, pixels, padding = _ratio(geometry, box_format)
     return (as_boxes(boxes) + padding) * units / pixels
 
 
-def to_image(boxes: npt.ArrayLike, geometry: Geometry, family: Family) -> Boxes:
+def to_image(boxes: npt.ArrayLike, geometry: Geometry, box_format: BoxFormat) -> Boxes:
     """Return boxes [N, 4] of the model frame in the image frame, float64, unclipped.
 
     Raises:
         InputError: see `as_boxes`.
     """
-    units, pixels, padding = _ratio(geometry, family)
+    units, pixels, padding = _ratio(geometry, box_format)
     return as_boxes(boxes) * pixels / units - padding
 
 
-def frame_size(geometry: Geometry, family: Family) -> Boxes:
+def frame_size(geometry: Geometry, box_format: BoxFormat) -> Boxes:
     """Return the largest coordinates of the model frame, as [4] (x, y, x, y); the smallest are 0."""
-    return _ratio(geometry, family)[0]
+    return _ratio(geometry, box_format)[0]
 
 
-def decimals(family: Family) -> int:
-    """Return how many decimals the family writes: the quantization step is `10 ** -decimals`."""
-    return 2 if family.box_frame in ("padded01", "norm01") else 0
-
-
-def step_in_pixels(geometry: Geometry, family: Family) -> Boxes:
+def step_in_pixels(geometry: Geometry, box_format: BoxFormat) -> Boxes:
     """Return one quantization step of the model frame in original pixels, as [4] (x, y, x, y).
 
     A box that is written and read back is off by at most half of it.
     """
-    units, pixels, _ = _ratio(geometry, family)
-    return pixels / units / 10.0 ** decimals(family)
+    units, pixels, _ = _ratio(geometry, box_format)
+    return pixels / units / 10.0**box_format.decimals

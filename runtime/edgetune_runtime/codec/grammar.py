@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgetune_runtime.families.base import BoxStyle
+from edgetune_runtime.codec.box_format import BoxStyle
 
 Numbers = tuple[float, float, float, float]
 

@@ -16,18 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.codec import grammar
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.codec.confidence import BoxScores, TokenProbability
 from edgetune_runtime.codec.geometry import (
     Boxes,
     Geometry,
     as_boxes,
-    decimals,
     step_in_pixels,
     to_image,
     to_model,
 )
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families.base import Family
 
 __all__ = [
     "Answer",
@@ -42,9 +41,9 @@ __all__ = [
     "to_model",
 ]
 
-_REFUSALS = re.compile(r"(?:there (?:is|are) )?none\.?|\[\s*\]", re.IGNORECASE)
 _MAX_PROBLEMS = 3
 _FENCE = re.compile(r"```(?:json)?", re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
 
 
 @dataclass(frozen=True)
@@ -90,28 +89,28 @@ class Answer:
         return "refused" if self.refused else "unparsed"
 
 
-def encode(boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, family: Family) -> str:
+def encode(boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, box_format: BoxFormat) -> str:
     """Return the answer text for boxes, as the family writes it.
 
     Coordinates are rounded to the nearest step of the model frame, so reading them back is off by at
-    most half a step. No boxes means that the object is absent, which is `family.absent`. The style of
+    most half a step. No boxes means that the object is absent, which is `box_format.absent`. The style of
     LLaVA has no room for labels.
 
     Args:
         boxes: [N, 4] xyxy in pixels of the original image.
         labels: N names.
         geometry: sizes of the image the boxes belong to.
-        family: whose text to write.
+        box_format: how boxes are written.
 
     Raises:
         InputError: counts differ; a box leaves the image, is empty, or is so thin that rounding would
             make it empty; a label would break the text.
     """
-    return lay_out(boxes, labels, geometry, family)[0]
+    return lay_out(boxes, labels, geometry, box_format)[0]
 
 
 def lay_out(
-    boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, family: Family
+    boxes: npt.ArrayLike, labels: Sequence[str], geometry: Geometry, box_format: BoxFormat
 ) -> tuple[str, list[list[grammar.Span]]]:
     """Return what `encode` does, and where each box's four numbers stand in it (start and end in characters).
 
@@ -122,95 +121,92 @@ def lay_out(
     if len(labels) != len(array):
         raise InputError(f"{len(array)} boxes but {len(labels)} labels")
     if not len(array):
-        return family.absent, []
+        return box_format.absent, []
     for label in labels:
-        _check_label(label, family)
-    return grammar.lay_out([_written(box, geometry, family) for box in array], labels, family.box_style)
+        _check_label(label, box_format)
+    return grammar.lay_out([_written(box, geometry, box_format) for box in array], labels, box_format.style)
 
 
-def encode_place(numbers: Sequence[float], geometry: Geometry, family: Family) -> str:
+def encode_place(numbers: Sequence[float], geometry: Geometry, box_format: BoxFormat) -> str:
     """Return one box or point as it stands inside a sentence of a conversation.
 
     Args:
         numbers: (x1, y1, x2, y2) or (x, y) in pixels of the original image.
         geometry: sizes of the image it lies on.
-        family: whose text to write.
+        box_format: how boxes are written.
 
     Raises:
         InputError: it leaves the image, or is a box that `encode` refuses.
     """
     if len(numbers) == 4:
-        return grammar.write_place(_written(as_boxes([list(numbers)])[0], geometry, family), family.box_style)
+        return grammar.write_place(_written(as_boxes([list(numbers)])[0], geometry, box_format), box_format.style)
     x, y = numbers
     if not (0 <= x <= geometry.width and 0 <= y <= geometry.height):
         raise InputError(f"point {_show(numbers)} is outside the {geometry.width}x{geometry.height} image")
-    at = to_model([[x, y, x, y]], geometry, family)[0, :2]
-    return grammar.write_place(_formatted(at, family), family.box_style)
+    at = to_model([[x, y, x, y]], geometry, box_format)[0, :2]
+    return grammar.write_place(_formatted(at, box_format), box_format.style)
 
 
-def encode_name(name: str, family: Family) -> str:
+def encode_name(name: str, box_format: BoxFormat) -> str:
     """Return an object's name as it stands inside a sentence of a conversation.
 
     Raises:
         InputError: it would break the family's tags.
     """
-    _check_label(name, family)
-    return grammar.write_name(name, family.box_style)
+    _check_label(name, box_format)
+    return grammar.write_name(name, box_format.style)
 
 
-def _check_label(label: str, family: Family) -> None:
-    if family.box_style not in ("json", "plain") and re.search(r"[<>\n]", label):
+def _check_label(label: str, box_format: BoxFormat) -> None:
+    if box_format.style not in ("json", "plain") and re.search(r"[<>\n]", label):
         raise InputError(
-            f"label {label!r} cannot be written in {family.title}'s box text", hint="remove < > and line breaks"
+            f"label {label!r} cannot be written between the tags of a name", hint="remove < > and line breaks"
         )
 
 
-def _formatted(numbers: Boxes, family: Family) -> list[str]:
-    places = decimals(family)
+def _formatted(numbers: Boxes, box_format: BoxFormat) -> list[str]:
+    places = box_format.decimals
     return [f"{number:.{places}f}" for number in np.round(numbers, places)]
 
 
-def _written(box: Boxes, geometry: Geometry, family: Family) -> list[str]:
+def _written(box: Boxes, geometry: Geometry, box_format: BoxFormat) -> list[str]:
     """Return the four numbers of a box [4] in image pixels as the family writes them."""
     if complaint := _complaint(box, geometry, np.zeros(2)):
         raise InputError(f"box {_show(box)} {complaint}")
-    numbers = to_model([box], geometry, family)[0]
-    rounded = np.round(numbers, decimals(family))
+    numbers = to_model([box], geometry, box_format)[0]
+    rounded = np.round(numbers, box_format.decimals)
     if rounded[0] >= rounded[2] or rounded[1] >= rounded[3]:
-        step_x, step_y = step_in_pixels(geometry, family)[:2]
+        step_x, step_y = step_in_pixels(geometry, box_format)[:2]
         raise InputError(
-            f"box {_show(box)} is too thin for {family.title}: its coordinates step by {step_x:.2f} x {step_y:.2f} "
-            "pixels and both sides round to the same",
+            f"box {_show(box)} is too thin: the model's coordinates step by {step_x:.2f} x {step_y:.2f} pixels, "
+            "and both of its sides round to the same",
             hint="crop the image around small objects, or leave the box out",
         )
-    return _formatted(numbers, family)
+    return _formatted(numbers, box_format)
 
 
-def parse(text: str, geometry: Geometry, family: Family, tokens: Sequence[TokenProbability] = ()) -> Answer:
+def parse(text: str, geometry: Geometry, box_format: BoxFormat, tokens: Sequence[TokenProbability] = ()) -> Answer:
     """Read a model's answer. Never raises: what is wrong with the text is reported in the result.
 
     Args:
         text: the answer, with or without special tokens.
         geometry: sizes of the image it speaks about.
-        family: who wrote it.
+        box_format: how its model writes boxes.
         tokens: the tokens of the text with their probabilities, for the boxes' scores; none where they are unknown.
     """
-    body = text
-    for token in (family.chat.end, *family.stop_tokens):
-        body = body.replace(token, "")
-    body = _FENCE.sub(" ", body).strip()
-    if _REFUSALS.fullmatch(body) or body == family.absent:
+    body = _FENCE.sub(" ", text).strip()
+    if _bare(_TAG.sub("", body)) in map(_bare, (box_format.absent, *box_format.refusals)):
         return Answer(text, [], complete=True, problem=None, refused=True)
 
-    reading = grammar.read(body, family.box_style)
+    reading = grammar.read(body, box_format.style)
     problems = list(reading.problems)
     detections = []
     # A legal coordinate may come back half a step outside, where the frame's edge is not the image's (LLaVA).
-    slack = step_in_pixels(geometry, family)[:2] / 2 + 1e-6
+    slack = step_in_pixels(geometry, box_format)[:2] / 2 + 1e-6
     scores = BoxScores(text, tokens)
     for numbers, label in reading.boxes:
         score = scores.next(numbers)
-        box = to_image([numbers], geometry, family)[0]
+        box = to_image([numbers], geometry, box_format)[0]
         if complaint := _complaint(box, geometry, slack):
             problems.append(f"box {_show(numbers)} {complaint}")
         if box[0] < box[2] and box[1] < box[3]:
@@ -224,6 +220,11 @@ def parse(text: str, geometry: Geometry, family: Family, tokens: Sequence[TokenP
     if len(problems) > _MAX_PROBLEMS:
         problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
     return Answer(text, detections, reading.complete, "; ".join(problems) or None, refused)
+
+
+def _bare(words: str) -> str:
+    """Return words without what does not matter to a refusal."""
+    return "".join(words.split()).strip("\"'`.").casefold()
 
 
 def _complaint(box: Boxes, geometry: Geometry, slack: Boxes) -> str | None:

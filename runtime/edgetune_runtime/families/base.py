@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-BoxFrame = Literal["norm1000", "resized", "padded01", "norm01"]
-BoxStyle = Literal["json", "ref_box", "special_ref_box", "ref_box_list", "plain"]
+from edgetune_runtime.codec.box_format import BoxFormat
+
 Resize = Literal["smart", "pad_square", "tiles", "split", "anyres", "square"]
 
 
@@ -125,17 +125,13 @@ class Family:
         name: the project's name for it, e.g. "qwen3_vl".
         title: the name people use, e.g. "Qwen3-VL".
         model_types: values of `model_type` in config.json that belong to it.
-        box_frame: the frame the model writes coordinates in: "norm1000" (0-1000 of width and height),
-            "resized" (pixels of the resized image), "norm01" (0-1 of width and height) or "padded01" (0-1 of the
-            image padded to a square).
-        box_style: the text a box is written in, see `edgetune_runtime.codec.grounding`.
+        box_format: the frame and the text that boxes are written in.
         resize: the rule that turns pictures into the model's input, see `edgetune_runtime.images`.
         patch_size: pixels per vision patch side; a checkpoint's own value wins.
         temporal_patch_size: frames per patch (an image is repeated).
         merge_size: patches merged per side into one image token.
         chat: the prompt's pieces.
         ground_prompt: the request for a box, with `{phrase}`.
-        absent: the answer that says the object is not there.
         stop_tokens: tokens that end an answer.
         special_tokens: role -> token text, for the ids that a bundle carries.
         modules: module names, or None for families that are supported for their boxes only.
@@ -146,15 +142,13 @@ class Family:
     name: str
     title: str
     model_types: tuple[str, ...]
-    box_frame: BoxFrame
-    box_style: BoxStyle
+    box_format: BoxFormat
     resize: Resize
     patch_size: int
     temporal_patch_size: int
     merge_size: int
     chat: Chat
     ground_prompt: str
-    absent: str
     stop_tokens: tuple[str, ...]
     special_tokens: Mapping[str, str] = field(default_factory=dict, hash=False)
     modules: Modules | None = None

@@ -5,6 +5,7 @@ The prompt is that of the `-hf` checkpoints' template, which has no system promp
 
 from __future__ import annotations
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families.base import Chat, Family
 from edgetune_runtime.families.decoder import llama_modules
 
@@ -12,8 +13,7 @@ FAMILY = Family(
     name="internvl",
     title="InternVL",
     model_types=("internvl",),
-    box_frame="norm1000",
-    box_style="ref_box_list",
+    box_format=BoxFormat("norm1000", "ref_box_list"),
     resize="tiles",
     patch_size=14,
     temporal_patch_size=1,
@@ -32,7 +32,6 @@ FAMILY = Family(
     ground_prompt=(
         "Please provide the bounding box coordinate of the region this sentence describes: <ref>{phrase}</ref>"
     ),
-    absent="[]",
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     special_tokens={"image": "<IMG_CONTEXT>", "pad": "<|endoftext|>"},
     modules=llama_modules(

@@ -6,6 +6,7 @@ in the original training, which the template leaves out.
 
 from __future__ import annotations
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families.base import Chat, Family
 from edgetune_runtime.families.decoder import llama_modules
 
@@ -13,8 +14,7 @@ FAMILY = Family(
     name="llava",
     title="LLaVA-1.5",
     model_types=("llava",),
-    box_frame="padded01",
-    box_style="plain",
+    box_format=BoxFormat("padded01", "plain", decimals=2),
     resize="pad_square",
     patch_size=14,
     temporal_patch_size=1,
@@ -33,7 +33,6 @@ FAMILY = Family(
         before_answer=" ",
     ),
     ground_prompt=("Please provide the bounding box coordinate of the region this sentence describes: {phrase}"),
-    absent="[]",
     stop_tokens=("</s>",),
     special_tokens={"image": "<image>", "pad": "<pad>"},
     modules=llama_modules(

@@ -7,6 +7,7 @@ which has no system prompt; the original training has Qwen2's.
 
 from __future__ import annotations
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families.base import Chat, Family
 from edgetune_runtime.families.decoder import llama_modules
 
@@ -14,8 +15,7 @@ FAMILY = Family(
     name="llava_onevision",
     title="LLaVA-OneVision",
     model_types=("llava_onevision",),
-    box_frame="norm01",
-    box_style="plain",
+    box_format=BoxFormat("norm01", "plain", decimals=2),
     resize="anyres",
     patch_size=14,
     temporal_patch_size=1,
@@ -32,7 +32,6 @@ FAMILY = Family(
         system="<|im_start|>system\n{text}<|im_end|>\n",
     ),
     ground_prompt=("Please provide the bounding box coordinate of the region this sentence describes: {phrase}"),
-    absent="[]",
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     special_tokens={"image": "<image>", "pad": "<|endoftext|>"},
     modules=llama_modules(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families.base import Chat, Family, Modules
 
 FAMILY = Family(
     name="qwen2_5_vl",
     title="Qwen2.5-VL",
     model_types=("qwen2_5_vl",),
-    box_frame="resized",
-    box_style="json",
+    box_format=BoxFormat("resized", "json"),
     resize="smart",
     patch_size=14,
     temporal_patch_size=2,
@@ -26,7 +26,6 @@ FAMILY = Family(
         system="<|im_start|>system\n{text}<|im_end|>\n",
     ),
     ground_prompt="Locate {phrase} and output its bbox coordinates in JSON format.",
-    absent="[]",
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     special_tokens={
         "image": "<|image_pad|>",

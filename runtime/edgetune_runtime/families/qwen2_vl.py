@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families import qwen2_5_vl
 
 FAMILY = replace(
@@ -11,8 +12,7 @@ FAMILY = replace(
     name="qwen2_vl",
     title="Qwen2-VL",
     model_types=("qwen2_vl",),
-    box_frame="norm1000",
-    box_style="special_ref_box",
+    box_format=BoxFormat("norm1000", "special_ref_box"),
     ground_prompt="Detect the bounding box of {phrase}.",
     exports=False,
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families.base import Chat, Family, Modules
 
 FAMILY = Family(
     name="qwen3_vl",
     title="Qwen3-VL",
     model_types=("qwen3_vl",),
-    box_frame="norm1000",
-    box_style="json",
+    box_format=BoxFormat("norm1000", "json"),
     resize="smart",
     patch_size=16,
     temporal_patch_size=2,
@@ -26,7 +26,6 @@ FAMILY = Family(
         system="<|im_start|>system\n{text}<|im_end|>\n",
     ),
     ground_prompt="Locate {phrase} and output its bbox coordinates in JSON format.",
-    absent="[]",
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     special_tokens={
         "image": "<|image_pad|>",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families.base import Chat, Family
 
 FAMILY = Family(
     name="qwen_vl",
     title="Qwen-VL",
     model_types=("qwen",),
-    box_frame="norm1000",
-    box_style="ref_box",
+    box_format=BoxFormat("norm1000", "ref_box"),
     resize="square",
     patch_size=14,
     temporal_patch_size=1,
@@ -23,6 +23,5 @@ FAMILY = Family(
         end="<|im_end|>",
     ),
     ground_prompt="Detect the bounding box of <ref>{phrase}</ref>.",
-    absent="[]",
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.families.base import Chat, Family
 from edgetune_runtime.families.decoder import llama_modules
 
@@ -9,8 +10,7 @@ FAMILY = Family(
     name="smolvlm",
     title="SmolVLM",
     model_types=("smolvlm", "idefics3"),  # the first SmolVLMs call themselves idefics3
-    box_frame="norm1000",
-    box_style="json",
+    box_format=BoxFormat("norm1000", "json"),
     resize="split",
     patch_size=16,
     temporal_patch_size=1,
@@ -29,7 +29,6 @@ FAMILY = Family(
         before_answer=" ",
     ),
     ground_prompt="Locate {phrase} and output its bbox coordinates in JSON format.",
-    absent="[]",
     stop_tokens=("<end_of_utterance>",),
     special_tokens={"image": "<image>", "pad": "<|im_end|>"},
     modules=llama_modules(

@@ -100,7 +100,7 @@ def test_scores_of_answers_to_records(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, lines)))
     geometry = Geometry(100, 50, 128, 64)
     answers = [
-        parse(text, geometry, FAMILIES["qwen3_vl"])
+        parse(text, geometry, FAMILIES["qwen3_vl"].box_format)
         for text in ('[{"bbox_2d": [100, 200, 600, 800], "label": "cup"}]', "[]")
     ]
     scores = score_grounding(answers, read_records(path))

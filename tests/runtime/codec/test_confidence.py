@@ -26,15 +26,15 @@ def letters(text: str, unsure: dict[int, float]) -> list[TokenProbability]:
 
 
 def scores(name: str, text: str, tokens: list[TokenProbability]) -> list[float | None]:
-    return [found.score for found in parse(text, GEOMETRY, FAMILIES[name], tokens).detections]
+    return [found.score for found in parse(text, GEOMETRY, FAMILIES[name].box_format, tokens).detections]
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_each_digit_of_a_box_counts_for_this_box_and_nothing_else_counts(name: str) -> None:
     family = FAMILIES[name]
-    text = encode(TWO, ["cup 5", "7 mugs"], GEOMETRY, family)
+    text = encode(TWO, ["cup 5", "7 mugs"], GEOMETRY, family.box_format)
     spoilt = [scores(name, text, letters(text, {place: 0.5})) for place in range(len(text))]
-    alone = [encode([box], ["x"], GEOMETRY, family).replace("bbox_2d", "") for box in TWO]
+    alone = [encode([box], ["x"], GEOMETRY, family.box_format).replace("bbox_2d", "") for box in TWO]
     digits = [sum(letter.isdigit() for letter in one) for one in alone]
     for box, count in enumerate(digits):
         lowered = [found[box] for found in spoilt if found[box] != 1.0]
@@ -53,7 +53,7 @@ def test_tokens_of_several_characters_count_once() -> None:
 
 
 def test_without_probabilities_there_is_no_score() -> None:
-    text = encode(TWO, ["a", "b"], GEOMETRY, FAMILIES["qwen3_vl"])
+    text = encode(TWO, ["a", "b"], GEOMETRY, FAMILIES["qwen3_vl"].box_format)
     assert scores("qwen3_vl", text, []) == [None, None]
 
 

@@ -13,7 +13,9 @@ from edgetune_runtime.families import FAMILIES
 def test_llava_pads_like_the_original_code() -> None:
     tall = Geometry(width=101, height=200, resized_width=336, resized_height=336)
     # 99 spare columns: 49 to the left, 50 to the right.
-    np.testing.assert_allclose(to_model([[0, 0, 101, 200]], tall, FAMILIES["llava"]), [[49 / 200, 0, 150 / 200, 1]])
+    np.testing.assert_allclose(
+        to_model([[0, 0, 101, 200]], tall, FAMILIES["llava"].box_format), [[49 / 200, 0, 150 / 200, 1]]
+    )
 
 
 def test_geometry_must_be_positive() -> None:

@@ -16,7 +16,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES, Family
 
 HD = Geometry(width=1920, height=1080, resized_width=1288, resized_height=728)
-QWEN3, QWEN2_5, LLAVA = FAMILIES["qwen3_vl"], FAMILIES["qwen2_5_vl"], FAMILIES["llava"]
+QWEN3, QWEN2_5 = FAMILIES["qwen3_vl"].box_format, FAMILIES["qwen2_5_vl"].box_format
 BOX = [[96.0, 108.0, 960.0, 540.0]]
 families = st.sampled_from(list(FAMILIES.values()))
 
@@ -64,35 +64,35 @@ def test_a_box_comes_back_within_half_a_step(data: st.DataObject, family: Family
     assume((sides > steps[:2]).all())  # thinner boxes cannot be written, see below
     labels = [f"object {i}" for i in range(len(boxes))]
 
-    answer = parse(encode(boxes, labels, geometry, family), geometry, family)
+    answer = parse(encode(boxes, labels, geometry, family.box_format), geometry, family.box_format)
 
     assert answer.problem is None and answer.complete and not answer.refused
     read = np.array([detection.box for detection in answer.detections])
     assert read.shape == (len(boxes), 4)
     assert (np.abs(read - boxes) <= half_step(geometry, family) * (1 + 1e-9)).all()
-    if family.box_style != "plain":
+    if family.box_format.style != "plain":
         assert [detection.label for detection in answer.detections] == labels
 
 
 @given(st.data(), families, geometries())
 def test_frames_are_inverse_and_keep_the_edges(data: st.DataObject, family: Family, geometry: Geometry) -> None:
-    boxes = np.array(data.draw(boxes_in(geometry)))
-    np.testing.assert_allclose(to_image(to_model(boxes, geometry, family), geometry, family), boxes, atol=1e-9 * 5000)
+    boxes, form = np.array(data.draw(boxes_in(geometry))), family.box_format
+    np.testing.assert_allclose(to_image(to_model(boxes, geometry, form), geometry, form), boxes, atol=1e-9 * 5000)
     whole = [[0, 0, geometry.width, geometry.height]]
-    np.testing.assert_allclose(to_image(to_model(whole, geometry, family), geometry, family), whole, atol=1e-9)
+    np.testing.assert_allclose(to_image(to_model(whole, geometry, form), geometry, form), whole, atol=1e-9)
 
 
 @given(st.data(), families, geometries())
 def test_what_was_read_can_be_written_again(data: st.DataObject, family: Family, geometry: Geometry) -> None:
     assume(family.name != "llava")  # rounding may put its box into the padding, which is no place in the image
-    text = encode([[0, 0, geometry.width, geometry.height]], ["all"], geometry, family)
-    box = parse(text, geometry, family).detections[0]
-    assert encode([box.box], [box.label], geometry, family) == text
+    text = encode([[0, 0, geometry.width, geometry.height]], ["all"], geometry, family.box_format)
+    box = parse(text, geometry, family.box_format).detections[0]
+    assert encode([box.box], [box.label], geometry, family.box_format) == text
 
 
 @given(st.text(), families)
 def test_any_text_can_be_parsed(text: str, family: Family) -> None:
-    answer = parse(text, HD, family)
+    answer = parse(text, HD, family.box_format)
     assert (answer.status == "unparsed") == (not answer.detections and not answer.refused)
     if answer.status == "unparsed":
         assert answer.problem
@@ -100,7 +100,7 @@ def test_any_text_can_be_parsed(text: str, family: Family) -> None:
 
 @given(st.text(alphabet="[]{}(),.\"'<>|/:-_ 0123456789reflboxpand\\\n", max_size=80), families)
 def test_box_like_noise_can_be_parsed(text: str, family: Family) -> None:
-    for detection in parse(text, HD, family).detections:
+    for detection in parse(text, HD, family.box_format).detections:
         assert detection.box[0] < detection.box[2] and detection.box[1] < detection.box[3]
 
 
@@ -121,7 +121,7 @@ def test_box_like_noise_can_be_parsed(text: str, family: Family) -> None:
     ],
 )
 def test_text_of_each_family(name: str, text: str) -> None:
-    assert encode(BOX, ["the cup"], HD, FAMILIES[name]) == text
+    assert encode(BOX, ["the cup"], HD, FAMILIES[name].box_format) == text
 
 
 def test_labels_survive_json() -> None:
@@ -133,7 +133,7 @@ def test_labels_survive_json() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_absent_object(family: Family) -> None:
-    answer = parse(encode(np.zeros((0, 4)), [], HD, family), HD, family)
+    answer = parse(encode(np.zeros((0, 4)), [], HD, family.box_format), HD, family.box_format)
     assert answer.refused and answer.status == "refused"
     assert answer.complete and answer.problem is None and answer.detections == []
 
@@ -141,15 +141,15 @@ def test_absent_object(family: Family) -> None:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_every_truncation_is_reported_or_harmless(family: Family) -> None:
     boxes = [*BOX, [0.0, 0.0, 1920.0, 1080.0]]
-    text = encode(boxes, ["the cup", "all of it"], HD, family)
-    whole = parse(text, HD, family).detections
+    text = encode(boxes, ["the cup", "all of it"], HD, family.box_format)
+    whole = parse(text, HD, family.box_format).detections
     for length in range(1, len(text)):
-        answer = parse(text[:length], HD, family)
+        answer = parse(text[:length], HD, family.box_format)
         # What is read from the part is what the whole says, never an invention.
         boxes_read = [detection.box for detection in answer.detections]
         assert boxes_read == [detection.box for detection in whole][: len(boxes_read)], text[:length]
         if answer.complete:  # cut exactly between two boxes
-            assert text[:length] == encode(boxes[:1], ["the cup"], HD, family) and answer.problem is None
+            assert text[:length] == encode(boxes[:1], ["the cup"], HD, family.box_format) and answer.problem is None
         else:
             assert answer.problem and "breaks off" in answer.problem
 
@@ -203,16 +203,16 @@ def test_several_boxes_in_several_blocks() -> None:
     ],
 )
 def test_tagged_text_with_variations(name: str, text: str) -> None:
-    answer = parse(text, HD, FAMILIES[name])
+    answer = parse(text, HD, FAMILIES[name].box_format)
     assert [(found.box, found.label) for found in answer.detections] == [((96, 108, 960, 540), "the cup")]
     assert answer.problem is None
 
 
 def test_one_reference_with_several_boxes() -> None:
     text = "<ref>cups</ref><box>[[50, 100, 500, 500], [0, 0, 10, 10]]</box>"
-    assert [found.label for found in parse(text, HD, FAMILIES["internvl"]).detections] == ["cups", "cups"]
+    assert [found.label for found in parse(text, HD, FAMILIES["internvl"].box_format).detections] == ["cups", "cups"]
     text = "<ref>cups</ref><box>(50,100),(500,500)</box><box>(0,0),(10,10)</box>"
-    assert [found.label for found in parse(text, HD, FAMILIES["qwen_vl"]).detections] == ["cups", "cups"]
+    assert [found.label for found in parse(text, HD, FAMILIES["qwen_vl"].box_format).detections] == ["cups", "cups"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_many_problems_make_a_short_report() -> None:
         ([[100, 50, 200, 50]], ["cup"], "y1 >= y2"),
         ([[0, 0, float("nan"), 100]], ["cup"], "finite"),
         ([[0, 0, 100]], ["cup"], "shape"),
-        ([[100.0, 0, 100.5, 500]], ["cup"], "too thin for Qwen3-VL"),
+        ([[100.0, 0, 100.5, 500]], ["cup"], "too thin"),
     ],
 )
 def test_encode_refuses_bad_boxes(boxes: list[list[float]], labels: list[str], message: str) -> None:
@@ -288,4 +288,4 @@ def test_encode_refuses_bad_boxes(boxes: list[list[float]], labels: list[str], m
 
 def test_encode_refuses_labels_that_would_break_the_text() -> None:
     with pytest.raises(InputError, match="cannot be written"):
-        encode(BOX, ["</ref>"], HD, FAMILIES["qwen_vl"])
+        encode(BOX, ["</ref>"], HD, FAMILIES["qwen_vl"].box_format)

@@ -29,11 +29,11 @@ from edgetune_runtime.families import FAMILIES
 def test_places_and_names_inside_a_sentence(family: str, box: str, point: str, name: str) -> None:
     size = Geometry(200, 150, 280, 210)
     facts = FAMILIES[family]
-    assert encode_place((20, 30, 120, 90), size, facts) == box
-    assert encode_place((100, 60), size, facts) == point
-    assert encode_name("cup", facts) == name
+    assert encode_place((20, 30, 120, 90), size, facts.box_format) == box
+    assert encode_place((100, 60), size, facts.box_format) == point
+    assert encode_name("cup", facts.box_format) == name
 
 
 def test_a_point_outside_the_image_is_refused() -> None:
     with pytest.raises(InputError, match=r"point \[201, 60\] is outside the 200x150 image"):
-        encode_place((201, 60), Geometry(200, 150, 280, 210), FAMILIES["qwen3_vl"])
+        encode_place((201, 60), Geometry(200, 150, 280, 210), FAMILIES["qwen3_vl"].box_format)
