@@ -48,19 +48,20 @@ class Format:
 
 
 _ALL = {"image_root", "allow_download"}
-_TABLE = {"split", "box_format", "orientation", "columns", "group"}
+_SPOKEN = {"orientation", "text_boxes"}
+_TABLE = {"split", "box_format", "columns", "group", *_SPOKEN}
 FORMATS = {
     name: Format(name, line, module, frozenset(_ALL | options))
     for name, line, module, options in (
-        ("swift", "ms-swift: messages, images, objects; query and response (JSON, JSONL)", "swift", {"orientation"}),
-        ("llava", "LLaVA: image and conversations (JSON, JSONL)", "llava", {"orientation"}),
+        ("swift", "ms-swift: messages, images, objects; query and response (JSON, JSONL)", "swift", _SPOKEN),
+        ("llava", "LLaVA: image and conversations (JSON, JSONL)", "llava", _SPOKEN),
         ("coco", "COCO detection: instances with categories (JSON)", "coco", {"orientation", "crowd"}),
         ("refcoco", "RefCOCO: refs beside instances.json", "refcoco", {"split", "orientation", "annotations"}),
         ("labelstudio", "Label Studio's JSON export", "labelstudio", {"orientation", "questions", "columns"}),
         ("csv", "one row a record (CSV, TSV)", "table", _TABLE),
         ("parquet", "one row a record; a file or a folder of them", "table", _TABLE),
-        ("vqa", "VQAv2's pair of files; flat lists of question and answers", "vqa", {"split", "annotations"}),
-        ("edgetune", "edgetune's own JSONL", "canonical", set()),
+        ("vqa", "VQAv2's pair of files; flat lists of question and answers", "vqa", {"split", "annotations", *_SPOKEN}),
+        ("edgetune", "edgetune's own JSONL", "canonical", _SPOKEN),
     )
 }
 

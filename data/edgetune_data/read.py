@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from edgetune_data import text_boxes
 from edgetune_data.formats import Format, find
 from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
@@ -33,6 +35,7 @@ _OPTION_OF = {
     "questions": "--question",
     "group": "--group-rows",
     "crowd": "--crowd",
+    "text_boxes": "--text-boxes",
     "allow_download": "--allow-download",
 }
 
@@ -111,22 +114,42 @@ class Reading:
         """
         empty = True
         phrases: set[tuple[Any, str]] = set()
+        frame = self._text_frame()
         for row in self.format.rows(self._source):
             empty = False
-            item = _item(row)
+            item = _item(row, frame, self._source.options)
             if isinstance(item.entry, Record) and item.entry.kind == "ground":
                 asked = (item.entry.image, item.entry.text)
                 self._source.notes[self._repeated] += asked in phrases
                 phrases.add(asked)
+            if frame is None and item.entry is not None:
+                self._source.notes[text_boxes.REMARK] += bool(text_boxes.written(item.entry))
             yield item
         if empty:
             raise InputError(f"{self.path}: no records in this file")
 
+    def _text_frame(self) -> text_boxes.TextFrame | None:
+        """Return the frame of boxes that are written as text, which "auto" tells from all of them; None leaves them."""
+        frame = self._source.options.text_boxes
+        if frame != "auto":
+            return frame
+        looked = replace(self._source, notes=Counter())
+        found: list[tuple[text_boxes.Written, str]] = []
+        for row in self.format.rows(looked):
+            with contextlib.suppress(InputError):  # told when the record is read
+                found += text_boxes.with_picture(row.build())
+        try:
+            return text_boxes.decide(found, looked.options)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}", hint=error.hint) from error
 
-def _item(row: Row) -> Item:
+
+def _item(row: Row, frame: text_boxes.TextFrame | None, options: Options) -> Item:
     source, where = f"{row.file.name}{row.place}", f"{row.file}{row.place}"
     try:
         value = row.build()
+        if frame is not None:
+            value = text_boxes.placed(value, frame, options)
         entry = record_of(value, Path(), source)
     except InputError as error:
         problem = InputError(f"{where}: {error}", hint=error.hint)

@@ -36,6 +36,8 @@ class Options:
         group: rows with the same picture and phrase are one record.
         crowd: what a region that is marked as a crowd is: "keep" takes its box for one object, "skip" leaves it out,
             None refuses its record.
+        text_boxes: the frame of boxes that are written as text into conversations, see `edgetune_data.text_boxes`; None
+            leaves them text.
         allow_download: fetch pictures from http(s) addresses.
     """
 
@@ -48,6 +50,7 @@ class Options:
     questions: Mapping[str, str] = field(default_factory=dict)
     group: bool = False
     crowd: Literal["keep", "skip"] | None = None
+    text_boxes: Literal["pixels", "norm1000", "norm1", "padded1", "auto"] | None = None
     allow_download: bool = False
 
     def given(self) -> set[str]:

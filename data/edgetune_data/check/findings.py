@@ -32,10 +32,17 @@ _ERRORS = {
     "line": ("lines that cannot be read", "correct the line: docs/data.md lists the forms"),
     "picture": ("pictures that cannot be read", "replace the file, or drop its records with --fix unreadable"),
     "box": ("boxes that are none, or leave their picture", "correct them; a whole file in another frame is 'frame'"),
-    "control-token": ("texts that spell a control token of the model", "remove it from the text"),
+    "control-token": (
+        "texts that spell a control token of the model",
+        "remove it from the text, or see text-box where it is a box",
+    ),
 }
 _WARNINGS = {
     "frame": ("boxes that seem to be in another frame", "convert the file: boxes are xyxy in pixels of the picture"),
+    "text-box": (
+        "boxes that are written as text",
+        "edgetune data convert --text-boxes makes boxes of them; as text they keep a frame that may not be the model's",
+    ),
     "vague-phrase": ("phrases that name nothing", "say what it is: 'the red mug', not 'that thing'"),
     "ambiguous-phrase": ("one phrase, different boxes in one picture", "tell them apart, or list both in one record"),
     "conflicting-answer": ("one question, different answers for one picture", "keep one, or list the accepted ones"),

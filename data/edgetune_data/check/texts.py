@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from edgetune_data.check.findings import Finding, Numbers
 from edgetune_data.check.material import Material
 from edgetune_data.entries import Entry, turn_text
+from edgetune_data.text_boxes import written
 from edgetune_runtime.bench.metrics import iou
 from edgetune_runtime.records.forms import Conversation, Parts
 
@@ -24,6 +25,7 @@ _VAGUE = (
 def check(material: Material) -> Iterator[Finding]:
     """Yield what is wrong with the texts."""
     yield from _control_tokens(material)
+    yield from _text_boxes(material)
     yield from _vague(material)
     yield from _ambiguous(material)
     yield from _conflicting(material)
@@ -38,6 +40,20 @@ def _control_tokens(material: Material) -> Iterator[Finding]:
             if spelled:
                 yield material.finding("control-token", [entry], f"{_short(text)} spells {', '.join(spelled)}")
                 break
+
+
+def _text_boxes(material: Material) -> Iterator[Finding]:
+    for entry in material.entries:
+        boxes = written(entry.form) if entry.form is not None else []
+        if boxes:
+            more = f" and {len(boxes) - 1} more" if len(boxes) > 1 else ""
+            yield material.finding(
+                "text-box",
+                [entry],
+                f"the box {_short(boxes[0].text)}{more} is written as text",
+                image=entry.images[0] if entry.images else None,
+                badness=len(boxes),
+            )
 
 
 def _vague(material: Material) -> Iterator[Finding]:

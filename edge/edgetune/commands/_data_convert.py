@@ -63,6 +63,12 @@ def _pairs(context: click.Context, option: click.Parameter, value: tuple[str, ..
     help="COCO regions marked as a crowd, as CVAT marks masks: take the box for one object, or leave the region out; "
     "refused unless given.",
 )
+@click.option(
+    "--text-boxes",
+    type=click.Choice(["pixels", "norm1000", "norm1", "padded1", "auto"]),
+    help="Frame of boxes that conversations hold as text, to make boxes of them: pixels, 0-1000 or 0-1 of width and "
+    "height, or 0-1 of the picture padded to a square; auto where the file proves one. They stay text unless given.",
+)
 @click.option("--copy-images", is_flag=True, help="Copy all pictures into the output folder.")
 @click.option("--allow-download", is_flag=True, help="Fetch pictures from http(s) addresses.")
 @click.option(

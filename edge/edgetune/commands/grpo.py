@@ -58,6 +58,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--limit", type=_COUNT, help="Train on the first N records only.")
 @click.option("--val-limit", type=_COUNT, default=200, help="Validation records to score.")
 @click.option("--allow-overlap", is_flag=True, help="Accept validation images that are trained on.")
+@click.option("--allow-text-boxes", is_flag=True, help="Learn boxes that answers hold as text as they stand there.")
 @click.option("--cache-mb", type=click.IntRange(min=0), default=2048, help="Memory for preprocessed images, in MiB.")
 @click.option("--seed", type=int, default=0, help="Seed of initial weights, order and sampling.")
 @click.option(
@@ -72,6 +73,7 @@ def command(
     output: Path,
     limit: int | None,
     allow_overlap: bool,
+    allow_text_boxes: bool,
     force: bool,
     dry_run: bool,
     **options: Any,
@@ -81,6 +83,7 @@ def command(
     The same command continues an interrupted run from its last resume point.
     """
     from edgetune_data.read import load, stage_inputs
+    from edgetune_data.text_boxes import refuse
     from edgetune_runtime.records import scored
     from edgetune_train.adapter import Adapter
     from edgetune_train.checkpoint import Checkpoint
@@ -95,6 +98,8 @@ def command(
         start.check_base(base)
     records = scored(load(data), data)[:limit]
     val_records = scored(load(val), val) if val else []
+    if not allow_text_boxes:
+        refuse(records)
     images = image_hashes([*records, *val_records])
     if not allow_overlap:
         check_disjoint(records, val_records, images)

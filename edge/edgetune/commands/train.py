@@ -105,6 +105,7 @@ from edgetune_core.stage import StageResult, run_stage
     help="Files of options (YAML or TOML), by commas: trainings in sequence, each from the adapter before it.",
 )
 @click.option("--allow-overlap", is_flag=True, help="Accept validation images that are trained on.")
+@click.option("--allow-text-boxes", is_flag=True, help="Learn boxes that answers hold as text as they stand there.")
 @click.option("--cache-mb", type=click.IntRange(min=0), default=2048, help="Memory for image features, in MiB.")
 @click.option("--seed", type=int, default=0, help="Seed of initial weights, order and dropout.")
 @click.option(
@@ -116,6 +117,7 @@ def command(
     output: Path,
     stages: tuple[str, ...],
     allow_overlap: bool,
+    allow_text_boxes: bool,
     force: bool,
     dry_run: bool,
     **options: Any,
@@ -124,6 +126,7 @@ def command(
 
     The same command continues an interrupted run from its last resume point.
     """
+    from edgetune_data.text_boxes import refuse
     from edgetune_train.checkpoint import Checkpoint
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
     from edgetune_train.launch import main_process, work_folder
@@ -135,6 +138,9 @@ def command(
     if base.spec.remark:
         console.note(base.spec.remark)
     parts = [Stage(plan.name, *plan.load(), plan.settings) for plan in plans]
+    if not allow_text_boxes:
+        for part in parts:
+            refuse(part.records)
     images = image_hashes([entry for part in parts for entry in (*part.records, *part.val)])
     for number, part in enumerate(parts, start=1):
         if not allow_overlap:
