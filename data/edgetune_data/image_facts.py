@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from edgetune_runtime.bench.machine import usable_cores
 from edgetune_runtime.errors import ImageError
 from edgetune_runtime.images.load import image_hash, load_image
 from edgetune_runtime.images.smart import check_aspect
+from edgetune_runtime.threads import usable_cores
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,14 +10,16 @@ import pytest
 from edgetune_runtime.bench.launch import Failure, run_worker
 
 
-def launch(tmp_path: Path, code: str, *, stall_s: float = 60.0, heard: list[int] | None = None) -> object:
+def launch(
+    tmp_path: Path, code: str, *, stall_s: float = 60.0, heard: list[int] | None = None, threads: int | None = 2
+) -> object:
     """Run Python code as a worker; `output` and `threads` are set for it from the arguments a worker gets."""
     script = "import sys\nargs = dict(zip(sys.argv[1::2], sys.argv[2::2]))\noutput = args['--output']\n" + code
     return run_worker(
         [sys.executable, "-c", script],
         output=tmp_path / "out.json",
         log=tmp_path / "log.txt",
-        threads=2,
+        threads=threads,
         stall_s=stall_s,
         progress=(heard if heard is not None else []).append,
     )
@@ -34,6 +36,12 @@ json.dump({"omp": os.environ["OMP_NUM_THREADS"], "threads": args["--threads"]}, 
 """
     assert launch(tmp_path, code, heard=heard) == {"omp": "2", "threads": "2"}
     assert heard == [1, 2]
+
+
+def test_without_a_number_of_threads_the_worker_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = "import json, os; json.dump([os.getenv('OMP_NUM_THREADS'), '--threads' in sys.argv], open(output, 'w'))"
+    assert launch(tmp_path, code, threads=None) == [None, False]
 
 
 def test_the_error_line_of_a_worker_is_the_reason(tmp_path: Path) -> None:

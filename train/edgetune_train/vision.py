@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers.utils.generic import ModelOutput
 
-from edgetune_runtime.bench.machine import usable_cores
 from edgetune_runtime.images.base import Arrays, Preprocessing
 from edgetune_runtime.images.load import load_image
+from edgetune_runtime.threads import usable_cores
 
 ImageInputs = Callable[[Sequence[Path]], dict[str, Any]]
 """Takes the paths of a batch's images and returns the image part of the model's keyword arguments."""

@@ -120,7 +120,8 @@ def _machine(part: Mapping[str, Any]) -> str:
     facts = part["machine"]
     threads = part["options"]["threads"]
     gpu = f", {text(facts['gpu'])}" if facts.get("gpu") else ""
-    return f"{text(facts['board'] or facts['cpu'])}{gpu}, {threads} thread{'s' if threads != 1 else ''}"
+    used = "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
+    return f"{text(facts['board'] or facts['cpu'])}{gpu}{used}"
 
 
 def _column(rows: list[Row], title: str, unit: str, cell: Callable[[Row], str]) -> Column | None:

@@ -33,7 +33,7 @@ from edgetune.commands._merge_results import merge
 @click.option("--warmup", type=click.IntRange(min=0), default=2, help="Unmeasured answers before the measured ones.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the models run.")
 @click.option("--engine", help="An installed engine that runs the bundles, in place of the runtime's own.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all usable cores unless given.")
+@click.option("--threads", type=int, help="CPU threads; by default all usable cores, on CUDA the engine's own choice.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, help="Longest answer, in tokens.")
 @click.option("--stall", type=click.FloatRange(min=1), default=600, help="Stop a row that is silent for so many s.")
 @click.option("--pictures", type=click.IntRange(min=1), help="Draw N answers of all rows beside the truth.")
@@ -68,11 +68,11 @@ def command(
     from edgetune_bench.study import prepare
     from edgetune_bench.targets import identify
     from edgetune_data.read import canonical_file, stage_inputs
-    from edgetune_runtime.bench.machine import usable_cores
     from edgetune_runtime.bench.matrix import Options
     from edgetune_runtime.bench.targets import parse
+    from edgetune_runtime.threads import measured_threads
 
-    options = Options(limit, device, threads or usable_cores(), warmup, rounds, max_new_tokens, stall)
+    options = Options(limit, device, measured_threads(device, threads), warmup, rounds, max_new_tokens, stall)
     known = partial(identify, engine=engine)
     study = prepare(
         [parse(target, known) for target in targets],

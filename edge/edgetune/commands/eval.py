@@ -34,7 +34,7 @@ from edgetune.commands._eval_export import export
 @click.option("--gallery", type=click.Path(path_type=Path), help="HTML page of the worst answers, drawn.")
 @click.option("--worst", type=click.IntRange(min=1), default=24, help="How many answers the gallery shows.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the model runs.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all usable cores unless given.")
+@click.option("--threads", type=int, help="CPU threads; by default all usable cores, on CUDA the engine's own choice.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, help="Longest answer, in tokens.")
 def command(
     console: Console,
@@ -62,10 +62,10 @@ def command(
     from edgetune_bench.study import GALLERY, prepare
     from edgetune_bench.targets import identify
     from edgetune_data.read import canonical_file, stage_inputs
-    from edgetune_runtime.bench.machine import usable_cores
     from edgetune_runtime.bench.matrix import Options
+    from edgetune_runtime.threads import measured_threads
 
-    options = Options(limit, device, threads or usable_cores(), warmup=0, max_new_tokens=max_new_tokens)
+    options = Options(limit, device, measured_threads(device, threads), warmup=0, max_new_tokens=max_new_tokens)
     study = prepare(
         [identify(target, adapter=adapter)],
         canonical_file(data),

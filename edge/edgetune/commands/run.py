@@ -41,6 +41,7 @@ def command(console: Console, **options: object) -> None:
 def _checkpoint(options: argparse.Namespace) -> Any:
     """Return a checkpoint that answers under torch."""
     from edgetune_runtime.errors import InputError, MissingDependency
+    from edgetune_runtime.threads import check_threads
 
     if options.engine is not None:
         raise InputError(f"{options.bundle}: a checkpoint runs under torch; --engine is for bundles")
@@ -55,6 +56,6 @@ def _checkpoint(options: argparse.Namespace) -> Any:
         ) from error
     notices: Any = logging
     notices.disable_progress_bar()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if threads := check_threads(options.threads):
+        torch.set_num_threads(threads)
     return TorchModel(options.bundle, adapter=options.adapter, device=options.device, max_new_tokens=128)

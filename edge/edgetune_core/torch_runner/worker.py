@@ -17,6 +17,7 @@ from transformers.utils import logging
 from edgetune_core.torch_runner.model import TorchModel
 from edgetune_runtime.bench.worker import Ask, Reply, add_arguments, run
 from edgetune_runtime.records import Record
+from edgetune_runtime.threads import check_threads
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,11 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(parser)
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    header: dict[str, Any] = {"engine": "torch", "device": options.device, "threads": torch.get_num_threads()}
+    header: dict[str, Any] = {"engine": "torch", "device": options.device}
 
     def load() -> Ask:
+        if threads := check_threads(options.threads):
+            torch.set_num_threads(threads)
+        header["threads"] = torch.get_num_threads()
         model = TorchModel(
             options.checkpoint, adapter=options.adapter, device=options.device, max_new_tokens=options.max_new_tokens
         )

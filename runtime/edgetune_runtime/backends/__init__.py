@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.threads import check_threads
 
 if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle
@@ -95,8 +96,7 @@ def load_backend(
     """
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}", hint=f"choose one of: {', '.join(DEVICES)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, not {threads}")
+    check_threads(threads)
     if engine is not None:
         return _installed(engine)(bundle, device=device, threads=threads)
     if bundle.format not in _BUILT_IN:

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--warmup", type=int, default=2, help="unmeasured answers before the measured ones (default: 2)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--engine", help="an installed engine in place of the runtime's own for the format")
-    add("--threads", type=_count, help="CPU threads (default: all usable cores)")
+    add("--threads", type=_count, help="CPU threads (default: all usable cores, on cuda the engine's own choice)")
     add("--max-new-tokens", type=_count, default=128, help="longest answer, in tokens (default: 128)")
     add("--stall", type=float, default=600.0, help="stop a row that is silent for so many s (default: 600)")
     add("--force", action="store_true", help="write over an earlier FILE")
@@ -45,10 +45,10 @@ def run(options: argparse.Namespace) -> None:
         InputError: bad input, or FILE cannot be written or exists.
         GateFailed: after the file was written, when a row failed.
     """
-    from edgetune_runtime.bench.machine import usable_cores
     from edgetune_runtime.bench.matrix import Options
     from edgetune_runtime.bench.plan import failures, prepare
     from edgetune_runtime.bench.targets import identify_bundle, parse
+    from edgetune_runtime.threads import measured_threads
 
     output: Path = options.output
     if not output.absolute().parent.is_dir():
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         options=Options(
             limit=options.limit,
             device=options.device,
-            threads=options.threads or usable_cores(),
+            threads=measured_threads(options.device, options.threads),
             warmup=options.warmup,
             rounds=options.rounds,
             max_new_tokens=options.max_new_tokens,

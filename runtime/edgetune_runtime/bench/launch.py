@@ -29,23 +29,27 @@ def run_worker(
     *,
     output: Path,
     log: Path,
-    threads: int,
+    threads: int | None,
     stall_s: float,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Any] | Failure:
     """Run `command` to its end and return the JSON object it wrote to `output`.
 
     The worker prints the number of answers so far, one a line, on its standard output; `progress` gets each. Its
-    standard error goes to `log`. A worker that prints nothing for `stall_s` seconds is killed. Nothing raises but
-    Ctrl-C, which ends the worker first: a row that fails must not take the others down.
+    standard error goes to `log`. A worker that prints nothing for `stall_s` seconds is killed. Without `threads` the
+    engine chooses. Nothing raises but Ctrl-C, which ends the worker first: a row that fails must not take the others
+    down.
     """
-    environment = os.environ | {name: str(threads) for name in _THREAD_VARIABLES}
     # A measurement must not depend on a network, nor warn about the launcher's fork.
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    asked: list[str] = []
+    if threads is not None:
+        environment |= {name: str(threads) for name in _THREAD_VARIABLES}
+        asked = ["--threads", str(threads)]
     output.unlink(missing_ok=True)
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [*command, "--output", str(output), "--threads", str(threads), "--progress"],
+            [*command, "--output", str(output), *asked, "--progress"],
             stdout=subprocess.PIPE,
             stderr=errors,
             env=environment,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.gpu import Gpu
+from edgetune_runtime.threads import usable_cores
 
 _PACKAGES = (
     "edgetune",
@@ -24,13 +25,6 @@ _PACKAGES = (
     "transformers",
     "peft",
 )
-
-
-def usable_cores() -> int:
-    """Number of CPU cores this process may run on, which an affinity mask or a container may limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -35,12 +35,13 @@ class Options:
     """How targets are run; the same for all of them.
 
     `rounds` deals the records out into that many parts and runs part after part, each over all targets, so that a
-    machine that slows down for a while slows all of them. `stall_s` ends a worker that answers nothing for so long.
+    machine that slows down for a while slows all of them. `threads` None leaves the number of CPU threads to each
+    engine. `stall_s` ends a worker that answers nothing for so long.
     """
 
     limit: int | None = None
     device: str = "cpu"
-    threads: int = 1
+    threads: int | None = 1
     warmup: int = 1
     rounds: int = 1
     max_new_tokens: int = 128

@@ -45,7 +45,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which every Python process, workers too, finds none of `ABSENT`."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "sitecustomize.py").write_text(f"import sys\nfor name in {ABSENT}: sys.modules[name] = None\n")
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))}
 
 
 def bench(*arguments: object, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -169,3 +169,49 @@ def test_bad_arguments_are_refused_before_anything_runs(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def gpu_engine(alone: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment whose workers find an engine that refuses a number of threads on "cuda", as TensorRT's does.
+
+    It is a distribution of its own and computes on the CPU, with the runtime's ONNX loader.
+    """
+    folder = tmp_path_factory.mktemp("engine")
+    info = folder / "gpu_engine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gpu-engine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[edgetune.backends]\ngpu = gpu_engine:load\n")
+    (folder / "gpu_engine.py").write_text(
+        "from edgetune_runtime.backends.onnx import engine\n"
+        "from edgetune_runtime.errors import InputError\n"
+        "def load(bundle, *, device, threads):\n"
+        "    if threads is not None: raise InputError(f'{threads} threads on {device}')\n"
+        "    return engine.load(bundle, threads=1)\n"
+    )
+    return alone | {"PYTHONPATH": os.pathsep.join((str(folder), alone["PYTHONPATH"]))}
+
+
+def test_on_a_gpu_the_engine_chooses_its_threads_unless_they_are_given(
+    qwen3_vl_bundle: Path, data: Path, gpu_engine: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "r.json"
+    arguments = (f"gpu={qwen3_vl_bundle}", "--data", data, "--output", output, "--device", "cuda", "--engine", "gpu")
+    few = ("--limit", "1", "--max-new-tokens", "2", "--warmup", "0")
+    done = bench(*arguments, *few, environment=gpu_engine)
+    assert done.returncode == 0, done.stderr
+    assert (read(output)["rows"][0]["status"], read(output)["options"]["threads"]) == ("ok", None)
+    bench(*arguments, *few, "--threads", "1", "--force", environment=gpu_engine)
+    assert read(output)["rows"][0]["reason"] == "1 threads on cuda"
+
+
+def test_more_threads_than_the_machine_can_use_are_refused_with_the_number(
+    qwen3_vl_bundle: Path, data: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    most = 4 * len(os.sched_getaffinity(0))
+    for threads in (most + 1, 2**31, 10**30):
+        output = tmp_path / "r.json"
+        done = bench(qwen3_vl_bundle, "--data", data, "--output", output, "--threads", threads, environment=alone)
+        assert done.returncode == 2
+        assert f"{threads} threads: at most {most}" in done.stderr
+        assert not output.exists()
