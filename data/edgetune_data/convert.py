@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from edgetune_data.canonical import DATA
-from edgetune_data.manifest import NAME, Entry, describe, hash_files, relative, set_hash
+from edgetune_data.formats.base import Value
+from edgetune_data.formats.canonical import DATA
+from edgetune_data.manifest import NAME, Hashed, describe, hash_files, relative, set_hash
 from edgetune_data.read import Reading, pictures_of, with_pictures, with_source
-from edgetune_data.source import Value
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.dialogue import Dialogue
 
@@ -38,7 +38,7 @@ class Converted:
     values: list[Value]
     kinds: dict[str, int]
     rejected: list[dict[str, Any]]
-    images: dict[Path, Entry]
+    images: dict[Path, Hashed]
 
     @property
     def images_sha256(self) -> str:
@@ -57,13 +57,16 @@ def collect(reading: Reading, *, on_error: Literal["stop", "report"] = "stop") -
     kinds: Counter[str] = Counter()
     known = reading.format.name == "edgetune"
     for item in tqdm(reading, desc="read", unit="record", disable=None, delay=2, leave=False):
-        if item.problem is not None:
+        try:
+            record = item.record()
+        except InputError as problem:
             if on_error == "stop":
-                raise item.problem
-            rejected.append({"source": item.source, "problem": str(item.problem), "record": item.raw})
-        elif item.value is not None:
-            values.append(item.value if known else with_source(item.value, item.source))
-            kinds["dialogue" if isinstance(item.entry, Dialogue) else item.entry.kind if item.entry else ""] += 1
+                raise
+            rejected.append({"source": item.name, "problem": str(problem), "record": item.found})
+            continue
+        value = item.value or {}
+        values.append(value if known else with_source(value, item.name))
+        kinds["dialogue" if isinstance(record, Dialogue) else record.kind] += 1
     if not values:
         raise InputError(f"{reading.path}: none of {len(rejected)} records can be used; {rejected[0]['problem']}")
     paths = dict.fromkeys(Path(name) for value in values for name in pictures_of(value))
@@ -80,7 +83,7 @@ def write(converted: Converted, folder: Path, *, copy_images: bool = False) -> d
         What a manifest says of it: counts by kind, of pictures, of refused records, and remarks.
     """
     names: dict[str, str] = {}
-    images: dict[Path, Entry] = {}
+    images: dict[Path, Hashed] = {}
     for path, entry in converted.images.items():
         place = path
         if copy_images or path in converted.reading.pictures.written:

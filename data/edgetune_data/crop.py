@@ -11,8 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from edgetune_data.crop_window import CropRules, Window, moved_into, window
-from edgetune_data.entries import Entry
 from edgetune_data.manifest import relative
+from edgetune_data.read import Item
 from edgetune_data.rewrite import moved, origin_of, with_places, write_lines, write_set
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import image_hash, load_image
@@ -36,16 +36,14 @@ class Cut:
         why: why it stays as it is, or nothing.
     """
 
-    entry: Entry
+    entry: Item
     value: dict[str, Any]
     windows: dict[Path, Window] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     why: str = ""
 
 
-def plan(
-    entries: Sequence[Entry], sizes: Mapping[Path, tuple[int, int]], rules: CropRules, around: Around
-) -> list[Cut]:
+def plan(entries: Sequence[Item], sizes: Mapping[Path, tuple[int, int]], rules: CropRules, around: Around) -> list[Cut]:
     """Return what is to be cut, record by record.
 
     Args:
@@ -74,9 +72,7 @@ def plan(
     return cuts
 
 
-def _whole(
-    entry: Entry, windows: Mapping[Path, Window], sizes: Mapping[Path, tuple[int, int]], rules: CropRules
-) -> Cut:
+def _whole(entry: Item, windows: Mapping[Path, Window], sizes: Mapping[Path, tuple[int, int]], rules: CropRules) -> Cut:
     """One crop of each picture that holds all boxes of the record."""
     real = {path: cut for path, cut in windows.items() if cut != (0, 0, *sizes[path])}
     if not real:
@@ -90,7 +86,7 @@ def _whole(
     return Cut(entry, with_places(entry.value or {}, places), real)
 
 
-def _box_by_box(entry: Entry, sizes: Mapping[Path, tuple[int, int]], rules: CropRules) -> Iterator[Cut]:
+def _box_by_box(entry: Item, sizes: Mapping[Path, tuple[int, int]], rules: CropRules) -> Iterator[Cut]:
     """A crop around each box; the record's other boxes go along as far as they are visible."""
     [path] = entry.images
     for number, target in enumerate(entry.places):
@@ -113,7 +109,7 @@ def _box_by_box(entry: Entry, sizes: Mapping[Path, tuple[int, int]], rules: Crop
         yield Cut(entry, value, {path: cut}, notes)
 
 
-def _only(entry: Entry, kept: Sequence[tuple[int, Place]]) -> dict[str, Any]:
+def _only(entry: Item, kept: Sequence[tuple[int, Place]]) -> dict[str, Any]:
     """Return a record with only some of its boxes, and their labels."""
     places = [place for _, place in kept]
     value = dict(entry.value or {})
@@ -213,7 +209,7 @@ def _linked(
     return {**changed, "meta": {**meta, "origin": origins[0]} | ({"origins": origins} if len(origins) > 1 else {})}
 
 
-def _origin(entry: Entry, path: Path, where: Window, output: Path) -> dict[str, Any]:
+def _origin(entry: Item, path: Path, where: Window, output: Path) -> dict[str, Any]:
     """Return the first original of a crop, also of a crop of a crop, and where in it the crop lies."""
     before = origin_of(entry)
     if before is None:

@@ -79,7 +79,7 @@ def xywh_to_xyxy(box: Sequence[float]) -> list[float]:
 
 
 def corners(box: Sequence[float], box_format: str) -> tuple[list[float], Unit]:
-    """Return a box's corners (xyxy) and their unit, from one of `edgetune_data.source.BOX_FORMATS`.
+    """Return a box's corners (xyxy) and their unit, from one of `edgetune_data.formats.base.BOX_FORMATS`.
 
     Raises:
         FormError: a number that should be a share of the picture is not between 0 and 1 (or 1000).

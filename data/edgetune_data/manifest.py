@@ -20,16 +20,16 @@ from edgetune_runtime.manifest import sha256_file
 
 NAME = "dataset.json"
 VERSION = 1
-Entry = dict[str, Any]
+Hashed = dict[str, Any]
 
 
-def hash_files(paths: Iterable[Path]) -> dict[Path, Entry]:
+def hash_files(paths: Iterable[Path]) -> dict[Path, Hashed]:
     """Return the sha256 and the size in bytes of each file.
 
     Raises:
         InputError: one is missing.
     """
-    found: dict[Path, Entry] = {}
+    found: dict[Path, Hashed] = {}
     for path in dict.fromkeys(paths):
         if not path.is_file():
             raise InputError(f"{path}: no such file")
@@ -37,7 +37,7 @@ def hash_files(paths: Iterable[Path]) -> dict[Path, Entry]:
     return found
 
 
-def set_hash(entries: Mapping[Any, Entry]) -> str:
+def set_hash(entries: Mapping[Any, Hashed]) -> str:
     """Return one sha256 over the contents of files, whatever they are called and in whatever order."""
     return hashlib.sha256("\n".join(sorted(entry["sha256"] for entry in entries.values())).encode()).hexdigest()
 
@@ -48,7 +48,12 @@ def relative(path: Path, folder: Path) -> str:
 
 
 def describe(
-    folder: Path, *, records: int, files: Iterable[Path], images: Mapping[Path, Entry], made_from: Mapping[Path, Entry]
+    folder: Path,
+    *,
+    records: int,
+    files: Iterable[Path],
+    images: Mapping[Path, Hashed],
+    made_from: Mapping[Path, Hashed],
 ) -> dict[str, Any]:
     """Return the manifest of a data set.
 
@@ -69,7 +74,7 @@ def describe(
     }
 
 
-def _named(entries: Mapping[Path, Entry], folder: Path) -> dict[str, Entry]:
+def _named(entries: Mapping[Path, Hashed], folder: Path) -> dict[str, Hashed]:
     return {relative(path, folder): entry for path, entry in entries.items()}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,47 +18,117 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgetune_data import text_boxes
-from edgetune_data.formats import Format, find
+from edgetune_data.formats import find
+from edgetune_data.formats.base import FLAGS, Format, Options, Row, Source, Value
 from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
-from edgetune_data.source import Options, Row, Source, Value
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.records import Entry, Record, read_entries, record_of
-
-_OPTION_OF = {
-    "image_root": "--image-root",
-    "split": "--split",
-    "box_format": "--box-format",
-    "orientation": "--orientation",
-    "annotations": "--annotations",
-    "columns": "--column",
-    "questions": "--question",
-    "group": "--group-rows",
-    "crowd": "--crowd",
-    "text_boxes": "--text-boxes",
-    "allow_download": "--allow-download",
-}
+from edgetune_runtime.images.load import upright_size
+from edgetune_runtime.records import AnyRecord, read_entries, record_of
+from edgetune_runtime.records.dialogue import Name, Picture, Place
+from edgetune_runtime.records.forms import Conversation, FormError, Parts, read_form
 
 
 @dataclass(frozen=True)
 class Item:
-    """One record of a data set, good or bad.
+    """One record of a data set, or what should have been one.
 
     Attributes:
-        source: file name and place, e.g. "data.jsonl:17" or "instances.json#139/cup".
-        where: the same with the file's whole path, for messages.
-        raw: what the file holds there, as far as it could be decoded.
-        value: the canonical record, checked, its pictures as paths from the current folder; None for a bad one.
-        entry: the same, decoded.
-        problem: why there is no value, in one line.
+        path: the file that it stands in.
+        place: where it stands there: ":17" for a line, "#42" for an object of another format.
+        value: the canonical object, its pictures as paths from the current folder; None when there is none.
+        form: what the object says, or None when it has no known form.
+        error: why it has none, or None.
+        raw: what the file holds there, a line as bytes.
     """
 
-    source: str
-    where: str
-    raw: Any
+    path: Path
+    place: str
     value: Value | None
-    entry: Entry | None
-    problem: InputError | None
+    form: Parts | Conversation | None
+    error: InputError | None = None
+    raw: Any = None
+
+    def record(self) -> AnyRecord:
+        """Return it decoded, its pictures and boxes checked.
+
+        Raises:
+            InputError: what is wrong with it, as "file:line: ...".
+        """
+        try:
+            if self.error is not None or self.value is None:
+                raise self.error or FormError("no record")
+            return record_of(self.value, Path(), self.name)
+        except InputError as error:
+            raise InputError(f"{self.source}: {error}", hint=error.hint) from error
+
+    @property
+    def found(self) -> Any:
+        """What the file holds there, decoded as far as it can be."""
+        if not isinstance(self.raw, bytes):
+            return self.raw
+        try:
+            return json.loads(self.raw)
+        except (ValueError, RecursionError):
+            return self.raw.decode("utf-8", errors="replace").rstrip("\n")
+
+    @property
+    def source(self) -> str:
+        """Where it stands, e.g. "data/train.jsonl:17"."""
+        return f"{self.path}{self.place}"
+
+    @property
+    def name(self) -> str:
+        """Where it stands without folders, e.g. "train.jsonl:17" or "instances.json#139/cup"."""
+        return f"{self.path.name}{self.place}"
+
+    @property
+    def line(self) -> str:
+        """Where it stands in its file, e.g. "17"."""
+        return self.place.removeprefix(":")
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The pictures it names."""
+        if self.form is None:
+            return ()
+        names = (self.form.image,) if isinstance(self.form, Parts) else self.form.images
+        return tuple(Path(name) for name in names)
+
+    @property
+    def places(self) -> list[Place]:
+        """Its boxes and points as they are written, in order."""
+        if isinstance(self.form, Parts):
+            return [Place(tuple(box)) for box in self.form.boxes or []]
+        turns = self.form.turns if self.form else ()
+        return [part for turn in turns for part in turn.parts if isinstance(part, Place)]
+
+    @property
+    def texts(self) -> list[str]:
+        """Everything that is said in it and becomes tokens."""
+        if isinstance(self.form, Parts):
+            words = [self.form.request or self.form.text, *self.form.labels, *self.form.answers]
+            return list(dict.fromkeys(words))
+        turns = self.form.turns if self.form else ()
+        parts = [part for turn in turns for part in turn.parts if isinstance(part, str | Name)]
+        return [part.text if isinstance(part, Name) else part for part in parts]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of its boxes, as far as it has names."""
+        if isinstance(self.form, Parts):
+            return self.form.labels
+        turns = self.form.turns if self.form else ()
+        return [part.text for turn in turns for part in turn.parts if isinstance(part, Name)]
+
+    @property
+    def kind(self) -> str:
+        """Either "ground", "vqa", "dialogue" or, when it cannot be read, "unreadable"."""
+        if self.form is None:
+            return "unreadable"
+        if isinstance(self.form, Parts):
+            return "vqa" if self.form.boxes is None else "ground"
+        return "dialogue"
 
 
 class Reading:
@@ -84,9 +154,10 @@ class Reading:
         self.format: Format = find(format, path)
         if not path.exists():
             raise InputError(f"{path}: no such data file")
-        stray = sorted(options.given() - self.format.options)
+        stray = sorted(options.given() - set(self.format.options))
         if stray:
-            raise InputError(f"{_OPTION_OF[stray[0]]} means nothing for the format {self.format.name}")
+            known = "; ".join(f"{FLAGS[name]}: {what}" for name, what in self.format.options.items())
+            raise InputError(f"{FLAGS[stray[0]]} means nothing for the format {self.format.name}", hint=known or None)
         self.files = self.format.files(path, options)
         root = options.image_root or self.files[0].parent
         self._source = Source(path, options, Pictures(root, allow_download=options.allow_download))
@@ -107,7 +178,7 @@ class Reading:
         return self._source.pictures
 
     def __iter__(self) -> Iterator[Item]:
-        """Yield each record, converted and checked.
+        """Yield each record, converted; its pictures are not looked at yet.
 
         Raises:
             InputError: a file cannot be read at all, or has no records.
@@ -118,12 +189,12 @@ class Reading:
         for row in self.format.rows(self._source):
             empty = False
             item = _item(row, frame, self._source.options)
-            if isinstance(item.entry, Record) and item.entry.kind == "ground":
-                asked = (item.entry.image, item.entry.text)
+            if isinstance(item.form, Parts) and item.kind == "ground":
+                asked = (item.form.image, item.form.text)
                 self._source.notes[self._repeated] += asked in phrases
                 phrases.add(asked)
-            if frame is None and item.entry is not None:
-                self._source.notes[text_boxes.REMARK] += bool(text_boxes.written(item.entry))
+            if frame is None and item.form is not None:
+                self._source.notes[text_boxes.REMARK] += bool(text_boxes.written(item.form))
             yield item
         if empty:
             raise InputError(f"{self.path}: no records in this file")
@@ -145,33 +216,14 @@ class Reading:
 
 
 def _item(row: Row, frame: text_boxes.TextFrame | None, options: Options) -> Item:
-    source, where = f"{row.file.name}{row.place}", f"{row.file}{row.place}"
+    value = None
     try:
         value = row.build()
         if frame is not None:
             value = text_boxes.placed(value, frame, options)
-        entry = record_of(value, Path(), source)
+        return Item(row.file, row.place, value, read_form(value), None, row.raw)
     except InputError as error:
-        problem = InputError(f"{where}: {error}", hint=error.hint)
-        return Item(source, where, _decoded(row.raw), None, None, problem)
-    return Item(source, where, None, value, entry, None)
-
-
-def _decoded(raw: Any) -> Any:
-    if not isinstance(raw, bytes):
-        return raw
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return raw.decode("utf-8", errors="replace").rstrip("\n")
-
-
-def _good(items: Iterator[Item]) -> Iterator[tuple[Value, Entry, str]]:
-    for item in items:
-        if item.value is None or item.entry is None:
-            assert item.problem is not None
-            raise item.problem
-        yield item.value, item.entry, item.source
+        return Item(row.file, row.place, value, None, error, row.raw)
 
 
 def open_records(path: Path, format: str = "auto", options: Options | None = None) -> Iterator[tuple[Value, str]]:
@@ -182,11 +234,12 @@ def open_records(path: Path, format: str = "auto", options: Options | None = Non
     Raises:
         InputError: the first thing that is wrong, as "file:line: ..." or "file#id: ...".
     """
-    for value, _, source in _good(iter(Reading(path, format, options))):
-        yield value, source
+    for item in Reading(path, format, options):
+        item.record()
+        yield item.value or {}, item.name
 
 
-def load(path: Path, format: str = "auto", options: Options | None = None) -> list[Entry]:
+def load(path: Path, format: str = "auto", options: Options | None = None) -> list[AnyRecord]:
     """Return the records of a data set, decoded and checked.
 
     Raises:
@@ -194,7 +247,54 @@ def load(path: Path, format: str = "auto", options: Options | None = None) -> li
     """
     if _is_plain(path, format, options):
         return read_entries(path)
-    return [entry for _, entry, _ in _good(iter(Reading(path, format, options)))]
+    return [item.record() for item in Reading(path, format, options)]
+
+
+def gather(path: Path) -> list[Item]:
+    """Return all records of a data set of any known format, readable or not.
+
+    Raises:
+        InputError: nothing is there, its format is not recognised, or it has no records.
+    """
+    reading = Reading(path)
+    items = list(reading)
+    if reading.pictures.written:
+        raise InputError(
+            f"{path}: its pictures are inside the data", hint=f"edgetune data convert {path} --output DIR writes files"
+        )
+    return items
+
+
+def checked(path: Path) -> list[Item]:
+    """Return all records of a data set of any known format, which all have to be right: form, pictures and boxes.
+
+    Raises:
+        InputError: the first one that is not, as "file:line: ..."; `edgetune data check` tells all of them.
+    """
+    items = gather(path)
+    for item in items:
+        try:
+            item.record()
+        except InputError as error:
+            raise InputError(
+                str(error), hint=error.hint or f"edgetune data check {path} tells about all records"
+            ) from error
+    return items
+
+
+def image_sizes(items: Iterable[Item]) -> dict[Path, tuple[int, int]]:
+    """Return the upright (width, height) in pixels of every picture, from the headers.
+
+    Raises:
+        ImageError: one is missing or is none.
+    """
+    return {image: upright_size(image) for image in dict.fromkeys(path for item in items for path in item.images)}
+
+
+def turn_text(parts: tuple[Any, ...]) -> str:
+    """Return a turn's words with names in place; pictures and places are left out."""
+    pieces = (part if isinstance(part, str) else part.text for part in parts if not isinstance(part, Picture | Place))
+    return "".join(pieces).strip()
 
 
 def _is_plain(path: Path, format: str, options: Options | None) -> bool:

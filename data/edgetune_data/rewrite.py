@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.entries import Entry
 from edgetune_data.manifest import NAME, describe, hash_files, relative
-from edgetune_data.read import pictures_of, with_pictures
+from edgetune_data.read import Item, pictures_of, with_pictures
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.dialogue import Place
 
@@ -25,7 +24,7 @@ def with_places(value: Mapping[str, Any], places: Sequence[Place]) -> dict[str, 
     return {**value, "bbox": numbers[0] if single else numbers}
 
 
-def moved(entry: Entry, value: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def moved(entry: Item, value: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return what a record says now as a file in `folder` says it: every picture named from there.
 
     Args:
@@ -41,7 +40,7 @@ def moved(entry: Entry, value: Mapping[str, Any], folder: Path) -> dict[str, Any
     return {**named, "meta": {**named["meta"], "origin": {"image": relative(path, folder), "crop": list(crop)}}}
 
 
-def origin_of(entry: Entry) -> tuple[Path, tuple[int, ...]] | None:
+def origin_of(entry: Item) -> tuple[Path, tuple[int, ...]] | None:
     """Return the picture that a record's own one was cut from, and the crop in its pixels, or None for an original.
 
     Raises:

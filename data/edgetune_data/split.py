@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.entries import Entry
 from edgetune_data.image_facts import ImageFacts, read_images
+from edgetune_data.near_duplicates import groups, near_pairs, stack
+from edgetune_data.read import Item
 from edgetune_data.rewrite import moved, origin_of, write_set
-from edgetune_data.twins import groups, near_pairs, stack
 from edgetune_runtime.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -24,11 +24,11 @@ SPLITS = ("train", "val", "test")
 class Group:
     """Records that must stay together, and how many there are of each stratum."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Item, ...]
     strata: Mapping[str, int]
 
 
-def grouped(entries: Sequence[Entry], near: int, by: str | None = None) -> list[Group]:
+def grouped(entries: Sequence[Item], near: int, by: str | None = None) -> list[Group]:
     """Return records in groups: those that share a picture, or pictures that are nearly the same.
 
     Pictures are the same when their pixels are, nearly so when their perceptual hashes differ in at most `near` of 64
@@ -55,13 +55,13 @@ def grouped(entries: Sequence[Entry], near: int, by: str | None = None) -> list[
     number = {key: index for index, key in enumerate(dict.fromkeys(key for linked in keys for key in linked))}
     links = [(number[linked[0]], number[other]) for linked in keys for other in linked[1:]]
     member = {index: group for group, indices in enumerate(groups(len(number), links)) for index in indices}
-    together: dict[Any, list[Entry]] = {}
+    together: dict[Any, list[Item]] = {}
     for entry, linked in zip(entries, keys, strict=False):
         together.setdefault(member[number[linked[0]]] if linked else entry.source, []).append(entry)
     return [Group(tuple(members), Counter(map(_stratum, members))) for members in together.values()]
 
 
-def _keys(entry: Entry, pixels: Mapping[Path, str], by: str | None) -> Iterator[str]:
+def _keys(entry: Item, pixels: Mapping[Path, str], by: str | None) -> Iterator[str]:
     """Yield what ties a record to others."""
     yield from (pixels[image.resolve()] for image in entry.images)
     origin = origin_of(entry)
@@ -73,7 +73,7 @@ def _keys(entry: Entry, pixels: Mapping[Path, str], by: str | None) -> Iterator[
         yield f"meta {json.dumps(meta[by], sort_keys=True)}"
 
 
-def _stratum(entry: Entry) -> str:
+def _stratum(entry: Item) -> str:
     """Return what a record is an example of: a label, an absent object, a question, a conversation."""
     if entry.kind == "ground":
         return f"label {' '.join(entry.labels[0].casefold().split())}" if entry.labels else "absent"
@@ -131,7 +131,7 @@ def divide(parts: Sequence[Group], ratios: Sequence[float], seed: int) -> list[l
 
 
 def write(
-    entries: Sequence[Entry], divided: Sequence[Sequence[Group]], work: Path, output: Path, *, groups_file: str
+    entries: Sequence[Item], divided: Sequence[Sequence[Group]], work: Path, output: Path, *, groups_file: str
 ) -> dict[str, Any]:
     """Write a file for each split, dataset.json, and which group each record is in; return the manifest's result.
 

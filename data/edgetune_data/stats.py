@@ -11,21 +11,21 @@ import numpy as np
 
 from edgetune_core.conversation import prepare
 from edgetune_data.check.texts import phrases
-from edgetune_data.entries import Entry
-from edgetune_data.eyes import Eyes
+from edgetune_data.model_view import ModelView
+from edgetune_data.read import Item
 from edgetune_runtime.records import record_of
 
 _QUANTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 
 
-def stats(entries: Sequence[Entry], sizes: Mapping[Path, tuple[int, int]], eyes: Eyes | None) -> dict[str, Any]:
+def stats(entries: Sequence[Item], sizes: Mapping[Path, tuple[int, int]], model: ModelView | None) -> dict[str, Any]:
     """Return the numbers as JSON values.
 
     Args:
         entries: sound records.
         sizes: (width, height) of their upright pictures in pixels.
-        eyes: the model, for what is counted in tokens.
+        model: the model, for what is counted in tokens.
     """
     kinds = Counter(entry.kind if entry.kind != "ground" or entry.places else "absent" for entry in entries)
     placed = [(place.numbers, sizes[entry.images[place.image]]) for entry in entries for place in entry.places]
@@ -41,12 +41,12 @@ def stats(entries: Sequence[Entry], sizes: Mapping[Path, tuple[int, int]], eyes:
         "most_frequent_labels": dict(labels.most_common(10)),
         "positions": _positions(boxes),
         "distributions": _distributions(entries, sizes, boxes),
-        "tokens": _tokens(entries, sizes, boxes, eyes),
+        "tokens": _tokens(entries, sizes, boxes, model),
     }
 
 
 def _distributions(
-    entries: Sequence[Entry], sizes: Mapping[Path, tuple[int, int]], boxes: Sequence[Any]
+    entries: Sequence[Item], sizes: Mapping[Path, tuple[int, int]], boxes: Sequence[Any]
 ) -> dict[str, Any]:
     """Return min, quantiles, max and mean of what every data set has."""
     words = [len(phrase.split()) for entry in entries for phrase in phrases(entry)[:1]]
@@ -66,17 +66,17 @@ def _distributions(
 
 
 def _tokens(
-    entries: Sequence[Entry], sizes: Mapping[Path, tuple[int, int]], boxes: Sequence[Any], eyes: Eyes | None
+    entries: Sequence[Item], sizes: Mapping[Path, tuple[int, int]], boxes: Sequence[Any], model: ModelView | None
 ) -> dict[str, Any]:
     """Return what the model makes of it; empty without one."""
     counted: dict[str, Any] = {}
-    if eyes is None or eyes.spec is None:
+    if model is None or model.spec is None:
         return counted
-    counted["tokens an image"] = spread([eyes.image_tokens(*size) for size in sizes.values()])
-    counted["box area (image tokens)"] = spread([eyes.tokens_of(box, *size) for box, size in boxes])
-    if eyes.tokenizer is not None:
+    counted["tokens an image"] = spread([model.image_tokens(*size) for size in sizes.values()])
+    counted["box area (image tokens)"] = spread([model.tokens_of(box, *size) for box, size in boxes])
+    if model.tokenizer is not None:
         records = [record_of(entry.value or {}, Path(), entry.source) for entry in entries]
-        samples = prepare(records, eyes.family, eyes.spec, eyes.tokenizer)
+        samples = prepare(records, model.family, model.spec, model.tokenizer)
         counted["tokens a sample"] = spread([len(sample.ids) for sample in samples])
         counted["learned tokens a sample"] = spread([sum(sample.learned) for sample in samples])
     return counted

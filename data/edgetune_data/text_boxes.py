@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgetune_data.formats.base import Options, Value
 from edgetune_data.frames import Frame, frame_of
-from edgetune_data.source import Options, Value
 from edgetune_runtime.codec import grammar
 from edgetune_runtime.errors import ImageError, InputError
 from edgetune_runtime.families import FAMILIES

@@ -16,7 +16,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family
 from edgetune_runtime.images.base import Plan, Preprocessing
 from edgetune_runtime.images.load import upright_size
-from edgetune_runtime.records import Entry, Record
+from edgetune_runtime.records import AnyRecord, Record
 from edgetune_runtime.records.dialogue import Dialogue, Name, Part, Picture, Place, Turn
 from edgetune_runtime.tokens import TextTokenizer, expand
 
@@ -32,7 +32,7 @@ class Sample:
         learned: S flags: whether the model learns to say the token.
     """
 
-    record: Entry
+    record: AnyRecord
     geometries: tuple[Geometry, ...]
     ids: list[int]
     learned: list[bool]
@@ -76,7 +76,9 @@ def answer(record: Record, geometry: Geometry, family: Family) -> str:
     return record.answer
 
 
-def prepare(entries: Iterable[Entry], family: Family, spec: Preprocessing, tokenizer: TextTokenizer) -> list[Sample]:
+def prepare(
+    entries: Iterable[AnyRecord], family: Family, spec: Preprocessing, tokenizer: TextTokenizer
+) -> list[Sample]:
     """Return records and dialogues as samples. Only the images' headers are read.
 
     Args:

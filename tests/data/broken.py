@@ -96,7 +96,7 @@ def broken(folder: Path) -> Writer:
     _plant_boxes(writer, picture)
     _plant_texts(writer, picture)
     _plant_copies(writer, picture, folder)
-    _plant_sights(writer, picture, folder)
+    _plant_picture_quality(writer, picture, folder)
     return writer
 
 
@@ -184,7 +184,7 @@ def _plant_copies(writer: Writer, picture: Any, folder: Path) -> None:
     writer.plant("near-duplicate", first, writer.add({"image": "again.jpg", "text": "the lower lamp", "bbox": box}))
 
 
-def _plant_sights(writer: Writer, picture: Any, folder: Path) -> None:
+def _plant_picture_quality(writer: Writer, picture: Any, folder: Path) -> None:
     def save(image: Image.Image, name: str) -> str:
         image.save(folder / name)
         return writer.add({"image": name, "question": f"What is in {name}?", "answer": "it is hard to say"})

@@ -13,7 +13,7 @@ from PIL import Image
 from data.broken import MAX_PIXELS, MIN_PIXELS, Writer, against, broken, clean
 from edgetune.cli import cli
 from edgetune_data.check import Limits, Report, check, gather
-from edgetune_data.eyes import Eyes
+from edgetune_data.model_view import ModelView
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "model"
 
@@ -23,7 +23,7 @@ def run(*arguments: str | Path) -> Result:
 
 
 def look(path: Path, *others: Path, **limits: Any) -> Report:
-    return check(gather(path, eyes=Eyes.of_checkpoint(TINY), limits=Limits(**limits)), others)
+    return check(gather(path, model=ModelView.of_checkpoint(TINY), limits=Limits(**limits)), others)
 
 
 def found(report: Report) -> dict[str, set[str]]:
@@ -58,8 +58,8 @@ def test_nothing_is_invented_on_a_clean_set(sound: Path) -> None:
 
 def test_the_family_and_its_limits_see_what_the_checkpoint_sees(damaged: tuple[Writer, Path]) -> None:
     _, path = damaged
-    eyes = Eyes.of_family("qwen3_vl", MIN_PIXELS, MAX_PIXELS)
-    assert found(check(gather(path, eyes=eyes))) == found(look(path))
+    model = ModelView.of_family("qwen3_vl", MIN_PIXELS, MAX_PIXELS)
+    assert found(check(gather(path, model=model))) == found(look(path))
 
 
 def test_without_a_model_the_rules_that_need_one_say_so(damaged: tuple[Writer, Path]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data.converting import GOLDEN, convert, lines, pictures, write_json
+from edgetune_data.formats.base import Options
 from edgetune_data.read import Reading, load
-from edgetune_data.source import Options
 from edgetune_runtime.errors import InputError
 
 

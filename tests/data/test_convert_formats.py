@@ -14,10 +14,10 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 from data.converting import GOLDEN, convert, lines, pictures, write_json
-from edgetune_data.formats import FORMATS, sniff
+from edgetune_data.formats import BUILT_IN, sniff
+from edgetune_data.formats.base import BOX_FORMATS
+from edgetune_data.formats.canonical import VERSION, record_schema
 from edgetune_data.read import load, open_records
-from edgetune_data.schema import VERSION, record_schema
-from edgetune_data.source import BOX_FORMATS
 from edgetune_runtime.records import read_entries, record_of
 
 INPUTS = {
@@ -198,7 +198,7 @@ def test_rows_of_one_phrase_are_grouped_on_request(folder: Path) -> None:
 def test_the_command_line_knows_the_formats() -> None:
     from edgetune.commands import _data_convert as command
 
-    assert ("auto", *FORMATS) == command.FORMATS
+    assert tuple(format.name for format in BUILT_IN) == command.FORMATS
     assert command.BOX_FORMATS == BOX_FORMATS
     assert record_schema()["$id"].endswith(f":{VERSION}")
 
@@ -206,4 +206,4 @@ def test_the_command_line_knows_the_formats() -> None:
 def test_what_is_no_known_format_is_named(tmp_path: Path) -> None:
     result = convert(write_json(tmp_path / "a.json", {"rows": []}), tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: {tmp_path / 'a.json'}: not recognised as any of swift, llava, coco, ")
+    assert result.stderr.startswith(f"error: {tmp_path / 'a.json'}: not recognised as any of csv, parquet, edgetune, ")

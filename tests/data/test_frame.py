@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgetune_data.check import check, gather
 from edgetune_data.check.frame import detect
-from edgetune_data.eyes import Eyes
+from edgetune_data.model_view import ModelView
 from edgetune_runtime.images.smart import smart_resize
 
 Floats = npt.NDArray[np.float64]
@@ -123,7 +123,7 @@ def test_the_evidence_is_told_and_too_few_boxes_say_nothing(tmp_path: Path) -> N
 def test_the_model_tells_its_own_frame(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lines = []
-    seeing = Eyes.of_family("qwen3_vl", 49152, 65536)
+    seeing = ModelView.of_family("qwen3_vl", 49152, 65536)
     seen = seeing.sees(1200, 900)
     for index in range(40):
         Image.effect_noise((1200, 900), 80).save(tmp_path / f"{index}.jpg")
@@ -133,5 +133,5 @@ def test_the_model_tells_its_own_frame(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(lines))
     assert check(gather(path)).of("frame") == []
-    [finding] = check(gather(path, eyes=seeing)).of("frame")
+    [finding] = check(gather(path, model=seeing)).of("frame")
     assert "pixels of the picture that the model sees" in finding.message

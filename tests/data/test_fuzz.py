@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.converting import GOLDEN, pictures
-from edgetune_data.read import Reading
+from edgetune_data.read import Item, Reading
 from edgetune_runtime.errors import InputError
 
 FILES = {
@@ -48,6 +48,14 @@ def replaced(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
     return changed
 
 
+def problem_of(item: Item) -> InputError | None:
+    try:
+        item.record()
+    except InputError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("name", FILES)
 @given(draw=st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -67,7 +75,7 @@ def test_a_damaged_file_is_told_and_nothing_else(
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     for form in (name, "auto"):
         try:
-            problems = [item.problem for item in Reading(path, form) if item.problem]
+            problems = [problem for item in Reading(path, form) if (problem := problem_of(item))]
         except InputError as error:
             problems = [error]
         assert all("\n" not in str(problem) for problem in problems)

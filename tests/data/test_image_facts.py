@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data.broken import photographs
 from edgetune_data.image_facts import ImageFacts, blur, judge, perceptual_hash, read_images
-from edgetune_data.twins import groups, near_pairs
+from edgetune_data.near_duplicates import groups, near_pairs
 from edgetune_runtime.errors import ImageError
 
 

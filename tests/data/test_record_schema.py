@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from edgetune_data.schema import record_schema
+from edgetune_data.formats.canonical import record_schema
 from edgetune_runtime.records.forms import FormError, read_form
 
 SCHEMA = Draft202012Validator(record_schema())

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data.broken import Writer
 from edgetune.cli import cli
-from edgetune_data.entries import Entry
+from edgetune_data.read import Item
 from edgetune_data.split import Group, divide
 from edgetune_runtime.errors import InputError
 
@@ -121,7 +121,7 @@ def test_ratios_hold_for_all_records_and_for_every_label(
 ) -> None:
     parts = []
     for index, size in enumerate(sizes):
-        entries = tuple(Entry(Path("d"), f":{index}.{number}", {}, None) for number in range(size))
+        entries = tuple(Item(Path("d"), f":{index}.{number}", {}, None) for number in range(size))
         parts.append(Group(entries, {f"label {index % labels}": size}))
     divided = divide(parts, ratios, seed)
     assert sorted(entry.source for side in divided for group in side for entry in group.entries) == sorted(
@@ -140,7 +140,7 @@ def test_ratios_hold_for_all_records_and_for_every_label(
 
 
 def test_a_split_that_would_be_empty_is_an_error(tmp_path: Path) -> None:
-    group = Group((Entry(Path("d"), ":1", {}, None),) * 3, {"label a": 3})
+    group = Group((Item(Path("d"), ":1", {}, None),) * 3, {"label a": 3})
     with pytest.raises(InputError, match="val would be empty: there are 1 groups"):
         divide([group], (0.8, 0.2), 0)
 

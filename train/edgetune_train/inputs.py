@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import sha256_file
-from edgetune_runtime.records import Entry
+from edgetune_runtime.records import AnyRecord
 
 
-def image_hashes(records: Sequence[Entry]) -> dict[Path, str]:
+def image_hashes(records: Sequence[AnyRecord]) -> dict[Path, str]:
     """Return the sha256 of each image file that the records name."""
     paths = dict.fromkeys(path for record in records for path in record.images)
     return {path: sha256_file(path) for path in tqdm(paths, desc="hash images", unit="image", disable=None, delay=2)}
@@ -24,7 +24,7 @@ def tree_hash(hashes: Mapping[Path, str]) -> str:
     return hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()
 
 
-def check_disjoint(records: Sequence[Entry], val: Sequence[Entry], hashes: Mapping[Path, str]) -> None:
+def check_disjoint(records: Sequence[AnyRecord], val: Sequence[AnyRecord], hashes: Mapping[Path, str]) -> None:
     """Refuse a validation record whose image is trained on: its score would say nothing about new images.
 
     Raises:

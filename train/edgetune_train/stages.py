@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune_runtime.records import Entry
+from edgetune_runtime.records import AnyRecord
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.folder import ADAPTER_FILES
 from edgetune_train.launch import main_process
@@ -32,8 +32,8 @@ class Stage:
     """
 
     name: str
-    records: Sequence[Entry]
-    val: Sequence[Entry]
+    records: Sequence[AnyRecord]
+    val: Sequence[AnyRecord]
     settings: TrainSettings
 
 

@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.records import Entry
+from edgetune_runtime.records import AnyRecord
 from edgetune_train.adapt import adapted_model
 from edgetune_train.batch import Collator, blank_sample
 from edgetune_train.best import SCORE, BestAdapter, best_validation
@@ -34,8 +34,8 @@ from edgetune_train.trainer import GroundingTrainer, last_checkpoint, logged_unt
 
 def train(
     checkpoint: Checkpoint,
-    records: Sequence[Entry],
-    val: Sequence[Entry],
+    records: Sequence[AnyRecord],
+    val: Sequence[AnyRecord],
     settings: TrainSettings,
     folder: Path,
     *,

@@ -53,9 +53,9 @@ def written(numbers: Numbers) -> str:
 
 def _tokens(material: Material, facts: ImageFacts, numbers: Numbers) -> float | None:
     """Return a box's area in image tokens, or None for a point or where the model is not known."""
-    if material.eyes is None or material.eyes.spec is None or len(numbers) == 2:
+    if material.model is None or material.model.spec is None or len(numbers) == 2:
         return None
     try:
-        return material.eyes.tokens_of(numbers, facts.width, facts.height)
+        return material.model.tokens_of(numbers, facts.width, facts.height)
     except ImageError:
         return None  # told as a picture that the model does not take

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edgetune_data.check.findings import Finding
 from edgetune_data.check.material import Material
-from edgetune_data.entries import Entry
 from edgetune_data.image_facts import ImageFacts
-from edgetune_data.twins import clusters, near_pairs, stack
+from edgetune_data.near_duplicates import clusters, near_pairs, stack
+from edgetune_data.read import Item
 
 
 def check(material: Material, against: Mapping[Path, Sequence[ImageFacts]]) -> Iterator[Finding]:
@@ -27,7 +27,7 @@ def check(material: Material, against: Mapping[Path, Sequence[ImageFacts]]) -> I
         yield from _leaks(material, path, pictures)
 
 
-def content(entry: Entry, material: Material) -> str:
+def content(entry: Item, material: Material) -> str:
     """Return what a record says, whatever it is called: equal texts are equal records about equal pictures."""
     assert entry.value is not None
     names = {"image": None, "images": None, "id": None, "meta": None}
@@ -36,7 +36,7 @@ def content(entry: Entry, material: Material) -> str:
 
 
 def _records(material: Material) -> Iterator[Finding]:
-    told: dict[str, list[Entry]] = {}
+    told: dict[str, list[Item]] = {}
     for entry in material.entries:
         if entry.form is not None:
             told.setdefault(content(entry, material), []).append(entry)

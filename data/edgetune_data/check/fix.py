@@ -12,9 +12,8 @@ from edgetune_data.check.copies import content
 from edgetune_data.check.cover import copy_of, hidden, regions_of
 from edgetune_data.check.findings import Report
 from edgetune_data.check.material import Material
-from edgetune_data.entries import Entry
 from edgetune_data.image_facts import ImageFacts
-from edgetune_data.read import pictures_of, with_pictures
+from edgetune_data.read import Item, pictures_of, with_pictures
 from edgetune_data.rewrite import with_places
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.dialogue import Place
@@ -72,7 +71,7 @@ def parse_fixes(names: str) -> tuple[str, ...]:
 
 def fix(
     material: Material, report: Report, fixes: Sequence[str], folder: Path
-) -> tuple[list[tuple[Entry, Any]], list[Change]]:
+) -> tuple[list[tuple[Item, Any]], list[Change]]:
     """Return the kept records as (line, its object now), and every change.
 
     Args:
@@ -93,10 +92,10 @@ def fix(
             f"{unreadable[0].source}: cannot be read, so it cannot be copied",
             hint=f"--fix unreadable,{','.join(fixes)}",
         )
-    kept: list[tuple[Entry, Any]] = []
+    kept: list[tuple[Item, Any]] = []
     changes: list[Change] = []
     bad = {name: _lines(report, rule) for name, rule in _RULE.items()}
-    seen: dict[str, Entry] = {}
+    seen: dict[str, Item] = {}
     for entry in material.entries:
         value: Any = entry.value
         for change in _changes(material, entry, fixes, seen, bad, folder):
@@ -111,9 +110,9 @@ def fix(
 
 def _changes(
     material: Material,
-    entry: Entry,
+    entry: Item,
     fixes: Sequence[str],
-    seen: dict[str, Entry],
+    seen: dict[str, Item],
     bad: dict[str, set[str]],
     folder: Path,
 ) -> Iterator[Change]:
@@ -157,7 +156,7 @@ def _changes(
             yield Change(entry.source, "cover", _covers(entry, places, found), with_pictures(value, copies))
 
 
-def _covers(entry: Entry, places: Sequence[Place], found: Mapping[Path, ImageFacts]) -> str:
+def _covers(entry: Item, places: Sequence[Place], found: Mapping[Path, ImageFacts]) -> str:
     """Return what is covered in a record's pictures, and which of its boxes hardly anything is left of."""
     told = []
     for image, facts in found.items():
@@ -174,7 +173,7 @@ def _lines(report: Report, rule: str) -> set[str]:
     return {line for finding in report.of(rule) for line in finding.lines}
 
 
-def _size(material: Material, entry: Entry, place: Place) -> tuple[int, int]:
+def _size(material: Material, entry: Item, place: Place) -> tuple[int, int]:
     facts = material.facts(entry.images[place.image])
     assert facts is not None
     return facts.width, facts.height

@@ -14,9 +14,8 @@ from edgetune_data.check.fix import fix
 from edgetune_data.check.material import Material
 from edgetune_data.check.run import check
 from edgetune_data.check.sheet import sheet
-from edgetune_data.entries import Entry
 from edgetune_data.image_facts import facts_of
-from edgetune_data.read import pictures_of
+from edgetune_data.read import Item, pictures_of
 from edgetune_data.rewrite import moved, write_lines, write_set
 from edgetune_runtime.records.forms import read_form
 
@@ -55,7 +54,7 @@ def recheck(material: Material, report: Report, fixes: Sequence[str], output: Pa
     entries = []
     for line, (entry, value) in enumerate(kept, start=1):
         form = read_form(value) if entry.form is not None else None
-        entries.append(Entry(output / DATA, f":{line}", value, form, entry.error))
+        entries.append(Item(output / DATA, f":{line}", value, form, entry.error))
     named = {image for entry in entries for image in entry.images}
     pictures = {path: facts for path, facts in material.pictures.items() if path in named}
     # Made once more, for a dry run has left none.

@@ -159,10 +159,10 @@ def _fit(boxes: Floats, extent: Floats, order: str) -> float:
 
 def _seen(material: Material, sizes: Floats) -> Floats | None:
     """Return the sizes [N, 2] that the model sees, or None where that is not known or it does not take one of them."""
-    if material.eyes is None or material.eyes.spec is None:
+    if material.model is None or material.model.spec is None:
         return None
     try:
-        views = [material.eyes.sees(int(width), int(height)) for width, height in sizes]
+        views = [material.model.sees(int(width), int(height)) for width, height in sizes]
     except InputError:
         return None
     return np.array([(view.resized_width, view.resized_height) for view in views], dtype=np.float64)

@@ -11,9 +11,9 @@ from typing import Any
 
 from edgetune_data.check.findings import Finding, Numbers
 from edgetune_data.check.limits import Limits
-from edgetune_data.entries import Entry
-from edgetune_data.eyes import Eyes
 from edgetune_data.image_facts import ImageFacts, Look
+from edgetune_data.model_view import ModelView
+from edgetune_data.read import Item
 from edgetune_runtime.errors import ImageError
 
 
@@ -25,15 +25,15 @@ class Material:
         path: the data file.
         entries: its lines.
         pictures: what they name, decoded, or why it cannot be.
-        eyes: the model, or None where none was given.
+        model: the model, or None where none was given.
         limits: the thresholds.
         looks: what the redactors are asked by, by name.
     """
 
     path: Path
-    entries: Sequence[Entry]
+    entries: Sequence[Item]
     pictures: Mapping[Path, ImageFacts | ImageError]
-    eyes: Eyes | None
+    model: ModelView | None
     limits: Limits
     looks: Mapping[str, Look] = field(default_factory=dict)
 
@@ -48,9 +48,9 @@ class Material:
         return facts if isinstance(facts, ImageFacts) else None
 
     @cached_property
-    def naming(self) -> Mapping[Path, Sequence[Entry]]:
+    def naming(self) -> Mapping[Path, Sequence[Item]]:
         """The lines that name each picture."""
-        lines: dict[Path, list[Entry]] = {}
+        lines: dict[Path, list[Item]] = {}
         for entry in self.entries:
             for image in dict.fromkeys(entry.images):
                 lines.setdefault(image, []).append(entry)
@@ -59,7 +59,7 @@ class Material:
     def finding(
         self,
         rule: str,
-        entries: Sequence[Entry],
+        entries: Sequence[Item],
         message: str,
         *,
         image: Path | None = None,
@@ -81,7 +81,7 @@ class Material:
         contents = sorted(f"{path}\0{getattr(facts, 'sha256', facts)}" for path, facts in self.pictures.items())
         return {
             "limits": self.limits.to_dict(),
-            "model": self.eyes.to_dict() if self.eyes else None,
+            "model": self.model.to_dict() if self.model else None,
             "images_sha256": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
         }
 
@@ -90,7 +90,7 @@ class Material:
         facts = self.facts(path)
         return facts.sha256 if facts else str(path)
 
-    def placed(self) -> Iterator[tuple[Entry, ImageFacts, Numbers]]:
+    def placed(self) -> Iterator[tuple[Item, ImageFacts, Numbers]]:
         """Yield every box and point with its line and its picture, as far as that can be read."""
         for entry in self.entries:
             for place in entry.places:

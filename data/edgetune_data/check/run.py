@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from edgetune_data import entries as lines
-from edgetune_data.check import boxes, copies, frame, labels, sights, texts
+from edgetune_data import read
+from edgetune_data.check import boxes, copies, frame, labels, picture_quality, texts
 from edgetune_data.check.findings import RULES, Finding, Report
 from edgetune_data.check.limits import Limits
 from edgetune_data.check.material import Material
-from edgetune_data.eyes import Eyes
 from edgetune_data.image_facts import ImageFacts, read_images
+from edgetune_data.model_view import ModelView
 from edgetune_data.redactors import Redactor
 from edgetune_runtime.errors import ImageError
 
@@ -20,7 +20,7 @@ from edgetune_runtime.errors import ImageError
 def gather(
     path: Path,
     *,
-    eyes: Eyes | None = None,
+    model: ModelView | None = None,
     limits: Limits | None = None,
     redactors: Mapping[str, Redactor] | None = None,
 ) -> Material:
@@ -29,11 +29,11 @@ def gather(
     Raises:
         InputError: nothing is there, its format is not recognised, or it has no records.
     """
-    entries = lines.gather(path)
+    entries = read.gather(path)
     looks = {name: redactor.find for name, redactor in (redactors or {}).items()}
     images = chain.from_iterable(entry.images for entry in entries)
     pictures = read_images(images, quality=True, looks=looks)
-    return Material(path, entries, pictures, eyes, limits or Limits(), looks)
+    return Material(path, entries, pictures, model, limits or Limits(), looks)
 
 
 def check(material: Material, against: Sequence[Path] = ()) -> Report:
@@ -61,7 +61,7 @@ def _findings(material: Material, others: Mapping[Path, Sequence[ImageFacts]]) -
             rule = "picture" if isinstance(entry.error, ImageError) else "line"
             hint = f" ({entry.error.hint})" if entry.error.hint else ""
             yield material.finding(rule, [entry], f"{entry.error}{hint}")
-    yield from sights.check(material)
+    yield from picture_quality.check(material)
     yield from boxes.check(material)
     yield from texts.check(material)
     yield from frame.check(material)
@@ -71,15 +71,15 @@ def _findings(material: Material, others: Mapping[Path, Sequence[ImageFacts]]) -
 
 def _decoded(path: Path) -> list[ImageFacts]:
     """Return the pictures of another data file that can be read; its own check tells about the others."""
-    images = chain.from_iterable(entry.images for entry in lines.gather(path))
+    images = chain.from_iterable(entry.images for entry in read.gather(path))
     return [facts for facts in read_images(images).values() if isinstance(facts, ImageFacts)]
 
 
 def _skipped(material: Material, against: bool) -> dict[str, str]:
     skipped = {}
-    if material.eyes is None:
+    if material.model is None:
         skipped["control-token"] = "needs --checkpoint or --family"
-    if material.eyes is None or material.eyes.spec is None:
+    if material.model is None or material.model.spec is None:
         needed = "needs --checkpoint, or --family with --min-pixels and --max-pixels"
         skipped |= {"tiny-box": needed, "low-resolution": needed}
     if not against:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edgetune_data.check.findings import Finding, Numbers
 from edgetune_data.check.material import Material
-from edgetune_data.entries import Entry, turn_text
+from edgetune_data.read import Item, turn_text
 from edgetune_data.text_boxes import written
 from edgetune_runtime.bench.metrics import iou
 from edgetune_runtime.records.forms import Conversation, Parts
@@ -32,11 +32,11 @@ def check(material: Material) -> Iterator[Finding]:
 
 
 def _control_tokens(material: Material) -> Iterator[Finding]:
-    if material.eyes is None:
+    if material.model is None:
         return
     for entry in material.entries:
         for text in entry.texts:
-            spelled = [token for token in material.eyes.control if token in text]
+            spelled = [token for token in material.model.control if token in text]
             if spelled:
                 yield material.finding("control-token", [entry], f"{_short(text)} spells {', '.join(spelled)}")
                 break
@@ -58,7 +58,7 @@ def _text_boxes(material: Material) -> Iterator[Finding]:
 
 def _vague(material: Material) -> Iterator[Finding]:
     patterns = [re.compile(pattern, re.IGNORECASE) for pattern in (_VAGUE, *material.limits.vague)]
-    by_phrase: dict[str, list[Entry]] = {}
+    by_phrase: dict[str, list[Item]] = {}
     for entry in material.entries:
         for phrase in dict.fromkeys(map(normal, phrases(entry))):
             if any(pattern.fullmatch(phrase) for pattern in patterns):
@@ -76,7 +76,7 @@ def _vague(material: Material) -> Iterator[Finding]:
 
 
 def _ambiguous(material: Material) -> Iterator[Finding]:
-    asked: dict[tuple[str, str], list[Entry]] = {}
+    asked: dict[tuple[str, str], list[Item]] = {}
     for entry in material.entries:
         if entry.kind == "ground" and isinstance(entry.form, Parts):
             key = (material.identity(entry.images[0]), normal(entry.form.text))
@@ -101,7 +101,7 @@ def _ambiguous(material: Material) -> Iterator[Finding]:
 
 
 def _conflicting(material: Material) -> Iterator[Finding]:
-    asked: dict[tuple[str, ...], list[tuple[Entry, frozenset[str]]]] = {}
+    asked: dict[tuple[str, ...], list[tuple[Item, frozenset[str]]]] = {}
     for entry in material.entries:
         for question, answers in questions(entry):
             pictures = [material.identity(image) for image in entry.images]
@@ -121,14 +121,14 @@ def _conflicting(material: Material) -> Iterator[Finding]:
             )
 
 
-def phrases(entry: Entry) -> list[str]:
+def phrases(entry: Item) -> list[str]:
     """Return what an entry calls things: the phrase to find and the names of boxes."""
     if isinstance(entry.form, Parts) and entry.form.boxes is not None:
         return [entry.form.text, *entry.labels]
     return entry.labels if isinstance(entry.form, Conversation) else []
 
 
-def questions(entry: Entry) -> Iterator[tuple[str, Sequence[str]]]:
+def questions(entry: Item) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield each question of an entry that is answered with text, and the accepted answers.
 
     Of a conversation only the first question counts: what follows may lean on it.
@@ -157,10 +157,10 @@ def _short(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
-def _times(entries: Sequence[Entry]) -> str:
+def _times(entries: Sequence[Item]) -> str:
     return "1 record" if len(entries) == 1 else f"{len(entries)} records"
 
 
-def _list(entries: Iterable[Entry]) -> str:
+def _list(entries: Iterable[Item]) -> str:
     lines = [entry.line for entry in entries]
     return ", ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.commands._common import Console, verb
-from edgetune.commands._data_options import eyes_of, model_options
+from edgetune.commands._data_options import model_options, model_view_of
 
 if TYPE_CHECKING:
     from edgetune_data.check import Material, Report
@@ -80,7 +80,7 @@ def check(
     names = parse_fixes(fixes) if fixes else ()
     material = gather(
         data,
-        eyes=eyes_of(checkpoint, family, min_pixels, max_pixels),
+        model=model_view_of(checkpoint, family, min_pixels, max_pixels),
         limits=limits,
         redactors={name: load_redactor(name) for name in redactors},
     )

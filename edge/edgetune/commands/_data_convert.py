@@ -10,7 +10,7 @@ import click
 from edgetune.commands._common import Console, verb
 from edgetune_core.stage import StageResult, run_stage
 
-FORMATS = ("auto", "swift", "llava", "coco", "refcoco", "labelstudio", "csv", "parquet", "vqa", "edgetune")
+FORMATS = ("csv", "parquet", "edgetune", "refcoco", "coco", "labelstudio", "vqa", "llava", "swift")
 BOX_FORMATS = ("xyxy", "xywh", "xyxy-norm1", "xywh-norm1", "cxcywh-norm1", "xyxy-norm1000")
 
 
@@ -28,7 +28,13 @@ def _pairs(context: click.Context, option: click.Parameter, value: tuple[str, ..
 @verb(writes=True)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for data.jsonl.")
-@click.option("--format", type=click.Choice(FORMATS), default="auto", help="What PATH is; auto looks.")
+@click.option(
+    "--format",
+    default="auto",
+    metavar="NAME",
+    show_default=True,
+    help=f"What PATH is: {', '.join(FORMATS)}, or a format that another package adds; auto looks.",
+)
 @click.option("--image-root", type=click.Path(path_type=Path), help="Where relative paths of pictures start.")
 @click.option("--split", help="Read only this split (refcoco, csv, parquet, vqa).")
 @click.option("--box-format", type=click.Choice(BOX_FORMATS), help="Of csv and parquet; xyxy in pixels unless given.")
@@ -94,8 +100,8 @@ def convert(
     PATH is a file or a folder. Everything is read and checked before anything is written.
     """
     from edgetune_data.convert import collect, write
+    from edgetune_data.formats.base import Options
     from edgetune_data.read import Reading
-    from edgetune_data.source import Options
 
     reading = Reading(path, format, Options(group=group_rows, **options))
     converted = collect(reading, on_error=on_error)

@@ -52,8 +52,8 @@ def crop(
     """
     from edgetune_data.crop import beside_originals, plan, write
     from edgetune_data.crop_window import CropRules
-    from edgetune_data.entries import checked, image_sizes
     from edgetune_data.manifest import hash_files, set_hash
+    from edgetune_data.read import checked, image_sizes
 
     rules = CropRules(**sizes)
     entries = checked(data)

@@ -12,7 +12,7 @@ from edgetune.commands._common import Console
 from edgetune_core.stage import StageResult
 
 if TYPE_CHECKING:
-    from edgetune_data.eyes import Eyes
+    from edgetune_data.model_view import ModelView
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,17 +31,19 @@ def model_options(function: Function) -> Function:
     return function
 
 
-def eyes_of(checkpoint: Path | None, family: str | None, min_pixels: int | None, max_pixels: int | None) -> Eyes | None:
+def model_view_of(
+    checkpoint: Path | None, family: str | None, min_pixels: int | None, max_pixels: int | None
+) -> ModelView | None:
     """Return how the model sees, or None where no model was named."""
-    from edgetune_data.eyes import Eyes
+    from edgetune_data.model_view import ModelView
 
     limits = (min_pixels, max_pixels)
     if checkpoint and (family or limits != (None, None)):
         raise click.UsageError("--checkpoint says the family and its limits; leave out the other options.")
     if checkpoint:
-        return Eyes.of_checkpoint(checkpoint)
+        return ModelView.of_checkpoint(checkpoint)
     if family:
-        return Eyes.of_family(family, *limits)
+        return ModelView.of_family(family, *limits)
     if limits != (None, None):
         raise click.UsageError("--min-pixels and --max-pixels need --family.")
     return None

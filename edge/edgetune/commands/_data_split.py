@@ -47,8 +47,8 @@ def split(
 
     Labels, absent objects, questions and conversations are shared out evenly.
     """
-    from edgetune_data.entries import checked
     from edgetune_data.manifest import hash_files, set_hash
+    from edgetune_data.read import checked
     from edgetune_data.split import divide, grouped, summary, write
 
     entries = checked(data)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgetune.commands._common import Console, verb
-from edgetune.commands._data_options import eyes_of, model_options
+from edgetune.commands._data_options import model_options, model_view_of
 
 
 @verb()
@@ -22,12 +22,12 @@ def stats(
     max_pixels: int | None,
 ) -> None:
     """Count a data set: records, pictures, labels, box sizes and places, words, and with a model tokens."""
-    from edgetune_data.entries import checked, image_sizes
+    from edgetune_data.read import checked, image_sizes
     from edgetune_data.stats import stats as count
 
-    eyes = eyes_of(checkpoint, family, min_pixels, max_pixels)
+    model = model_view_of(checkpoint, family, min_pixels, max_pixels)
     entries = checked(data)
-    found = count(entries, image_sizes(entries), eyes)
+    found = count(entries, image_sizes(entries), model)
     console.result({"data": data, **found})
     kinds = ", ".join(f"{number} {kind}" for kind, number in found["kinds"].items())
     console.line(f"{data}: {found['records']} records ({kinds}) of {found['images']} pictures")

@@ -13,7 +13,7 @@ from edgetune.commands._config import read_options
 from edgetune_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from edgetune_runtime.records import Entry
+    from edgetune_runtime.records import AnyRecord
     from edgetune_train.settings import TrainSettings
 
 _SAME = "all stages train the same adapter, give it on the command line"
@@ -54,7 +54,7 @@ class Plan:
             return found
         return {f"{self.name} {role}": path for role, path in found.items()}
 
-    def load(self) -> tuple[list[Entry], list[Entry]]:
+    def load(self) -> tuple[list[AnyRecord], list[AnyRecord]]:
         """Return the training and the held-out records.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgetune_runtime.records.read import (
-    Entry,
+    AnyRecord,
     Record,
     decode_line,
     read_entries,
@@ -12,4 +12,4 @@ from edgetune_runtime.records.read import (
     scored,
 )
 
-__all__ = ["Entry", "Record", "decode_line", "read_entries", "read_records", "record_of", "scored"]
+__all__ = ["AnyRecord", "Record", "decode_line", "read_entries", "read_records", "record_of", "scored"]

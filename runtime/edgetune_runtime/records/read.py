@@ -84,7 +84,7 @@ class Record:
         return family.ground_prompt.replace("{phrase}", self.text) if self.kind == "ground" else self.text
 
 
-Entry = Record | Dialogue
+AnyRecord = Record | Dialogue
 """What a line of a data file may hold."""
 
 
@@ -97,7 +97,7 @@ def read_records(path: Path) -> list[Record]:
     return scored(read_entries(path), path)
 
 
-def scored(entries: Sequence[Entry], path: Path) -> list[Record]:
+def scored(entries: Sequence[AnyRecord], path: Path) -> list[Record]:
     """Return entries as records.
 
     Raises:
@@ -113,7 +113,7 @@ def scored(entries: Sequence[Entry], path: Path) -> list[Record]:
     return [entry for entry in entries if isinstance(entry, Record)]
 
 
-def read_entries(path: Path) -> list[Entry]:
+def read_entries(path: Path) -> list[AnyRecord]:
     """Read and check a JSONL file. Image paths are relative to its folder; blank lines are ignored.
 
     Raises:
@@ -137,7 +137,7 @@ def read_entries(path: Path) -> list[Entry]:
     return entries
 
 
-def record_of(value: Mapping[str, Any], folder: Path, source: str) -> Entry:
+def record_of(value: Mapping[str, Any], folder: Path, source: str) -> AnyRecord:
     """Return one decoded JSON object as a record or a dialogue.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.records import Entry, read_entries, read_records
+from edgetune_runtime.records import AnyRecord, read_entries, read_records
 from edgetune_runtime.records.dialogue import Dialogue, Name, Picture, Place
 from lines import ask, ground, pictures, swift
 
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     return pictures(tmp_path)
 
 
-def entries(folder: Path, *lines: Any) -> list[Entry]:
+def entries(folder: Path, *lines: Any) -> list[AnyRecord]:
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return read_entries(path)

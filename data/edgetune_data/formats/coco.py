@@ -12,17 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgetune_data.formats.base import BOXES, Format, Row, Source, Value, objects_of, read_json
 from edgetune_data.frames import frame_of, xywh_to_xyxy
-from edgetune_data.source import Options, Row, Source, Value, objects_of, read_json
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.forms import FormError
 
 Entry = Mapping[str, Any]
-
-
-def files(path: Path, options: Options) -> list[Path]:
-    """Return the file that holds pictures, annotations and categories."""
-    return [path]
 
 
 class Instances:
@@ -163,3 +158,12 @@ def _convert(source: Source, data: Instances, image_id: Any, category_id: Any, b
         "bbox": boxes,
         "meta": {"annotations": [annotation["id"] for annotation in boxed]},
     }
+
+
+FORMAT = Format(
+    name="coco",
+    title="COCO detection: instances with categories (JSON)",
+    sniff=lambda found: {"images", "annotations", "categories"} <= found.keys,
+    rows=rows,
+    options=BOXES | {"crowd": "what a region marked as a crowd is: keep or skip"},
+)

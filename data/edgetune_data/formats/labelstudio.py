@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from edgetune_data.formats.base import BOXES, Format, Row, Source, Value, read_json
+from edgetune_data.formats.sniffing import is_json_lines
 from edgetune_data.frames import frame_of, xywh_to_xyxy
-from edgetune_data.source import Options, Row, Source, Value, is_json_lines, read_json
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.forms import FormError
 
@@ -32,11 +33,6 @@ _UPRIGHT = 1e-3
 Entry = Mapping[str, Any]
 Shown = tuple[str, int | None]
 """Which picture of a task: the <Image> tag and the page, None for a tag that has one picture."""
-
-
-def files(path: Path, options: Options) -> list[Path]:
-    """Return the export."""
-    return [path]
 
 
 def rows(source: Source) -> Iterator[Row]:
@@ -320,3 +316,16 @@ def _below_root(reference: str, root: Path) -> str:
     path = parts.path.removeprefix(_UPLOAD).lstrip("/")
     # The address of an upload is percent-encoded, its file is not; keys of a bucket are written as they are.
     return unquote(path) if reference.startswith(_UPLOAD) and not (root / path).is_file() else path
+
+
+FORMAT = Format(
+    name="labelstudio",
+    title="Label Studio's JSON export",
+    sniff=lambda found: not found.is_json_lines and isinstance(found.telling.get("data"), dict),
+    rows=rows,
+    options=BOXES
+    | {
+        "questions": "the name of a labelling control and the question that it answers",
+        "columns": "the entry of a task that an image tag shows, as TAG=NAME",
+    },
+)

@@ -1,4 +1,10 @@
-"""What readers share: the options of a read, its pictures, and rows that say where they come from."""
+"""What formats share: what a format is, the options of a read, its pictures, and rows that say where they come from.
+
+A format of another package is a `Format` under the entry point group `edgetune.formats`:
+
+    [project.entry-points."edgetune.formats"]
+    boxes = "my_package.boxes:FORMAT"
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from edgetune_data.formats.sniffing import Sniffed, is_json_lines
 from edgetune_data.pictures import Pictures
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import decode_line
@@ -88,6 +95,53 @@ class Row:
     build: Callable[[], Value]
 
 
+def one_file(path: Path, options: Options) -> list[Path]:
+    """Return the file that the user named, which holds all records."""
+    return [path]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is read.
+
+    Attributes:
+        name: as `--format` takes it.
+        title: what it is, in a line.
+        sniff: whether a file or folder is of this format, as far as names, keys and shapes tell.
+        rows: yields the records to be.
+        options: the fields of `Options` that it knows, with what they mean for it; others are refused.
+        files: the files that hold the records, the first one first; raises InputError where one is missing.
+    """
+
+    name: str
+    title: str
+    sniff: Callable[[Sniffed], bool]
+    rows: Callable[[Source], Iterator[Row]]
+    options: Mapping[str, str] = field(default_factory=dict)
+    files: Callable[[Path, Options], list[Path]] = one_file
+
+
+IMAGE_ROOT = {"image_root": "the folder that relative paths of pictures start from, in place of the data file's own"}
+PICTURES = IMAGE_ROOT | {"allow_download": "fetch pictures from http(s) addresses"}
+BOXES = PICTURES | {"orientation": "whether boxes on pictures with an EXIF rotation were drawn upright or as stored"}
+TURNS_OPTIONS = BOXES | {"text_boxes": "the frame of boxes that are written as text into conversations"}
+"""Options that most formats know: of those with pictures, with boxes on them, with questions and answers about them."""
+
+FLAGS = {
+    "image_root": "--image-root",
+    "split": "--split",
+    "box_format": "--box-format",
+    "orientation": "--orientation",
+    "annotations": "--annotations",
+    "columns": "--column",
+    "questions": "--question",
+    "group": "--group-rows",
+    "crowd": "--crowd",
+    "text_boxes": "--text-boxes",
+    "allow_download": "--allow-download",
+}
+"""Field of `Options` -> the command line's name of it."""
+
 Convert = Callable[[Mapping[str, Any]], Value]
 
 
@@ -117,22 +171,6 @@ def _from_object(value: Any, convert: Convert) -> Value:
     if not isinstance(value, dict):
         raise FormError(f"a record is a JSON object, got {type(value).__name__}")
     return convert(value)
-
-
-def is_json_lines(path: Path) -> bool:
-    """Whether a file holds one JSON value a line, rather than one in all."""
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return True
-    with path.open("rb") as stream:
-        first = next((line for line in stream if line.strip()), b"")
-        more = any(line.strip() for line in stream)
-    if not more or not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
-        return False
-    try:
-        json.loads(first)
-    except ValueError:
-        return False  # an object over several lines
-    return True
 
 
 def read_json(path: Path) -> Any:

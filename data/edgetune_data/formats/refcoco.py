@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.coco import Instances
-from edgetune_data.source import Options, Row, Source, Value, read_json
+from edgetune_data.formats.base import BOXES, Format, Options, Row, Source, Value, read_json
+from edgetune_data.formats.coco import Instances
+from edgetune_data.formats.sniffing import Sniffed
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.forms import FormError
 
@@ -113,3 +114,22 @@ def _convert(source: Source, data: Instances, ref: Mapping[str, Any], sentence: 
     meta = {key: ref[key] for key in ("ref_id", "split") if key in ref}
     boxes = data.boxes(source, image, annotations) if annotations else []
     return {"image": data.picture(source, image), "text": text.strip(), "bbox": boxes, "meta": meta}
+
+
+def _sniff(found: Sniffed) -> bool:
+    if found.is_folder:
+        return any(is_refs(found.path / name) for name in found.names)
+    if is_refs(found.path) or found.suffix in _PICKLES:
+        return True
+    return not found.is_json_lines and "sentences" in found.telling
+
+
+FORMAT = Format(
+    name="refcoco",
+    title="RefCOCO: refs beside instances.json",
+    sniff=_sniff,
+    rows=rows,
+    options=BOXES
+    | {"split": "read only the refs of this split", "annotations": "the COCO instances, in place of instances.json"},
+    files=files,
+)

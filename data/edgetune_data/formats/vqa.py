@@ -11,7 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.source import Options, Row, Source, Value, is_json_lines, object_rows, objects_of, read_json
+from edgetune_data.formats.base import (
+    TURNS_OPTIONS,
+    Format,
+    Options,
+    Row,
+    Source,
+    Value,
+    object_rows,
+    objects_of,
+    read_json,
+)
+from edgetune_data.formats.sniffing import Sniffed, is_json_lines
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.forms import FormError
 
@@ -124,3 +135,25 @@ def _texts(answers: Any) -> list[Any]:
     if not isinstance(answers, list) or not answers:
         raise FormError(f"'answers' must be a list, not empty, got {answers!r}")
     return [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+
+
+def _sniff(found: Sniffed) -> bool:
+    if found.is_folder:
+        return any(name.endswith("questions.json") for name in found.names)
+    if "questions" in found.keys or (found.keys and isinstance(found.value.get("data"), list)):
+        return True
+    return {"question", "image"} <= set(found.telling)
+
+
+FORMAT = Format(
+    name="vqa",
+    title="VQAv2's pair of files; flat lists of question and answers",
+    sniff=_sniff,
+    rows=rows,
+    options=TURNS_OPTIONS
+    | {
+        "split": "which of several questions files of a folder, told by its name",
+        "annotations": "the file with the answers, where its name does not tell",
+    },
+    files=files,
+)

@@ -10,32 +10,19 @@ import ast
 import difflib
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from edgetune_data.source import Options, Row, Source, Value, object_rows
-from edgetune_data.swift_objects import boxes_in_pixels
-from edgetune_data.swift_turns import read_turns
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, object_rows
+from edgetune_data.formats.sniffing import QUERY, RESPONSE, TURNS, is_spoken
+from edgetune_data.formats.swift_objects import boxes_in_pixels
+from edgetune_data.formats.swift_turns import read_turns
 from edgetune_runtime.records.forms import FormError
 
-_TURNS = ("messages", "conversations", "conversation")
 _IMAGES = ("images", "image")
 _SYSTEM = ("system", "system_prompt")
-_QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
-_RESPONSE = (
-    *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
-    *("text", "completion", "content"),
-)
 _OTHER_TRAINING = ("videos", "video", "audios", "audio", "tools", "label", "margin", "ref_audios", "audio_codes")
 _OTHER_PREFIXES = ("rejected_", "positive_", "negative_")
-ALIASES = frozenset((*_TURNS, *_QUERY, *_RESPONSE)) - {"text", "content", "completion"}
-"""Keys that tell a record of this format."""
 _PLAIN = ("objects", "id", "meta", "history")
-
-
-def files(path: Path, options: Options) -> list[Path]:
-    """Return the files that hold the records."""
-    return [path]
 
 
 def rows(source: Source) -> Iterator[Row]:
@@ -50,15 +37,15 @@ def convert(source: Source, record: Mapping[str, Any]) -> Value:
         FormError: it cannot be read, or only in part. ImageError: a picture cannot.
     """
     given = {key: value for key, value in record.items() if value is not None}  # columns of tables are filled with null
-    spoken = bool(_pick(given, _TURNS, several=False))
-    known = (*_TURNS, *_IMAGES, *_SYSTEM, *_PLAIN) if spoken else (*_QUERY, *_RESPONSE, *_IMAGES, *_SYSTEM, *_PLAIN)
+    spoken = bool(_pick(given, TURNS, several=False))
+    known = (*TURNS, *_IMAGES, *_SYSTEM, *_PLAIN) if spoken else (*QUERY, *RESPONSE, *_IMAGES, *_SYSTEM, *_PLAIN)
     meta = _rest(given, known)
     value: Value
     answers = None if spoken else _answers(given)
     if answers and len(answers) > 1:
         value = _accepted(source, given, answers)
     else:
-        turns = given[_pick(given, _TURNS)] if spoken else _paired(given, answers)
+        turns = given[_pick(given, TURNS)] if spoken else _paired(given, answers)
         value = _dialogue(source, given, turns)
     if "id" in given:
         value["id"] = given["id"]
@@ -95,7 +82,7 @@ def _rest(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _answers(given: Mapping[str, Any]) -> list[Any]:
-    key = _pick(given, _RESPONSE)
+    key = _pick(given, RESPONSE)
     if not key:
         raise FormError(
             f"no messages and no answer: keys {', '.join(map(repr, given)) or '(none)'}",
@@ -109,9 +96,9 @@ def _answers(given: Mapping[str, Any]) -> list[Any]:
 
 def _query(given: Mapping[str, Any]) -> Any:
     if "instruction" in given and "input" in given:
-        _pick({key: value for key, value in given.items() if key != "input"}, _QUERY)
+        _pick({key: value for key, value in given.items() if key != "input"}, QUERY)
         return "\n".join(str(given[key]) for key in ("instruction", "input") if given[key])
-    key = _pick(given, _QUERY)
+    key = _pick(given, QUERY)
     return given[key] if key else None
 
 
@@ -170,3 +157,12 @@ def _literal(text: str, key: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise FormError(f"{key!r} is a text that is no list: {text[:60]!r}") from error
+
+
+FORMAT = Format(
+    name="swift",
+    title="ms-swift: messages, images, objects; query and response (JSON, JSONL)",
+    sniff=lambda found: is_spoken(found.telling),
+    rows=rows,
+    options=TURNS_OPTIONS,
+)

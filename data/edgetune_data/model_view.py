@@ -18,7 +18,7 @@ from edgetune_runtime.tokens import TextTokenizer
 
 
 @dataclass(frozen=True)
-class Eyes:
+class ModelView:
     """What is known of the model that the data is for.
 
     Attributes:
@@ -32,7 +32,7 @@ class Eyes:
     tokenizer: TextTokenizer | None = None
 
     @classmethod
-    def of_checkpoint(cls, folder: Path) -> Eyes:
+    def of_checkpoint(cls, folder: Path) -> ModelView:
         """Read a Hugging Face checkpoint's own files.
 
         Raises:
@@ -47,7 +47,7 @@ class Eyes:
         return cls(family, open_preprocessing(folder, family), tokenizer)
 
     @classmethod
-    def of_family(cls, name: str, min_pixels: int | None, max_pixels: int | None) -> Eyes:
+    def of_family(cls, name: str, min_pixels: int | None, max_pixels: int | None) -> ModelView:
         """Take a family's facts and the pixel limits that the model will be run with.
 
         Raises:

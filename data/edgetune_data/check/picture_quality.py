@@ -49,10 +49,10 @@ def _quality(material: Material, facts: ImageFacts) -> Iterator[Finding]:
 
 def _size(material: Material, facts: ImageFacts) -> Iterator[Finding]:
     """A picture that the model refuses, or that it has to enlarge."""
-    if material.eyes is None or material.eyes.spec is None:
+    if material.model is None or material.model.spec is None:
         return
     try:
-        seen = material.eyes.sees(facts.width, facts.height)
+        seen = material.model.sees(facts.width, facts.height)
     except ImageError as error:
         yield from _broken(material, facts.path, error)
         return

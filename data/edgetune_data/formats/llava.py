@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from edgetune_data import swift
-from edgetune_data.source import Options, Row, Source, Value, object_rows
+from edgetune_data.formats import swift
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, object_rows
 from edgetune_runtime.records.forms import FormError
-
-
-def files(path: Path, options: Options) -> list[Path]:
-    """Return the file that holds the records."""
-    return [path]
 
 
 def rows(source: Source) -> Iterator[Row]:
@@ -26,3 +20,12 @@ def _convert(source: Source, record: Mapping[str, Any]) -> Value:
     if "conversations" not in record:
         raise FormError("missing key 'conversations'", hint="a LLaVA record has id, image and conversations")
     return swift.convert(source, record)
+
+
+FORMAT = Format(
+    name="llava",
+    title="LLaVA: image and conversations (JSON, JSONL)",
+    sniff=lambda found: {"conversations", "image"} <= set(found.telling),
+    rows=rows,
+    options=TURNS_OPTIONS,
+)

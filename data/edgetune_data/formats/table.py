@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data import swift
+from edgetune_data.formats import swift
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Options, Row, Source, Value
 from edgetune_data.frames import corners, frame_of
-from edgetune_data.source import Options, Row, Source, Value
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.forms import FormError
 
@@ -249,3 +249,29 @@ def _numbers(box: list[Any]) -> list[float]:
     if len(numbers) != 4:
         raise FormError(f"a bbox is four numbers, got {box!r}")
     return numbers
+
+
+_OPTIONS = TURNS_OPTIONS | {
+    "split": "read only the rows of this split, told by the column 'split' or by the file's name",
+    "box_format": "what the numbers of a box mean; xyxy in pixels by default",
+    "columns": "our name of a column and the file's, as image=file_name",
+    "group": "rows of the same picture and phrase are one record",
+}
+CSV = Format(
+    name="csv",
+    title="one row a record (CSV, TSV)",
+    sniff=lambda found: found.suffix in (".csv", ".tsv"),
+    rows=rows,
+    options=_OPTIONS,
+    files=files,
+)
+PARQUET = Format(
+    name="parquet",
+    title="one row a record; a file or a folder of them",
+    sniff=lambda found: (
+        found.suffix == ".parquet" or (found.is_folder and next(found.path.rglob("*.parquet"), None) is not None)
+    ),
+    rows=rows,
+    options=_OPTIONS,
+    files=files,
+)

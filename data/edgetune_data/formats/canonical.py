@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.source import Options, Row, Source, Value, object_rows
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Options, Row, Source, Value, object_rows
+from edgetune_data.formats.sniffing import Sniffed
 
 DATA = "data.jsonl"
+VERSION = 1
+_SCHEMA = "record.schema.json"
+
+
+@cache
+def record_schema() -> dict[str, Any]:
+    """Return the schema of one line, JSON Schema draft 2020-12; its `$id` ends with the version."""
+    schema: dict[str, Any] = json.loads((resources.files("edgetune_data") / _SCHEMA).read_text(encoding="utf-8"))
+    return schema
 
 
 def files(path: Path, options: Options) -> list[Path]:
@@ -43,3 +55,19 @@ def _messages(value: Value) -> Value:
     said = [{"role": roles.get(str(turn["from"]), turn["from"]), "content": turn["value"]} for turn in turns]
     rest = {key: item for key, item in value.items() if key not in ("conversations", "image")}
     return {"messages": said, "images": [value["image"]] if "image" in value else [], **rest}
+
+
+def _sniff(found: Sniffed) -> bool:
+    if found.is_folder:
+        return (found.path / DATA).is_file()
+    return found.is_json_lines and not found.telling
+
+
+FORMAT = Format(
+    name="edgetune",
+    title="edgetune's own JSONL",
+    sniff=_sniff,
+    rows=rows,
+    options=TURNS_OPTIONS,
+    files=files,
+)
