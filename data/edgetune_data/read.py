@@ -156,8 +156,11 @@ class Reading:
             raise InputError(f"{path}: no such data file")
         stray = sorted(options.given() - set(self.format.options))
         if stray:
-            known = "; ".join(f"{FLAGS[name]}: {what}" for name, what in self.format.options.items())
-            raise InputError(f"{FLAGS[stray[0]]} means nothing for the format {self.format.name}", hint=known or None)
+            known = ", ".join(FLAGS[name] for name in self.format.options)
+            raise InputError(
+                f"{FLAGS[stray[0]]} means nothing for the format {self.format.name}",
+                hint=f"it takes {known}" if known else "it takes no options",
+            )
         self.files = self.format.files(path, options)
         root = options.image_root or self.files[0].parent
         self._source = Source(path, options, Pictures(root, allow_download=options.allow_download))

@@ -196,7 +196,10 @@ def test_llava_in_one_json_file_and_a_format_without_conversations(tmp_path: Pat
     assert (line["objects"], line["id"]) == ({"ref": ["the cup"], "bbox": [BOX]}, "7")
     other = write_json(tmp_path / "coco.json", {"images": [], "annotations": [], "categories": []})
     refused = convert(other, tmp_path / "x", "--text-boxes", "pixels")
-    assert refused.stderr == "error: --text-boxes means nothing for the format coco\n"
+    assert refused.stderr == (
+        "error: --text-boxes means nothing for the format coco\n"
+        "hint: it takes --image-root, --allow-download, --orientation, --crowd\n"
+    )
 
 
 # --- never learned in silence ---------------------------------------------------------------------------------
