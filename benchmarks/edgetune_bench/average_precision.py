@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from edgetune_runtime.bench.predictions import GroundPrediction
+from edgetune_runtime.bench.results import AveragePrecision, Interval
 from edgetune_runtime.bench.significance import draws
 from edgetune_runtime.errors import MissingDependency
 
-Row = Mapping[str, Any]
 _NAMES = {
     "ap": "AP_all",
     "ap50": "AP_50",
@@ -24,7 +25,7 @@ RESAMPLES = 200
 """Bootstrap samples of its interval: each is a whole evaluation, some 0.2 ms a record."""
 
 
-def average_precision(rows: Sequence[Row], *, seed: int = 0, level: float = 0.95) -> dict[str, Any]:
+def average_precision(rows: Sequence[GroundPrediction], *, seed: int = 0, level: float = 0.95) -> AveragePrecision:
     """Return the AP (0-1) of boxes ranked by their scores, over all records at once.
 
     A record (a phrase about a picture) is an image of the evaluation, and there is one category: boxes of an absent
@@ -33,12 +34,12 @@ def average_precision(rows: Sequence[Row], *, seed: int = 0, level: float = 0.95
     target. `ap_interval` is over images drawn again.
 
     Args:
-        rows: a worker's "ground" rows: `truth`, `boxes` and their `scores`, `image`.
+        rows: answers with boxes.
         seed: of the interval's random generator.
         level: its coverage.
 
     Returns:
-        The figures by name, and `reason`: why they are all None, or None. A box without a score is such a reason:
+        The figures, and `reason`: why they are all None, or None. A box without a score is such a reason:
         there is no ranking then, and none is made up.
 
     Raises:
@@ -46,17 +47,18 @@ def average_precision(rows: Sequence[Row], *, seed: int = 0, level: float = 0.95
     """
     coco = library()
     nothing: dict[str, Any] = dict.fromkeys((*_NAMES, "ap_interval"))
-    unscored = sum(score is None for row in rows for score in row.get("scores") or [None] * len(row["boxes"]))
+    unscored = sum(score is None for row in rows for score in row.confidences)
     if unscored:
-        return nothing | {"reason": f"{unscored} boxes have no confidence: their engine does not give probabilities"}
-    if not any(row["truth"] for row in rows):
-        return nothing | {"reason": "no record has a target"}
+        reason = f"{unscored} boxes have no confidence: their engine does not give probabilities"
+        return AveragePrecision(**nothing, reason=reason)
+    if not any(row.truth for row in rows):
+        return AveragePrecision(**nothing, reason="no record has a target")
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        groups.setdefault(row["image"], []).append(place)
-    found = nothing | _evaluate(coco, rows) | {"reason": None}
+        groups.setdefault(row.image, []).append(place)
+    found = _evaluate(coco, rows)
     if len(groups) < 2:
-        return found
+        return AveragePrecision(**found, ap_interval=None, reason=None)
     members = list(groups.values())
     values = []
     for drawn in draws(len(members), seed=seed, resamples=RESAMPLES):
@@ -65,8 +67,9 @@ def average_precision(rows: Sequence[Row], *, seed: int = 0, level: float = 0.95
             if value is not None:
                 values.append(value)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    interval = {"value": found["ap"], "low": float(low), "high": float(high)}
-    return found | {"ap_interval": interval | {"records": len(rows), "images": len(members)}}
+    assert found["ap"] is not None
+    interval = Interval(found["ap"], float(low), float(high), len(rows), len(members))
+    return AveragePrecision(**found, ap_interval=interval, reason=None)
 
 
 def library() -> Any:
@@ -82,15 +85,12 @@ def library() -> Any:
         raise MissingDependency("COCO-style AP needs faster-coco-eval", hint=hint) from error
 
 
-def coco_truth(rows: Sequence[Row]) -> dict[str, Any]:
+def coco_truth(rows: Sequence[GroundPrediction]) -> dict[str, Any]:
     """The targets as a COCO instances file: record N is image N + 1, its phrase stands in `caption`."""
-    boxes = [(number, box) for number, row in enumerate(rows, 1) for box in row["truth"]]
+    boxes = [(number, box) for number, row in enumerate(rows, 1) for box in row.truth]
     return {
         "info": {"description": "one image per record: a phrase about a picture"},
-        "images": [
-            {"id": number, "file_name": row["image"], "caption": row.get("text", "")}
-            for number, row in enumerate(rows, 1)
-        ],
+        "images": [{"id": number, "file_name": row.image, "caption": row.text} for number, row in enumerate(rows, 1)],
         "annotations": [
             {"id": place, "image_id": number, "category_id": 1, **_xywh(box), "iscrowd": 0}
             for place, (number, box) in enumerate(boxes, 1)
@@ -99,12 +99,12 @@ def coco_truth(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def coco_results(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def coco_results(rows: Sequence[GroundPrediction]) -> list[dict[str, Any]]:
     """The answers as a COCO results file; the numbers are those of `coco_truth`."""
     return [
         {"image_id": number, "category_id": 1, "bbox": _xywh(box)["bbox"], "score": score}
         for number, row in enumerate(rows, 1)
-        for box, score in zip(row["boxes"], row["scores"], strict=True)
+        for box, score in zip(row.boxes, row.confidences, strict=True)
     ]
 
 
@@ -113,7 +113,7 @@ def _xywh(box: Sequence[float]) -> dict[str, Any]:
     return {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
 
 
-def _evaluate(coco: Any, rows: Sequence[Row]) -> dict[str, float | None]:
+def _evaluate(coco: Any, rows: Sequence[GroundPrediction]) -> dict[str, float | None]:
     results = coco_results(rows)
     truth = coco.COCO(coco_truth(rows))
     # The library cannot read an empty list of results; an empty box overlaps nothing, so it is never right either.

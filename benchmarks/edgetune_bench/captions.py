@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgetune_runtime.bench.results import ScoreInterval
 from edgetune_runtime.bench.significance import draws
 from edgetune_runtime.errors import InputError, MissingDependency
 
@@ -122,13 +123,7 @@ def bleu(
     drawn = [by_group[chosen].sum(axis=1) for chosen in draws(len(numbers), seed=seed, resamples=resamples)]
     scores = [_from_sums(metric, row) for row in np.concatenate(drawn)]
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    interval = {
-        "value": whole.score,
-        "low": float(low),
-        "high": float(high),
-        "records": len(parts),
-        "images": len(numbers),
-    }
+    interval = ScoreInterval(whole.score, float(low), float(high), len(parts), len(numbers))
     return found | {"bleu_interval": interval}
 
 

@@ -24,7 +24,7 @@ def junit_xml(checks: Sequence[Check], *, created: str, allow_inconclusive: bool
     """
     root = ElementTree.Element("testsuites", name="edgetune gate")
     for row in dict.fromkeys(check.row for check in checks):
-        suite = ElementTree.SubElement(root, "testsuite", name=_legal(row), timestamp=created[:19])
+        suite = ElementTree.SubElement(root, "testsuite", name=_legal(row), timestamp=_legal(created[:19]))
         for check in checks:
             if check.row == row:
                 _case(suite, check, allow_inconclusive)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from edgetune_bench.folder import RESULTS, read_answers, read_results
-from edgetune_runtime.bench.plan import SCHEMA, Answers
-from edgetune_runtime.bench.scores import STATISTICS, Row, compare
+from edgetune_bench.folder import RESULTS, measured_pictures, read_answers, read_results
+from edgetune_bench.study import add_metrics
+from edgetune_runtime.bench.plan import Answers
+from edgetune_runtime.bench.predictions import Prediction
+from edgetune_runtime.bench.results import Input, Measured, Results, Row
+from edgetune_runtime.bench.scores import STATISTICS, check_same_records, compare, summarise
 from edgetune_runtime.errors import InputError
-
-_KEPT = ("created", "command", "machine", "versions", "options")
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Part:
 
     label: str
     path: Path
-    results: Mapping[str, Any]
+    results: Results
     answers: Answers
 
     def identity(self, row: str) -> tuple[str, ...]:
         """The sha256 of the folders that a row was made from, () where they are not known."""
-        inputs: Mapping[str, Mapping[str, str]] = self.results["inputs"]
-        return tuple(inputs[key]["sha256"] for key in (f"row {row}", f"row {row} adapter") if key in inputs)
+        inputs = self.results.inputs
+        return tuple(inputs[key].sha256 for key in (f"row {row}", f"row {row} adapter") if key in inputs)
 
 
 def label(arguments: Sequence[str]) -> dict[str, Path]:
@@ -53,8 +53,11 @@ def label(arguments: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def merge(sources: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Return the joined results and answers. Rows keep their names, with `@MACHINE` behind those that occur twice.
+def merge(sources: Mapping[str, Path]) -> tuple[Results, dict[str, tuple[Prediction, ...]], list[str]]:
+    """Return the joined results, the answers, and the picture of each record (see `folder.measured_pictures`).
+
+    Rows keep their names, with `@MACHINE` behind those that occur twice. Accuracies, times and differences are computed
+    again from the answers; only what a process cost is taken from the files.
 
     Args:
         sources: results by machine, from `label`.
@@ -66,51 +69,84 @@ def merge(sources: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, list[R
     parts = [_load(name, path) for name, path in sources.items()]
     for part in parts[1:]:
         _check_same(parts[0], part)
-    names = [row["name"] for part in parts for row in part.results["rows"]]
+    _check_answers(parts)
+    names = [row.name for part in parts for row in part.results.rows]
     baseline = _baseline(parts)
     reference = baseline and baseline[0].answers[baseline[1]]
-    rows, answers, inputs = [], {}, {"data": parts[0].results["inputs"]["data"]}
+    rows: list[Row] = []
+    answers, inputs = {}, {"data": parts[0].results.inputs["data"]}
     for part in parts:
-        for old in part.results["rows"]:
-            name = old["name"] if names.count(old["name"]) == 1 else f"{old['name']}@{part.label}"
-            is_baseline = baseline is not None and baseline[0] is part and old["name"] == baseline[1]
-            row = {key: value for key, value in old.items() if key not in ("answers", "delta")}
-            row |= {"name": name, "machine": part.label, "baseline": is_baseline}
-            if row["status"] == "ok":
-                answers[name] = list(part.answers[old["name"]])
-                if reference and not is_baseline:
-                    row["delta"] = compare(answers[name], reference)
+        for old in part.results.rows:
+            name = old.name if names.count(old.name) == 1 else f"{old.name}@{part.label}"
+            is_baseline = baseline is not None and baseline[0] is part and old.name == baseline[1]
+            row = replace(old, name=name, machine=part.label, baseline=is_baseline)
+            if isinstance(row, Measured):
+                answers[name] = said = part.answers[old.name]
+                delta = compare(said, reference) if reference and not is_baseline else None
+                row = replace(row, answers=None, delta=delta, **summarise(said))
             rows.append(row)
-            if f"row {old['name']}" in part.results["inputs"]:
-                inputs[f"row {name}"] = part.results["inputs"][f"row {old['name']}"]
-    results = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-        "machines": {part.label: {key: part.results[key] for key in _KEPT} for part in parts},
-        "statistics": dict(STATISTICS),
-        "data": parts[0].results["data"],
-        "inputs": inputs,
-        "baseline": next((row["name"] for row in rows if row["baseline"]), None),
-        "rows": rows,
-    }
-    return results, answers
+            inputs |= _inputs(part, old.name, name)
+    results = Results(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(sys.argv),
+        machines={part.label: part.results.origins[""] for part in parts},
+        statistics=STATISTICS,
+        data=parts[0].results.data,
+        inputs=inputs,
+        baseline=next((row.name for row in rows if row.baseline), None),
+        rows=tuple(rows),
+    )
+    pictures = next((found for part in parts if (found := measured_pictures(part.results, part.answers))), [])
+    return add_metrics(results, answers, _metrics(parts)), answers, pictures
 
 
 def _load(name: str, path: Path) -> Part:
     results = read_results(path)
-    if "machines" in results:
+    if results.machines is not None:
         raise InputError(f"{path}: is joined from several machines already", hint="name the results it came from")
     return Part(name, path, results, read_answers(path, results))
+
+
+def _inputs(part: Part, old: str, name: str) -> dict[str, Input]:
+    """What a row was made from, under its new name."""
+    inputs = part.results.inputs
+    return {
+        f"row {name}{more}": inputs[f"row {old}{more}"] for more in ("", " adapter") if f"row {old}{more}" in inputs
+    }
+
+
+def _metrics(parts: Sequence[Part]) -> list[str]:
+    """Further metrics that some row has."""
+    rows = [row for part in parts for row in part.results.ran]
+    present = {
+        "ap": any(row.ground and row.ground.coco for row in rows),
+        "bleu": any(row.vqa and row.vqa.bleu is not None for row in rows),
+        "cider": any(row.vqa and row.vqa.cider is not None for row in rows),
+    }
+    return [metric for metric, there in present.items() if there]
+
+
+def _check_answers(parts: Sequence[Part]) -> None:
+    """Refuse answers that are not to the same records in the same order."""
+    every = [(part, name, said) for part in parts for name, said in part.answers.items()]
+    for part, name, said in every[1:]:
+        try:
+            check_same_records(said, every[0][2])
+        except InputError as error:
+            first = f"{every[0][1]} of {every[0][0].path}"
+            raise InputError(
+                f"{part.path}: {name}: {error}, as {first} has it",
+                hint="copy the file again as it was written: answers stand in the order of the records",
+            ) from error
 
 
 def _check_same(first: Part, other: Part) -> None:
     """Refuse to compare what cannot be compared."""
     facts: dict[str, Callable[[Part], object]] = {
-        "records (sha256 of the data file)": lambda part: part.results["inputs"]["data"]["sha256"],
-        "pictures (their sha256)": lambda part: part.results["data"]["images_sha256"],
-        "number of records": lambda part: part.results["data"]["records"],
-        "longest answer, in tokens": lambda part: part.results["options"]["max_new_tokens"],
+        "records (sha256 of the data file)": lambda part: part.results.inputs["data"].sha256,
+        "pictures (their sha256)": lambda part: part.results.data.images_sha256,
+        "number of records": lambda part: part.results.data.records,
+        "longest answer, in tokens": lambda part: part.results.origins[""].options.max_new_tokens,
     }
     for what, fact in facts.items():
         ours, theirs = fact(first), fact(other)
@@ -126,7 +162,7 @@ def _baseline(parts: Sequence[Part]) -> tuple[Part, str] | None:
 
     A machine without one is compared with another machine's.
     """
-    own = [(part, name) for part in parts if (name := part.results["baseline"]) and name in part.answers]
+    own = [(part, name) for part in parts if (name := part.results.baseline) and name in part.answers]
     for part, name in own[1:]:
         first, reference = own[0]
         if part.identity(name) != first.identity(reference):

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from edgetune_bench import average_precision, captions, gallery
 from edgetune_bench import folder as folders
-from edgetune_bench import further, gallery
-from edgetune_bench.errors import error_page
-from edgetune_bench.page import contact_sheet
 from edgetune_bench.targets import CHECKPOINT
 from edgetune_runtime.bench import machine, plan
-from edgetune_runtime.bench.matrix import Note, Options
-from edgetune_runtime.bench.plan import Plan
+from edgetune_runtime.bench.matrix import Note, report_lines
+from edgetune_runtime.bench.plan import Answers, Plan
+from edgetune_runtime.bench.predictions import Prediction, grounding, questions
+from edgetune_runtime.bench.results import Measured, Options, Results
+from edgetune_runtime.bench.scores import LEVEL, RESAMPLES, SEED, score_difference
 from edgetune_runtime.bench.targets import Target
+from edgetune_runtime.typed_json import encode
 
 GALLERY = "gallery.html"
+METRICS = ("ap", "bleu", "cider")
+"""Figures that are added when asked for: COCO-style average precision of boxes, BLEU and CIDEr-D of answers."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Study:
     """A plan and what is written of it; `prepare` makes one.
 
     `pictures` is the number of answers drawn beside the truth, `report` whether an HTML page is written, `metrics`
-    which further figures are computed (`edgetune_bench.further`), `worst` how many wrong answers of the first row are
+    which of `METRICS` are added, `worst` how many wrong answers of the first row are
     drawn on a page of their own.
     """
 
@@ -63,29 +68,54 @@ class Study:
             "worst": self.worst,
             "images_sha256": self.plan.images_sha256,
             "damaged": dict(self.plan.damaged),
-            "machine": machine.describe(),
+            "machine": encode(machine.describe()),
         }
 
-    def build(self, folder: Path, note: Note) -> dict[str, Any]:
+    def build(self, folder: Path, note: Note) -> Results:
         """Run everything into `folder` and return the results, which are also written there.
 
         Writes what `edgetune_bench.folder` describes, logs/ of workers that had something to say, and, when they were
         asked for, pictures.png and gallery.html.
         """
-        results, answers = self.plan.run(folder, note=note, watch=show_progress)
+        watch = show_progress if sys.stderr.isatty() else report_lines(note)
+        results, answers = self.plan.run(folder, note=note, watch=watch)
         for log in (folder / "logs").iterdir():
             if log.stat().st_size == 0:
                 log.unlink()
-        further.add(results, answers, self.metrics)
-        folders.write(folder, results, answers, report=self.report)
-        if self.pictures and answers:
-            sources = gallery.choose(next(iter(answers.values())), self.pictures)
-            if sources:
-                contact_sheet(gallery.samples(answers, sources)).save(folder / "pictures.png")
-        if self.worst and answers:
-            name, rows = next(iter(answers.items()))
-            (folder / GALLERY).write_text(error_page(name, rows, self.worst), encoding="utf-8")
+        results = add_metrics(results, answers, self.metrics)
+        first = next(iter(answers.items()), None)
+        pictures = [answer.image for answer in first[1]] if first else []
+        folders.write(folder, results, answers, report=self.report, pictures=pictures)
+        if first and self.pictures and (sources := gallery.choose(first[1], self.pictures)):
+            gallery.contact_sheet(gallery.samples(answers, sources)).save(folder / "pictures.png")
+        if first and self.worst:
+            (folder / GALLERY).write_text(gallery.error_page(*first, self.worst), encoding="utf-8")
         return results
+
+
+def add_metrics(results: Results, answers: Answers, metrics: Sequence[str]) -> Results:
+    """Add some of `METRICS` to the rows that ran, each to the kind of records that it is of."""
+    rows = [_add(row, answers[row.name], metrics) if isinstance(row, Measured) else row for row in results.rows]
+    return replace(results, rows=tuple(rows))
+
+
+def _add(row: Measured, said: Sequence[Prediction], metrics: Sequence[str]) -> Measured:
+    if row.ground and "ap" in metrics:
+        precision = average_precision.average_precision(grounding(said), seed=SEED, level=LEVEL)
+        row = replace(row, ground=replace(row.ground, coco=precision))
+    asked = questions(said)
+    vqa = row.vqa
+    if vqa and asked:
+        predictions, references = [answer.raw for answer in asked], [answer.expected for answer in asked]
+        images = [answer.image for answer in asked]
+        if "bleu" in metrics:
+            bleu = captions.bleu(predictions, references, images, seed=SEED, resamples=RESAMPLES, level=LEVEL)
+            vqa = replace(vqa, **bleu)
+        if "cider" in metrics and len(asked) > 1:
+            scores = captions.cider_d(predictions, references)
+            interval = score_difference([0.0] * len(scores), scores, images)
+            vqa = replace(vqa, cider=sum(scores) / len(scores), cider_interval=interval)
+    return replace(row, vqa=vqa)
 
 
 def prepare(
@@ -109,7 +139,10 @@ def prepare(
         RecordError, ImageError: a record or its image is broken.
         MissingDependency: a library that a metric needs is not installed.
     """
-    further.check(metrics)
+    if "ap" in metrics:
+        average_precision.library()
+    if "bleu" in metrics:
+        captions.library()
     checkpoints = [target for target in targets if target.kind == CHECKPOINT]
     if baseline is None and len(checkpoints) == 1 and len(targets) > 1:
         baseline = checkpoints[0]

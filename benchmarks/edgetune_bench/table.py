@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from html import escape as escape_html
 
+from edgetune_runtime.bench.results import Failed, Interval, Measured, Row, ScoreInterval
 from edgetune_runtime.timing import STAGES
 
 Line = dict[str, object]
@@ -13,30 +15,31 @@ BUSY = 0.1
 """Share of the CPU taken by other processes from which timings are called noisy."""
 
 
-def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+def accuracy_table(rows: Sequence[Row]) -> list[Line]:
     """One line per row: accuracies and mIoU in percent, with 95 % intervals; columns without any value are left out."""
     lines = [_accuracy_line(row) for row in rows]
     return _drop_empty(lines)
 
 
-def cost_table(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+def cost_table(rows: Sequence[Row]) -> list[Line]:
     """One line per row: size and memory in MB (10^6 bytes), start in s, stages in ms as p50/p95/p99, decode speed."""
     return _drop_empty([_cost_line(row) for row in rows])
 
 
-def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def remarks(rows: Sequence[Row]) -> list[str]:
     """A line for each row that failed, has no AP though it was asked for, or was measured on a busy machine."""
     found = []
     for row in rows:
-        if reason := ((row.get("ground") or {}).get("coco") or {}).get("reason"):
-            found.append(f"{row['name']}: no AP: {reason}")
-        others = row.get("others_cpu_share") or 0.0
-        if row["status"] == "failed":
-            found.append(f"{row['name']}: failed (exit code {row['exit_code']}): {row['reason']}")
-            if row.get("baseline"):
-                found.append(f"{row['name']}: is the baseline, so there are no differences")
-        elif others > BUSY:
-            found.append(f"{row['name']}: timings are noisy, other processes used {others:.0%} of the CPU meanwhile")
+        if isinstance(row, Failed):
+            found.append(f"{row.name}: failed (exit code {row.exit_code}): {row.reason}")
+            if row.baseline:
+                found.append(f"{row.name}: is the baseline, so there are no differences")
+            continue
+        if row.ground and row.ground.coco and row.ground.coco.reason:
+            found.append(f"{row.name}: no AP: {row.ground.coco.reason}")
+        others = row.others_cpu_share or 0.0
+        if others > BUSY:
+            found.append(f"{row.name}: timings are noisy, other processes used {others:.0%} of the CPU meanwhile")
     return found
 
 
@@ -45,7 +48,14 @@ def markdown(lines: Sequence[Mapping[str, object]]) -> str:
     if not lines:
         return ""
     table = [[*lines[0]], ["---"] * len(lines[0]), *([cell(value) for value in line.values()] for line in lines)]
-    return "".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |\n" for row in table)
+    return "".join("| " + " | ".join(map(escape, row)) + " |\n" for row in table)
+
+
+def escape(text: str) -> str:
+    """Text for a line or a cell of Markdown: names and reasons may hold anything, and none of it is to be run."""
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text)
+    # HTML, the bars of a table, and links with their target; brackets of intervals stay as they are.
+    return escape_html(plain, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("](", "]\\(")
 
 
 def cell(value: object) -> str:
@@ -53,55 +63,57 @@ def cell(value: object) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _accuracy_line(row: Mapping[str, Any]) -> Line:
-    line: Line = {"row": _name(row), "machine": row.get("machine"), "precision": row.get("precision")}
-    ground, vqa, delta = (row.get(key) or {} for key in ("ground", "vqa", "delta"))
+def _accuracy_line(row: Row) -> Line:
+    ran = row if isinstance(row, Measured) else None
+    line: Line = {"row": _name(row), "machine": row.machine, "precision": ran.precision if ran else None}
+    ground, vqa, delta = (getattr(ran, part, None) for part in ("ground", "vqa", "delta"))
     for key, title in (("acc50", "Acc@0.5"), ("acc75", "Acc@0.75"), ("acc90", "Acc@0.9")):
-        line[title] = _percent(ground.get(key))
+        line[title] = _percent(getattr(ground, key, None))
     line["mIoU [95 %]"] = _share(ground, "miou")
-    line["refusal recall"] = _of(ground["refused_absent"], ground["samples"] - ground["present"]) if ground else None
-    line["refusal precision"] = _of(ground["refused_absent"], ground.get("refused", 0)) if ground else None
-    line["no valid box"] = _of(ground["unparsed"], ground["samples"]) if ground else None
-    coco = ground.get("coco") or {}
+    line["refusal recall"] = _of(ground.refused_absent, ground.samples - ground.present) if ground else None
+    line["refusal precision"] = _of(ground.refused_absent, ground.refused) if ground else None
+    line["no valid box"] = _of(ground.unparsed, ground.samples) if ground else None
+    coco = getattr(ground, "coco", None)
     line["AP [95 %]"] = _share(coco, "ap")
     sizes = (("ap_small", "AP S"), ("ap_medium", "AP M"), ("ap_large", "AP L"))
     for key, title in (("ap50", "AP50"), ("ap75", "AP75"), *sizes):
-        line[title] = _percent(coco.get(key))
+        line[title] = _percent(getattr(coco, key, None))
     line["VQA acc [95 %]"] = _share(vqa, "accuracy")
-    line["ANLS"] = _percent(vqa.get("anls"))
-    line["exact"] = _percent(vqa.get("exact"))
-    line["BLEU"] = _round(vqa.get("bleu"), 1)
-    line["CIDEr-D"] = _round(vqa.get("cider"), 2)
+    line["ANLS"] = _percent(vqa.anls if vqa else None)
+    line["exact"] = _percent(vqa.exact if vqa else None)
+    line["BLEU"] = _round(vqa.bleu if vqa else None, 1)
+    line["CIDEr-D"] = _round(vqa.cider if vqa else None, 2)
     for key, title, present in (
         ("acc50", "Acc@0.5", ground),
         ("miou", "mIoU", ground),
         ("vqa", "VQA acc", vqa),
     ):
-        own = _BASELINE if row.get("baseline") and present else None
-        line[f"Δ {title} [95 %]"] = own or _interval(delta.get(key), signed=True)
-    line["McNemar p"] = (delta.get("mcnemar") or {}).get("p")
-    drift = delta.get("drift") or {}
+        own = _BASELINE if row.baseline and present else None
+        line[f"Δ {title} [95 %]"] = own or _interval(getattr(delta, key, None), signed=True)
+    line["McNemar p"] = delta.mcnemar.p if delta and delta.mcnemar else None
+    drift = getattr(delta, "drift", None)
     line["box IoU to baseline [95 %]"] = _share(drift, "iou")
     line["boxes below 0.9 [95 %]"] = _share(drift, "moved")
-    line["worst box"] = _percent((drift.get("worst") or {}).get("iou"))
+    line["worst box"] = _percent(drift.worst.iou if drift else None)
     return line
 
 
-def _cost_line(row: Mapping[str, Any]) -> Line:
-    line: Line = {"row": _name(row), "machine": row.get("machine"), "size MB": _mega(row.get("size_bytes"))}
-    line["load s"] = _round(row.get("load_s"), 2)
-    line["cold start s"] = _round(row.get("cold_start_s"), 2)
+def _cost_line(row: Row) -> Line:
+    ran = row if isinstance(row, Measured) else None
+    line: Line = {"row": _name(row), "machine": row.machine, "size MB": _mega(ran.size_bytes if ran else None)}
+    line["load s"] = _round(ran.load_s if ran else None, 2)
+    line["cold start s"] = _round(ran.cold_start_s if ran else None, 2)
     for stage in STAGES:
-        times = row.get("stages", {}).get(stage)
-        line[f"{stage} ms"] = "/".join(_milliseconds(times[p]) for p in ("p50", "p95", "p99")) if times else None
-    line["tokens/s"] = _round(row.get("tokens_per_second"), 1)
-    line["RSS MB"] = _mega(row.get("peak_rss_bytes"))
-    line["GPU MB"] = _mega(row.get("peak_gpu_bytes"))
+        times = getattr(ran.stages, stage) if ran else None
+        line[f"{stage} ms"] = "/".join(map(_milliseconds, (times.p50, times.p95, times.p99))) if times else None
+    line["tokens/s"] = _round(ran.tokens_per_second if ran else None, 1)
+    line["RSS MB"] = _mega(ran.peak_rss_bytes if ran else None)
+    line["GPU MB"] = _mega(ran.peak_gpu_bytes if ran else None)
     return line
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['name']} (failed)" if row["status"] == "failed" else str(row["name"])
+def _name(row: Row) -> str:
+    return f"{row.name} (failed)" if isinstance(row, Failed) else row.name
 
 
 def _drop_empty(lines: list[Line]) -> list[Line]:
@@ -114,18 +126,19 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else round(100 * value, 1)
 
 
-def _interval(value: Mapping[str, float] | None, *, signed: bool) -> str | None:
+def _interval(value: Interval | ScoreInterval | None, *, signed: bool) -> str | None:
     if not value:
         return None
     sign = "+" if signed else ""
-    mean, low, high = (f"{100 * value[key]:{sign}.1f}" for key in ("value", "low", "high"))
+    mean, low, high = (f"{100 * end:{sign}.1f}" for end in (value.value, value.low, value.high))
     return f"{mean} [{low}, {high}]"
 
 
-def _share(values: Mapping[str, Any], key: str) -> str | None:
+def _share(figures: object, key: str) -> str | None:
     """A share in percent with its interval, which one image alone does not have."""
-    share = _percent(values.get(key))
-    return _interval(values.get(f"{key}_interval"), signed=False) or (None if share is None else str(share))
+    share = _percent(getattr(figures, key, None))
+    interval = _interval(getattr(figures, f"{key}_interval", None), signed=False)
+    return interval or (None if share is None else str(share))
 
 
 def _of(part: int, whole: int) -> str | None:

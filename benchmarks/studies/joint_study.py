@@ -21,21 +21,20 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgetune_bench.folder import read_answers, read_results
 from edgetune_bench.table import markdown
-from edgetune_runtime.bench.metrics import vqa_accuracy
+from edgetune_runtime.bench.predictions import Prediction, VqaPrediction, grounding, questions
 from edgetune_runtime.bench.scores import difference
 from edgetune_runtime.records import Record, read_records
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 TRAINED = {"boxes alone": "ground", "answers alone": "vqa", "both": "joint"}
 """Rows that are trained, and the data file and folder of each."""
-Row = Mapping[str, Any]
 
 
 def run(*command: object) -> None:
@@ -65,7 +64,7 @@ def write_data(folder: Path, counts: Mapping[str, int], seed: int) -> None:
             (folder / f"{name}.jsonl").write_text("".join(chosen), encoding="utf-8")
 
 
-def score(output: Path, name: str, data: Path, adapter: Path | None, threads: int) -> list[Row]:
+def score(output: Path, name: str, data: Path, adapter: Path | None, threads: int) -> list[Prediction]:
     """Answers of the base, or of the base with an adapter, to the test records, with their scores."""
     folder = output / f"eval_{name}"
     more = () if adapter is None else ("--adapter", adapter)
@@ -75,32 +74,28 @@ def score(output: Path, name: str, data: Path, adapter: Path | None, threads: in
     return list(answers)
 
 
-def majority(trained: Sequence[Record], asked: Sequence[Row], kinds: Mapping[str, str]) -> list[Row]:
+def majority(trained: Sequence[Record], asked: Sequence[Prediction], kinds: Mapping[str, str]) -> list[VqaPrediction]:
     """The rows of the questions as if each was answered with its kind's most frequent training answer."""
     seen: dict[str, Counter[str]] = {}
     for record in trained:
         seen.setdefault(record.meta["asks"], Counter()).update(record.answers)
     guesses = {kind: answers.most_common(1)[0][0] for kind, answers in seen.items()}
-    return [
-        {**row, "accuracy": vqa_accuracy(guesses[kinds[row["source"]]], row["expected"])}
-        for row in asked
-        if row["kind"] == "vqa"
-    ]
+    return [replace(row, raw=guesses[kinds[row.source]]) for row in questions(asked)]
 
 
-def figures(rows: Sequence[Row], kinds: Mapping[str, str]) -> dict[str, list[tuple[str, float]]]:
+def figures(rows: Sequence[Prediction], kinds: Mapping[str, str]) -> dict[str, list[tuple[str, float]]]:
     """What each column is the mean of: (image, value) of every record that counts for it."""
-    present = [row for row in rows if row["kind"] == "ground" and row["iou"] is not None]
-    absent = [row for row in rows if row["kind"] == "ground" and row["iou"] is None]
-    asked = [row for row in rows if row["kind"] == "vqa"]
+    present = [(row.image, row.iou) for row in grounding(rows) if row.iou is not None]
+    absent = [row for row in grounding(rows) if row.iou is None]
+    asked = questions(rows)
     found = {
-        "Acc@0.5": [(row["image"], float(row["iou"] >= 0.5)) for row in present],
-        "mIoU": [(row["image"], float(row["iou"])) for row in present],
-        "refusal recall": [(row["image"], float(row["status"] == "refused")) for row in absent],
-        "VQA": [(row["image"], float(row["accuracy"])) for row in asked],
+        "Acc@0.5": [(image, float(iou >= 0.5)) for image, iou in present],
+        "mIoU": present,
+        "refusal recall": [(row.image, float(row.status == "refused")) for row in absent],
+        "VQA": [(row.image, row.accuracy) for row in asked],
     }
     for kind in sorted(set(kinds.values())):
-        found[f"VQA {kind}"] = [(row["image"], float(row["accuracy"])) for row in asked if kinds[row["source"]] == kind]
+        found[f"VQA {kind}"] = [(row.image, row.accuracy) for row in asked if kinds[row.source] == kind]
     return found
 
 
@@ -114,18 +109,20 @@ def interval(values: Sequence[tuple[str, float]], before: Sequence[tuple[str, fl
     if found is None:
         return f"{100 * (after - base).mean():.1f}"
     sign = "" if before is None else "+"
-    return "{:{s}.1f} [{:{s}.1f}, {:{s}.1f}]".format(*(100 * found[key] for key in ("value", "low", "high")), s=sign)
+    return "{:{s}.1f} [{:{s}.1f}, {:{s}.1f}]".format(
+        *(100 * end for end in (found.value, found.low, found.high)), s=sign
+    )
 
 
-def tabulate(rows: Mapping[str, Sequence[Row]], kinds: Mapping[str, str]) -> list[dict[str, object]]:
+def tabulate(rows: Mapping[str, Sequence[Prediction]], kinds: Mapping[str, str]) -> list[dict[str, object]]:
     """One line for each row with all its figures, two with how `both` differs, and one with numbers of records."""
     scores = {title: figures(said, kinds) for title, said in rows.items()}
     lines: list[dict[str, object]] = [
         {"row": title, **{column: interval(values) for column, values in found.items()}}
         for title, found in scores.items()
     ]
-    for title, questions in (("boxes alone", False), ("answers alone", True)):
-        columns = [column for column in scores["both"] if column.startswith("VQA") == questions]
+    for title, in_words in (("boxes alone", False), ("answers alone", True)):
+        columns = [column for column in scores["both"] if column.startswith("VQA") == in_words]
         alone = {column: interval(scores["both"][column], scores[title][column]) for column in columns}
         lines.append({"row": f"both − {title}", **{column: alone.get(column, "-") for column in scores["both"]}})
     counts = {column: len(values) for column, values in scores["base"].items()}
@@ -148,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_data(data, {"train": args.scenes, "test": args.test_scenes}, args.seed)
     exam = data / "exam.jsonl"
     kinds = {record.source: record.meta["asks"] for record in read_records(exam) if record.kind == "vqa"}
-    rows = {"base": score(args.output, "base", exam, None, args.threads)}
+    rows: dict[str, Sequence[Prediction]] = {"base": score(args.output, "base", exam, None, args.threads)}
     rows["majority"] = majority(read_records(data / "vqa.jsonl"), rows["base"], kinds)
     for title, name in TRAINED.items():
         adapter = args.output / f"adapter_{name}"

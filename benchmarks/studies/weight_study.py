@@ -41,12 +41,15 @@ from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.graph import save_model
 from edgetune_runtime.backends import Float, ImageFeatures, Int
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
-from edgetune_runtime.bench.scores import compare, scored, summarise
+from edgetune_runtime.bench.predictions import Prediction, read
+from edgetune_runtime.bench.scores import compare, summarise
+from edgetune_runtime.bench.worker import answer_record, prediction
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.manifest import sha256_file, sha256_tree
 from edgetune_runtime.records import Record, read_records
 from edgetune_runtime.session import Session
 from edgetune_runtime.tokens import TextTokenizer
+from edgetune_runtime.typed_json import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "tiny" / "model"
@@ -153,17 +156,16 @@ def _bundle(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _row(name: str, options: argparse.Namespace, data: Path) -> list[dict[str, Any]]:
+def _row(name: str, options: argparse.Namespace, data: Path) -> list[Prediction]:
     """Build one variant and answer all records with it, unless that is done."""
     place: Path = options.output / "answers" / f"{name}-{options.seed}.json"
     if not place.is_file():
         decoder = _decoder(name, options, data)
         answers = _answer(decoder, options, read_records(data / "test.jsonl"))
         place.parent.mkdir(exist_ok=True)
-        place.write_text(json.dumps(answers))
+        place.write_text(json.dumps([answer.to_dict() for answer in answers]))
         print(f"done: {name}", file=sys.stderr, flush=True)
-    rows: list[dict[str, Any]] = scored(json.loads(place.read_text()))
-    return rows
+    return [read(row) for row in json.loads(place.read_text())]
 
 
 def _decoder(name: str, options: argparse.Namespace, data: Path) -> Path:
@@ -245,34 +247,18 @@ class KeptPictures(OnnxBackend):
         return features
 
 
-def _answer(decoder: Path, options: argparse.Namespace, records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Answer all records; rows as the runtime's worker writes them."""
+def _answer(decoder: Path, options: argparse.Namespace, records: Sequence[Record]) -> list[Prediction]:
+    """Answer all records, as the runtime's worker does."""
     bundle = Bundle.load(_bundle(options))
     backend = KeptPictures(bundle, decoder, options.output / "pictures")
     session = Session(bundle, backend, TextTokenizer(bundle.files["tokenizer"]))
-    rows = []
-    for record in records:
-        row: dict[str, Any] = {"source": record.source, "image": str(record.image), "kind": record.kind}
-        words = record.prompt(bundle.family)
-        if record.boxes is None:
-            row |= {"raw": session.ask(record.image, words, max_new_tokens=128), "expected": record.answers}
-        else:
-            answer = session.answer(record.image, words)
-            row |= {
-                "truth": record.boxes.tolist(),
-                "boxes": [list(map(float, found.box)) for found in answer.detections],
-                "status": answer.status,
-                "complete": answer.complete,
-            }
-        assert session.last_timings is not None
-        rows.append(row | {"timings": session.last_timings.to_dict()})
-    return rows
+    return [prediction(record, answer_record(session, record, max_new_tokens=128)) for record in records]
 
 
-def _summary(name: str, answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    figures = summarise({}, answers[name])
-    row = {"name": name, "title": VARIANTS[name].title, "ground": figures["ground"], "vqa": figures["vqa"]}
-    return row if name == BASELINE else row | {"delta": compare(answers[name], answers[BASELINE])}
+def _summary(name: str, answers: Mapping[str, Sequence[Prediction]]) -> dict[str, Any]:
+    figures = summarise(answers[name])
+    row = {"name": name, "title": VARIANTS[name].title, **{kind: encode(figures[kind]) for kind in ("ground", "vqa")}}
+    return row if name == BASELINE else row | {"delta": encode(compare(answers[name], answers[BASELINE]))}
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgetune_runtime.gpu import Gpu
+from edgetune_runtime.typed_json import Count, Seconds
 
 STAGES = ("preprocess", "vision", "prefill", "decode", "total")
 """The stages of one answer, in the order in which they run; `total` is wall time from image to text."""
@@ -28,12 +29,12 @@ class Timings:
     `tokens - 1` steps. `total` is measured on its own and may exceed the sum by the loop's own overhead.
     """
 
-    preprocess: float
-    vision: float
-    prefill: float
-    decode: float
-    total: float
-    tokens: int
+    preprocess: Seconds
+    vision: Seconds
+    prefill: Seconds
+    decode: Seconds
+    total: Seconds
+    tokens: Count
 
     @property
     def tokens_per_second(self) -> float | None:

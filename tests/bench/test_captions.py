@@ -50,13 +50,13 @@ def test_bleu_is_sacrebleu_s_with_references_of_any_number() -> None:
     assert found["bleu"] == pytest.approx(expected.score)
     assert "tok:13a" in found["bleu_signature"] and "eff:yes" in found["bleu_signature"]
     interval = found["bleu_interval"]
-    assert interval["low"] < found["bleu"] < interval["high"]
+    assert interval.low < found["bleu"] < interval.high
 
 
 def test_the_interval_of_bleu_is_that_of_whole_sets() -> None:
     """Every bootstrap sample of equal images is the set itself, so sums over sentences must give its score."""
     found = bleu(SAID * 2, WANTED * 2, [0] * 4 + [1] * 4, resamples=50)
-    assert found["bleu_interval"]["low"] == found["bleu_interval"]["high"] == pytest.approx(found["bleu"])
+    assert found["bleu_interval"].low == found["bleu_interval"].high == pytest.approx(found["bleu"])
     assert found["bleu"] == pytest.approx(bleu(SAID, WANTED, range(4))["bleu"])
     assert bleu(SAID, WANTED, [0] * 4)["bleu_interval"] is None
 

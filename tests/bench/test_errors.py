@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from answers import ground, part, vqa
-from edgetune_bench.errors import choose, error_page, sort
-from edgetune_runtime.bench.scores import Row, scored
+from answers import ground, part, predictions, vqa
+from edgetune_bench.gallery import choose_worst, error_page, sort
+from edgetune_runtime.bench.predictions import Prediction
 
 
 def sure(row: dict[str, Any], *scores: float) -> dict[str, Any]:
     return row | {"scores": list(scores)}
 
 
-def rows(image: str = "a") -> list[Row]:
+def rows(image: str = "a") -> tuple[Prediction, ...]:
     far = [[50.0, 50.0, 60.0, 60.0]]
-    return scored(
+    return predictions(
         [
             sure(ground(image, part(1.0), number=1), 0.9),
             sure(ground(image, far, number=2), 0.2),
@@ -41,8 +41,8 @@ def rows(image: str = "a") -> list[Row]:
     )
 
 
-def places(sorted_rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[int]]:
-    return {kind: [int(row["source"].partition(":")[2]) for row in some] for kind, some in sorted_rows.items()}
+def places(sorted_rows: Mapping[str, Sequence[Prediction]]) -> dict[str, list[int]]:
+    return {kind: [int(row.source.partition(":")[2]) for row in some] for kind, some in sorted_rows.items()}
 
 
 def test_every_wrong_answer_is_of_one_kind_worst_and_surest_first() -> None:
@@ -57,19 +57,19 @@ def test_every_wrong_answer_is_of_one_kind_worst_and_surest_first() -> None:
 
 
 def test_every_kind_comes_in_turn() -> None:
-    assert places(choose(rows(), 3)) == {
+    assert places(choose_worst(rows(), 3)) == {
         "Another place": [3],
         "The place, but not the extent": [5],
         "A box where nothing is": [6],
     }
-    assert sum(map(len, choose(rows(), 7).values())) == 7
-    assert choose(rows(), 99) == sort(rows())
+    assert sum(map(len, choose_worst(rows(), 7).values())) == 7
+    assert choose_worst(rows(), 99) == sort(rows())
 
 
 def test_answers_without_confidence_are_shown_without_one(tmp_path: Path) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     row = ground(str(tmp_path / "a.png"), part(0.2)) | {"scores": [None]}
-    page = error_page("x", scored([row]), 5)
+    page = error_page("x", predictions([row]), 5)
     assert "IoU 0.20<" in page and "confidence" not in page
 
 
@@ -98,4 +98,4 @@ def test_target_and_answer_are_drawn_in_one_picture(page: str) -> None:
 
 
 def test_nothing_wrong_is_a_page_too() -> None:
-    assert "0 of 1 answers are wrong" in error_page("x", scored([vqa("a", "red", ["red"])]), 5)
+    assert "0 of 1 answers are wrong" in error_page("x", predictions([vqa("a", "red", ["red"])]), 5)

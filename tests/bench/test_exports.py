@@ -12,6 +12,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,19 @@ from click.testing import CliRunner
 from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 
-from answers import ground, results, vqa
+from answers import Row, ground, predictions, results, vqa
 from edgetune.cli import cli
 from edgetune_bench import folder as folders
 from edgetune_bench.average_precision import average_precision
 from edgetune_bench.exports import write
-from edgetune_runtime.bench.scores import Row, scored
+from edgetune_runtime.bench.predictions import GroundPrediction, Prediction, grounding
 from edgetune_runtime.errors import InputError, MissingDependency
 
 MODEL = "tiny+lora"
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[Row]:
+def lines_of(tmp_path: Path) -> list[Row]:
     """Three phrases (one absent), one with two targets, and two questions, on a picture and one stored on its side."""
     plain, turned = str(tmp_path / "plain.png"), str(tmp_path / "turned.jpg")
     Image.new("RGB", (100, 50), "red").save(plain)
@@ -42,17 +43,24 @@ def rows(tmp_path: Path) -> list[Row]:
     exif[0x0112] = 6
     Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(40, 60, 3)).save(turned, exif=exif)
     box = [10.0, 10.0, 30.0, 40.0]
-    return scored(
-        [
-            ground(plain, [[10.0, 10.0, 30.0, 25.0]], truth=[box], number=1) | {"scores": [0.75], "id": "q1"},
-            ground(turned, [[8.0, 15.0, 32.0, 45.0]], truth=[[8.0, 15.0, 32.0, 45.0]], number=2) | {"scores": [0.5]},
-            ground(plain, [], truth=[], number=3) | {"scores": [], "status": "refused"},
-            ground(plain, [box], truth=[box, [50.0, 5.0, 90.0, 45.0]], number=4) | {"scores": [0.9]},
-            ground(plain, [], truth=[box], number=5) | {"scores": [], "raw": "1 2 3 4 what?"},
-            vqa(plain, "red", ["crimson", "red", "red"], 6) | {"text": "What\tcolour?"},
-            vqa(plain, "2", ["two"], 7) | {"text": "How many?"},
-        ]
-    )
+    return [
+        ground(plain, [[10.0, 10.0, 30.0, 25.0]], truth=[box], number=1) | {"scores": [0.75], "id": "q1"},
+        ground(turned, [[8.0, 15.0, 32.0, 45.0]], truth=[[8.0, 15.0, 32.0, 45.0]], number=2) | {"scores": [0.5]},
+        ground(plain, [], truth=[], number=3) | {"scores": [], "status": "refused"},
+        ground(plain, [box], truth=[box, [50.0, 5.0, 90.0, 45.0]], number=4) | {"scores": [0.9]},
+        ground(plain, [], truth=[box], number=5) | {"scores": [], "raw": "1 2 3 4 what?"},
+        vqa(plain, "red", ["crimson", "red", "red"], 6) | {"text": "What\tcolour?"},
+        vqa(plain, "2", ["two"], 7) | {"text": "How many?"},
+    ]
+
+
+@pytest.fixture
+def rows(lines_of: list[Row]) -> tuple[Prediction, ...]:
+    return predictions(lines_of)
+
+
+def one_target(rows: tuple[Prediction, ...]) -> list[GroundPrediction]:
+    return [row for row in grounding(rows) if len(row.truth) == 1]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -77,7 +85,7 @@ def iou_of_fractions(said: str, truth: list[float], size: tuple[int, int]) -> fl
     return shared / (areas - shared)
 
 
-def test_coco_files_give_our_ap_when_the_library_reads_them(rows: list[Row], tmp_path: Path) -> None:
+def test_coco_files_give_our_ap_when_the_library_reads_them(rows: tuple[Prediction, ...], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     left_out = write({MODEL: rows}, tmp_path / "out", "coco", name="exam")
     assert left_out == ["2 questions: COCO's files hold boxes only"]
@@ -86,18 +94,18 @@ def test_coco_files_give_our_ap_when_the_library_reads_them(rows: list[Row], tmp
     run = COCOeval_faster(truth, found, "bbox", print_function=lambda *_: None)
     run.run()
     assert len(truth.imgs) == 5 and len(truth.anns) == 5 and len(found.anns) == 3
-    assert run.stats_as_dict["AP_all"] == average_precision([row for row in rows if row["kind"] == "ground"])["ap"] > 0
+    assert run.stats_as_dict["AP_all"] == average_precision(grounding(rows)).ap
 
 
-def test_coco_makes_up_no_confidence(rows: list[Row], tmp_path: Path) -> None:
-    rows[0]["scores"] = [None]
+def test_coco_makes_up_no_confidence(rows: tuple[Prediction, ...], tmp_path: Path) -> None:
+    first = grounding(rows)[0]
     with pytest.raises(InputError, match="boxes without a confidence"):
-        write({MODEL: rows}, tmp_path, "coco", name="exam")
+        write({MODEL: (replace(first, scores=(None,)), *rows[1:])}, tmp_path, "coco", name="exam")
     with pytest.raises(InputError, match="boxes only"):
         write({MODEL: rows[5:]}, tmp_path, "coco", name="exam")
 
 
-def test_evalscope_s_questions_and_predictions_belong_together(rows: list[Row], tmp_path: Path) -> None:
+def test_evalscope_s_questions_and_predictions_belong_together(rows: tuple[Prediction, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     left_out = write({MODEL: rows}, out, "evalscope", name="exam")
@@ -114,37 +122,37 @@ def test_evalscope_s_questions_and_predictions_belong_together(rows: list[Row], 
         assert [line["model_output"]["choices"][0]["message"]["content"] for line in said] == ["red", "2"]
 
 
-def test_evalscope_s_boxes_score_as_ours(rows: list[Row], tmp_path: Path) -> None:
+def test_evalscope_s_boxes_score_as_ours(rows: tuple[Prediction, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     write({MODEL: rows}, out, "evalscope", name="exam")
     (file,) = (out / "refcoco" / "data").iterdir()
     phrases = pyarrow.parquet.read_table(file).to_pylist()
     said = lines(out / "predictions" / "tiny_lora" / "refcoco_test.jsonl")
-    kept = [row for row in rows if row["kind"] == "ground" and len(row["truth"]) == 1]
+    kept = one_target(rows)
     assert [line["question_id"] for line in phrases] == ["q1", "d.jsonl:2", "d.jsonl:5"]
     for line, answer, row in zip(phrases, said, kept, strict=True):
         x, y, w, h = line["bbox"]
-        assert [x, y, x + w, y + h] == row["truth"][0]
-        assert line["answer"] == [row["text"]]
+        assert (x, y, x + w, y + h) == row.truth[0]
+        assert line["answer"] == [row.text]
         size = Image.open(io.BytesIO(line["image"]["bytes"])).size  # as stored: nothing turns it
         content = answer["model_output"]["choices"][0]["message"]["content"]
-        assert iou_of_fractions(content, row["truth"][0], size) == pytest.approx(row["iou"], abs=1e-4)
+        assert iou_of_fractions(content, list(row.truth[0]), size) == pytest.approx(row.iou, abs=1e-4)
 
 
-def test_vlmevalkit_s_tables_score_as_ours(rows: list[Row], tmp_path: Path) -> None:
+def test_vlmevalkit_s_tables_score_as_ours(rows: tuple[Prediction, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     write({MODEL: rows, "other": rows}, out, "vlmevalkit", name="exam")
     truth, said = table(out / "exam_refcoco.tsv"), table(out / "tiny_lora_exam_refcoco.tsv")
     assert table(out / "other_exam_refcoco.tsv") == said
-    kept = [row for row in rows if row["kind"] == "ground" and len(row["truth"]) == 1]
+    kept = one_target(rows)
     for line, answer, row in zip(truth, said, kept, strict=True):
         assert answer["index"] == f"{line['split']}_{line['index']}"
-        assert [float(line[f"bbox_{name}"]) for name in ("x1", "y1", "x2", "y2")] == row["truth"][0]
+        assert tuple(float(line[f"bbox_{name}"]) for name in ("x1", "y1", "x2", "y2")) == row.truth[0]
         size = Image.open(io.BytesIO(base64.b64decode(line["image"]))).size
         assert size == (int(line["width"]), int(line["height"]))
-        assert iou_of_fractions(answer["prediction"], row["truth"][0], size) == pytest.approx(row["iou"], abs=1e-4)
+        assert iou_of_fractions(answer["prediction"], list(row.truth[0]), size) == pytest.approx(row.iou, abs=1e-4)
     asked = table(out / "exam_vqa.tsv")
     assert asked[0]["question"] == "What\tcolour?" and asked[0]["answer"] == "['crimson', 'red', 'red']"
     assert Image.open(io.BytesIO(base64.b64decode(asked[0]["image"]))).size == (100, 50)
@@ -152,9 +160,9 @@ def test_vlmevalkit_s_tables_score_as_ours(rows: list[Row], tmp_path: Path) -> N
     assert [line["prediction"] for line in table(out / "tiny_lora_exam_vqa.tsv")] == ["red", "2"]
 
 
-def test_the_command_exports_a_finished_folder(rows: list[Row], tmp_path: Path) -> None:
+def test_the_command_exports_a_finished_folder(lines_of: list[Row], tmp_path: Path) -> None:
     (tmp_path / "ev").mkdir()
-    found, answers = results({"a": rows[:3], "failed": "no memory"})
+    found, answers = results({"a": lines_of[:3], "failed": "no memory"})
     folders.write(tmp_path / "ev", found, answers, report=False)
     command = ["eval", "export", str(tmp_path / "ev"), "--format", "coco", "--output", str(tmp_path / "out"), "--json"]
     done = CliRunner().invoke(cli, command)
@@ -164,7 +172,9 @@ def test_the_command_exports_a_finished_folder(rows: list[Row], tmp_path: Path) 
     assert again.exit_code == 2 and "letters, digits" in again.stderr
 
 
-def test_what_cannot_be_exported_is_said(rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_exported_is_said(
+    rows: tuple[Prediction, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="no row has answers"):
         write({}, tmp_path, "coco", name="exam")
     monkeypatch.setitem(sys.modules, "pyarrow", None)

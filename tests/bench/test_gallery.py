@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from answers import ground, vqa
 from edgetune_bench.gallery import choose, samples
+from edgetune_runtime.bench.predictions import Prediction, read
 
 TRUTH, ANSWER = (np.array(ImageColor.getrgb(colour)) for colour in ("#00e676", "#ffab00"))
 
@@ -21,21 +23,23 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "grey.png"
 
 
-def answer(image: Path, number: int = 1, **values: Any) -> dict[str, Any]:
-    row = {"source": f"d.jsonl:{number}", "image": str(image), "kind": "ground", "text": "the owl"}
-    return row | {"truth": [[100.0, 80.0, 300.0, 240.0]], "boxes": [], "status": "found", "iou": 0.0} | values
+TARGET = [100.0, 80.0, 300.0, 240.0]
+
+
+def answer(image: Path, number: int = 1, **values: Any) -> Prediction:
+    return read(ground(str(image), [], truth=[TARGET], number=number) | {"text": "the owl", "status": "found"} | values)
 
 
 @pytest.mark.parametrize(
     ("values", "score", "right"),
     [
-        ({"boxes": [[100, 80, 300, 240]], "iou": 0.5}, "IoU 0.50", True),
-        ({"boxes": [[0, 0, 50, 50]], "iou": 0.49}, "IoU 0.49", False),
+        ({"boxes": [[100, 80, 300, 160]]}, "IoU 0.50", True),
+        ({"boxes": [[100, 80, 300, 158.4]]}, "IoU 0.49", False),
         ({"status": "refused"}, "says it is not there", False),
         ({"status": "unparsed"}, "no box in the answer", False),
-        ({"truth": [], "iou": None, "status": "refused"}, "says it is not there", True),
-        ({"truth": [], "iou": None, "boxes": [[0, 0, 50, 50]]}, "a box where nothing is", False),
-        ({"truth": [], "iou": None, "status": "unparsed"}, "no box in the answer", False),
+        ({"truth": [], "status": "refused"}, "says it is not there", True),
+        ({"truth": [], "boxes": [[0, 0, 50, 50]]}, "a box where nothing is", False),
+        ({"truth": [], "status": "unparsed"}, "no box in the answer", False),
     ],
 )
 def test_a_cell_says_how_good_its_answer_is(image: Path, values: dict[str, Any], score: str, right: bool) -> None:
@@ -47,7 +51,7 @@ def test_a_cell_says_how_good_its_answer_is(image: Path, values: dict[str, Any],
 
 
 def test_boxes_are_drawn_where_they_are_at_the_size_of_the_cell(image: Path) -> None:
-    (sample,) = samples({"x": [answer(image, boxes=[[200.0, 100.0, 400.0, 300.0]], iou=0.4)]}, ["d.jsonl:1"])
+    (sample,) = samples({"x": [answer(image, boxes=[[200.0, 100.0, 400.0, 300.0]])]}, ["d.jsonl:1"])
     for cell, colour, box in zip(sample.cells, (TRUTH, ANSWER), ((50, 40, 150, 120), (100, 50, 200, 150)), strict=True):
         assert cell.image.size == (256, 192)
         rows, columns = (np.asarray(cell.image) == colour).all(axis=2).nonzero()
@@ -64,7 +68,7 @@ def test_a_dark_picture_is_lifted_and_a_bright_one_is_not(image: Path, tmp_path:
 
 def test_columns_are_the_models_in_their_order_and_rows_the_chosen_records(image: Path) -> None:
     rows = [answer(image, number, text=f"the owl {number}") for number in range(1, 10)]
-    rows[0]["kind"] = "vqa"
+    rows[0] = read(vqa(str(image), "red", ["red"], 1))
     chosen = choose(rows, 3)
     assert chosen == ["d.jsonl:2", "d.jsonl:6", "d.jsonl:9"]
     drawn = samples({"b": rows, "a": list(reversed(rows))}, chosen)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from scipy import stats
 
-from answers import Row, ground, part, results
+from answers import Row, ground, part, results, vqa
 from edgetune.cli import cli
 from edgetune.commands import gate as verb
-from edgetune_bench.gate import METRICS, check_rows, least_half_width, worst
+from edgetune_bench.gate import DROPS, METRICS, Check, check_rows, least_half_width, least_width_below, worst
+from edgetune_runtime.bench.results import Measured, Results
 from edgetune_runtime.bench.scores import difference
 
 
-def sample(before: list[bool], after: list[bool], *, copies: int = 1, **costs: Any) -> dict[str, Any]:
+def sample(before: list[bool], after: list[bool], *, copies: int = 1, **costs: Any) -> Results:
     """Results of a baseline and a row `q` that hit or miss a picture each; `copies` repeats them with new pictures."""
     runs: dict[str, list[Row] | str] = {}
     for name, hits in (("base", before), ("q", after)):
@@ -26,12 +29,12 @@ def sample(before: list[bool], after: list[bool], *, copies: int = 1, **costs: A
     return results(runs, baseline="base", **costs)[0]
 
 
-def lost(count: int, of: int) -> dict[str, Any]:
+def lost(count: int, of: int) -> Results:
     """A row that misses `count` of the `of` pictures that its baseline gets right."""
     return sample([True] * of, [False] * count + [True] * (of - count))
 
 
-def drop(found: dict[str, Any], limit: float, metric: str = "acc@0.5") -> Any:
+def drop(found: Results, limit: float, metric: str = "acc@0.5") -> Any:
     (check,) = [c for c in check_rows(found, max_drop=limit, metrics=[metric]) if c.name.startswith("drop")]
     return check
 
@@ -92,8 +95,11 @@ def test_a_row_at_the_limit_rarely_passes(rate: float) -> None:
     passed = 0
     for _ in range(200):
         misses = generator.random(len(images)) < rate
-        found["rows"][1]["delta"]["acc50"] = difference(np.ones(len(images)), ~misses, images)
-        passed += drop(found, 100 * rate).outcome == "pass"
+        interval = difference(np.ones(len(images)), ~misses, images)
+        base, row = found.rows
+        assert isinstance(row, Measured) and row.delta is not None
+        row = replace(row, delta=replace(row.delta, acc50=interval))
+        passed += drop(replace(found, rows=(base, row)), 100 * rate).outcome == "pass"
     assert passed <= 20  # of 200, about 10 expected; more than 20 would happen once in some 700 runs
 
 
@@ -142,8 +148,138 @@ def test_a_failed_row_fails_and_so_does_a_row_whose_baseline_failed() -> None:
     assert checks[-1].remark == "the baseline base failed"
 
 
-def write(path: Path, found: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(found))
+def floor(found: Results, metric: str, least: float, row: str = "q") -> Check:
+    (check,) = [check for check in check_rows(found, rows=[row], floors={metric: least}) if check.name == metric]
+    return check
+
+
+def test_a_floor_is_met_by_the_whole_interval() -> None:
+    found = lost(20, 400)  # 95 %, give or take 2.1
+    assert floor(found, "acc@0.5", 92).outcome == "pass"
+    near = floor(found, "acc@0.5", 94)
+    assert near.outcome == "inconclusive"
+    assert near.value == pytest.approx(95.0)
+    assert near.lower == pytest.approx(95 - 196 * math.sqrt(0.05 * 0.95 / 400), abs=0.15)
+    assert (
+        near.message.startswith("95.00 % [9")
+        and ", at least 94 wanted: the lower end of its interval is" in near.message
+    )
+    under = floor(found, "acc@0.5", 96)
+    assert (under.outcome, under.remark) == ("fail", "1.00 points under")
+
+
+def test_the_records_that_a_floor_needs_do_tell() -> None:
+    before, after = [True] * 100, [False] * 3 + [True] * 97
+    doubt = floor(sample(before, after), "acc@0.5", 95)
+    assert doubt.outcome == "inconclusive" and doubt.records_needed is not None
+    copies = math.ceil(1.1 * doubt.records_needed / 100)
+    assert floor(sample(before, after, copies=copies), "acc@0.5", 95).outcome == "pass"
+    assert floor(sample(before, after, copies=copies // 2), "acc@0.5", 95).outcome == "inconclusive"
+
+
+def test_pictures_that_are_all_right_do_not_prove_a_floor() -> None:
+    few = floor(lost(0, 10), "acc@0.5", 90)
+    assert few.outcome == "inconclusive" and few.records_needed is not None
+    assert floor(lost(0, few.records_needed), "acc@0.5", 90).outcome == "pass"
+    assert floor(lost(0, few.records_needed - 1), "acc@0.5", 90).outcome == "inconclusive"
+    for images in (10, 300):  # Wilson 1927, as scipy has it
+        (low, _) = stats.binomtest(images, images).proportion_ci(0.95, "wilson")
+        assert least_width_below(images) == pytest.approx(1 - low, rel=1e-4)
+
+
+def test_a_useless_model_fails_a_floor_though_its_baseline_is_as_bad(tmp_path: Path) -> None:
+    """Both miss everything, so nothing is lost, and the doubt that a few pictures leave is allowed."""
+    file = write(tmp_path / "r.json", sample([False] * 12, [False] * 12))
+    assert gate(file, "--max-drop", 5, "--allow-inconclusive").exit_code == 0
+    done = gate(file, "--max-drop", 5, "--allow-inconclusive", "--min", "acc@0.5=80")
+    assert done.exit_code == 1
+    assert done.stderr == "error: 1 of 3 checks failed: q, acc@0.5: 80.00 points under\n"
+    report = json.loads(gate(file, "--min", "acc@0.5=80", "--json").stdout)
+    assert [(check["name"], check["floor"]) for check in report["checks"]] == [("runs", None), ("acc@0.5", 80.0)]
+
+
+def test_floors_of_refusals_readable_answers_and_words() -> None:
+    rows: list[Row] = [ground(f"{i}", part(1.0), number=i) for i in range(10)]
+    rows += [ground(f"{i}", [], truth=[], number=i) | {"status": "refused"} for i in range(10, 18)]
+    rows += [ground(f"{i}", part(1.0), truth=[], number=i) for i in range(18, 20)]
+    rows += [ground(f"{i}", [], number=i) | {"status": "refused"} for i in range(20, 22)]
+    rows += [ground("22", [], number=22)]  # neither a box nor a refusal
+    rows += [vqa(f"v{i}", "red", ["red" if i else "rod"], 30 + i) for i in range(4)]
+    found, _ = results({"base": rows, "q": rows}, baseline="base")
+    values = {metric: floor(found, metric, 0.0).value for metric in METRICS}
+    expected = {"refusal-recall": 8 / 10, "refusal-precision": 8 / 10, "valid-box": 22 / 23, "vqa": 3 / 4}
+    assert {metric: values[metric] for metric in expected} == {
+        metric: pytest.approx(100 * share) for metric, share in expected.items()
+    }
+    assert values["anls"] == pytest.approx(100 * (3 + 2 / 3) / 4)
+    assert values["acc@0.9"] == pytest.approx(100 * 10 / 13)
+    assert values["box-iou"] == pytest.approx(100.0)
+    assert all(floor(found, metric, 0.0).outcome == "pass" for metric in METRICS)
+
+
+def damage(found: Results, place: str, value: object) -> str:
+    """The file with one value replaced, by its dotted place in the row `q`, or in the whole after a slash."""
+    text = found.to_dict()
+    *parents, last = place.strip("/").split(".")
+    inner: Any = text if place.startswith("/") else text["rows"][1]
+    for key in parents:
+        inner = inner[key]
+    if value is KeyError:
+        del inner[last]
+    else:
+        inner[last] = value
+    return json.dumps(text)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("delta.acc50.value", math.nan, "not valid JSON: NaN is not a number of JSON"),
+        ("delta.acc50.value", 1e300, "rows['q'].delta.acc50.value: must be a number from -1 to 1, not 1e+300"),
+        ("delta.acc50.low", None, "rows['q'].delta.acc50.low: must be a number from -1 to 1, not null"),
+        ("delta.acc50.high", -1.0, "rows['q'].delta.acc50: its low end"),
+        ("delta.acc50.images", KeyError, "rows['q'].delta.acc50.images: is missing"),
+        ("ground.acc50", "1.0", "rows['q'].ground.acc50: must be a number from 0 to 1, not '1.0'"),
+        ("ground.acc50", True, "rows['q'].ground.acc50: must be a number from 0 to 1, not true"),
+        ("size_bytes", -5, "rows['q'].size_bytes: must be a whole number from 0"),
+        ("size_bytes", int("9" * 400), "rows['q'].size_bytes: must be a whole number from 0"),
+        ("stages.total.p95", None, "rows['q'].stages.total.p95: must be a number from 0"),
+        ("stages.total.p95", -1, "rows['q'].stages.total.p95: must be a number from 0"),
+        ("status", "great", "rows['q'].status: must be 'ok' or 'failed', not 'great'"),
+        ("status", KeyError, "rows['q'].status: must be 'ok' or 'failed', not null"),
+        ("name", KeyError, "rows[1].name: is missing"),
+        ("name", "base", "rows['base']: two rows have this name"),
+        ("name", "a\x1b[31m", "not the name of a row"),
+        ("baseline", True, "baseline: is 'base', but the rows marked as baseline are ['base', 'q']"),
+        ("ground", [], "rows['q'].ground: must be an object, not []"),
+        ("/rows", [], "rows: there are none"),
+        ("/rows", None, "not the results of a measurement"),
+        ("/rows", [None], "rows[0]: must be an object, not null"),
+        ("/created", KeyError, "created: is missing"),
+        ("/schema", True, "schema true"),
+        ("/statistics.level", 1e-9, "statistics.level: must be a number from 0.5 to 0.9999, not 1e-09"),
+        ("/options", KeyError, "'machine', 'versions' and 'options' belong together"),
+    ],
+)
+def test_a_file_changed_by_hand_is_refused_by_row_and_field(
+    tmp_path: Path, place: str, value: object, message: str
+) -> None:
+    (tmp_path / "r.json").write_text(damage(lost(1, 5), place, value))
+    done = gate(tmp_path / "r.json", "--max-drop", 50, "--max-size-mb", 30, "--junit", tmp_path / "j.xml")
+    assert done.exit_code == 2, done.output
+    assert f"{tmp_path / 'r.json'}" in done.stderr and message in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_deep_nesting_is_refused_and_a_byte_order_mark_is_not(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text('{"rows": [' + "[" * 100_000)
+    assert "nested too deep" in gate(tmp_path / "deep.json", "--max-drop", 1).stderr
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(lost(0, 400).to_dict()).encode())
+    assert gate(tmp_path / "bom.json", "--max-drop", 5).exit_code == 0
+
+
+def write(path: Path, found: Results) -> Path:
+    path.write_text(json.dumps(found.to_dict()))
     return path
 
 
@@ -184,6 +320,15 @@ def test_a_failure_outweighs_a_doubt(tmp_path: Path) -> None:
         (["--max-drop", "1", "--metric", "acc@.5"], "Did you mean 'acc@0.5'?"),
         (["--max-gpu-mb", "1"], "q: GPU memory was not measured"),
         (["--max-drop", "-1"], "x>=0"),
+        (["--max-drop", "nan"], "'nan' is not a finite number"),
+        (["--max-drop", "1e999"], "'1e999' is not a finite number"),
+        (["--max-p95-ms", "inf"], "'inf' is not a finite number"),
+        (["--min", "acc@0.5=nan"], "'nan' is not"),
+        (["--min", "acc@0.5"], "'acc@0.5' is not METRIC=PERCENT, such as acc@0.5=80"),
+        (["--min", "acc@0.5=101"], "101"),
+        (["--min", "acc=1"], "'acc' is not one of"),
+        (["--min", "vqa=1"], "q: no vqa in the results"),
+        (["--min", "miou=1", "--min", "miou=2"], "--min miou is given twice"),
         (["--max-drop", "1", "--junit", "nowhere/g.xml"], "nowhere/g.xml: No such file"),
     ],
 )
@@ -200,7 +345,7 @@ def test_bad_arguments_are_one_line(tmp_path: Path, arguments: list[str], messag
         ("{", "not valid JSON"),
         ("[]", "not the results of a measurement"),
         ('{"rows": [], "data": {}, "schema": 99}', "schema 99, this version reads schema 1"),
-        ('{"rows": [], "data": {}, "schema": 1, "baseline": null}', "the baseline only"),
+        ('{"rows": [], "data": {}, "schema": true}', "schema true, this version reads schema 1"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -218,5 +363,6 @@ def test_without_a_baseline_there_is_nothing_to_drop_from(tmp_path: Path) -> Non
 
 
 def test_the_verb_offers_every_metric() -> None:
-    (option,) = [param for param in verb.command.params if param.name == "metrics"]
-    assert list(option.type.choices) == list(METRICS)  # type: ignore[attr-defined]
+    options = {param.name: param for param in verb.command.params}
+    assert list(options["metrics"].type.choices) == list(DROPS)  # type: ignore[attr-defined]
+    assert f"one of {', '.join(METRICS)}." in str(options["floors"].help)

@@ -6,15 +6,14 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-from answers import ground, part, vqa
-from edgetune_runtime.bench.scores import scored
+from answers import ground, part, predictions, vqa
+from edgetune_runtime.bench.predictions import Prediction
 from edgetune_runtime.records import Record
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "joint_study.py"
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "studies" / "joint_study.py"
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +30,13 @@ def question(asks: str, answer: str) -> Record:
     return Record(Path("x.png"), "?", None, [], [answer], None, "train.jsonl:1", meta={"asks": asks})
 
 
-def answers(right: bool) -> list[dict[str, Any]]:
+def answers(right: bool) -> tuple[Prediction, ...]:
     said = "3" if right else "4"
     boxes = part(1.0 if right else 0.2)
     rows = [ground(f"g{n}", boxes, number=n) for n in range(4)]
     rows += [ground("g9", [], truth=[], number=9) | {"status": "refused" if right else "unparsed"}]
     rows += [vqa(f"v{n}", said, ["3"], 20 + n) for n in range(3)] + [vqa("v9", said, ["5"], 29)]
-    return scored(rows)
+    return predictions(rows)
 
 
 KINDS = {f"d.jsonl:{n}": "count" for n in (20, 21, 22)} | {"d.jsonl:29": "colour"}
@@ -46,9 +45,9 @@ KINDS = {f"d.jsonl:{n}": "count" for n in (20, 21, 22)} | {"d.jsonl:29": "colour
 def test_the_majority_answers_each_kind_with_its_own_favourite(study: ModuleType) -> None:
     trained = [question("count", "3"), question("count", "3"), question("count", "5"), question("colour", "5")]
     found = study.majority(trained, answers(False), KINDS)
-    assert [row["accuracy"] for row in found] == [1.0, 1.0, 1.0, 1.0]
+    assert [row.accuracy for row in found] == [1.0, 1.0, 1.0, 1.0]
     trained = [question("count", "5"), question("colour", "3")]
-    assert [row["accuracy"] for row in study.majority(trained, answers(True), KINDS)] == [0.0] * 4
+    assert [row.accuracy for row in study.majority(trained, answers(True), KINDS)] == [0.0] * 4
 
 
 def test_every_figure_is_in_its_place(study: ModuleType) -> None:

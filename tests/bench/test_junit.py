@@ -9,7 +9,7 @@ from xml.dom.minidom import Element
 import pytest
 from click.testing import CliRunner
 
-from answers import ground, part, results
+from answers import Row, ground, part, results
 from edgetune.cli import cli
 from edgetune_bench.gate import Check
 from edgetune_bench.junit import junit_xml
@@ -94,11 +94,11 @@ def test_the_last_words_of_a_worker_stay_well_formed() -> None:
 def test_the_verb_writes_it_before_it_fails(tmp_path: Path, hits: bool) -> None:
     import json
 
-    runs = {
+    runs: dict[str, list[Row] | str] = {
         "base": [ground(f"{i}", part(1.0), number=i) for i in range(300)],
         "q": [ground(f"{i}", part(1.0 if hits else 0.2), number=i) for i in range(300)],
     }
-    (tmp_path / "r.json").write_text(json.dumps(results(dict(runs), baseline="base")[0]))
+    (tmp_path / "r.json").write_text(json.dumps(results(runs, baseline="base")[0].to_dict()))
     arguments = ["gate", str(tmp_path / "r.json"), "--max-drop", "1", "--junit", str(tmp_path / "g.xml")]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == (0 if hits else 1), done.output

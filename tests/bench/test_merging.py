@@ -32,9 +32,10 @@ def desk(path: Path, rows: list[str], *, baseline: str | None) -> Path:
 
 def device(path: Path, rows: list[str], *, baseline: str | None = None, **changes: Any) -> Path:
     """The file that `edgetune-run bench` writes, with changes by the dotted names of its fields."""
-    found, answers = results({name: run(name, "/robot") for name in rows}, baseline=baseline)
+    measured, answers = results({name: run(name, "/robot") for name in rows}, baseline=baseline)
+    found = measured.to_dict()
     for row in found["rows"]:
-        row["answers"] = answers[row["name"]]
+        row["answers"] = [answer.to_dict() for answer in answers[row["name"]]]
     for place, value in changes.items():
         *parents, last = place.split("__")
         inner = found
@@ -55,7 +56,8 @@ def test_a_device_without_a_baseline_is_compared_with_the_desks(tmp_path: Path) 
     output = tmp_path / "out"
     done = merge(first, second, "--output", output, "--json")
     assert done.exit_code == 0, done.output
-    found = read_results(output)
+    results = read_results(output)
+    found = results.to_dict()
     assert json.loads(done.stdout) == found
     assert [(row["name"], row["machine"], row["baseline"]) for row in found["rows"]] == [
         ("merged", "desk", True),
@@ -75,7 +77,7 @@ def test_a_device_without_a_baseline_is_compared_with_the_desks(tmp_path: Path) 
     verify_files(output)
     assert "jetson" in (output / "report.html").read_text()
     assert "| machine |" in (output / "table.md").read_text()
-    assert read_answers(output, found)["fp32"][0]["image"] == "/robot/0.png"
+    assert read_answers(output, results)["fp32"][0].image == "/robot/0.png"
 
 
 def test_the_same_baseline_on_both_machines_becomes_a_row_of_its_own(tmp_path: Path) -> None:
@@ -83,8 +85,9 @@ def test_the_same_baseline_on_both_machines_becomes_a_row_of_its_own(tmp_path: P
     second = device(tmp_path / "b.json", ["merged", "fp32"], baseline="merged")
     assert merge(first, f"robot={second}", "--output", tmp_path / "out").exit_code == 0
     found = read_results(tmp_path / "out")
-    assert [row["name"] for row in found["rows"]] == ["merged@desk", "int4", "merged@robot", "fp32"]
-    assert found["rows"][2]["delta"]["drift"]["worst"]["iou"] == 1.0
+    assert [row.name for row in found.rows] == ["merged@desk", "int4", "merged@robot", "fp32"]
+    (again,) = [row.delta for row in found.ran if row.name == "merged@robot"]
+    assert again is not None and again.drift is not None and again.drift.worst.iou == 1.0
 
 
 def test_an_unchanged_join_is_kept_and_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -93,9 +96,9 @@ def test_an_unchanged_join_is_kept_and_a_dry_run_writes_nothing(tmp_path: Path) 
     assert merge(*arguments, "--dry-run").exit_code == 0
     assert not (tmp_path / "out").exists()
     assert merge(*arguments).exit_code == 0
-    created = read_results(tmp_path / "out")["created"]
+    created = read_results(tmp_path / "out").created
     assert merge(*arguments).exit_code == 0
-    assert read_results(tmp_path / "out")["created"] == created
+    assert read_results(tmp_path / "out").created == created
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_an_unchanged_join_is_kept_and_a_dry_run_writes_nothing(tmp_path: Path) 
             "(sha256 of the data file) differs: cdcdcdcdcdcd, eeeeeeeeeeee",
         ),
         ({"data__images_sha256": "ee" * 32}, "the pictures (their sha256) differs"),
-        ({"data__records": 3}, "the number of records differs: 4, 3"),
+        ({"data__records": 3}, "b.json: int4: 4 answers where there are 3 records"),
         ({"options__max_new_tokens": 64}, "the longest answer, in tokens differs: 128, 64"),
         ({"schema": 7}, "schema 7"),
         ({"machines": {}}, "is joined from several machines already"),

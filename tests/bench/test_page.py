@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from edgetune_bench.page import Cell, Sample, contact_sheet, html_page
+from edgetune_bench.gallery import Cell, Sample, contact_sheet, html_page
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+
+from edgetune_runtime.bench.results import Interval, Results, Row
 
 DASH = '<span class="none">–</span>'
-Row = Mapping[str, Any]
 _LONG_NAME = 26  # letters from which a row's name is broken into lines
 
 
@@ -65,27 +65,22 @@ def section(title: str, lead: str, content: str) -> str:
 
 def head(row: Row) -> str:
     """A row's name with its machine and whether it is the baseline, as HTML."""
-    marks = [str(row["machine"])] if row.get("machine") else []
-    marks += ["baseline"] if row.get("baseline") else []
-    name = text(row["name"])
-    if len(row["name"]) > _LONG_NAME:
+    marks = [row.machine] if row.machine else []
+    marks += ["baseline"] if row.baseline else []
+    name = text(row.name)
+    if len(row.name) > _LONG_NAME:
         name = f'<span class="long">{name}</span>'
     return name + "".join(f' <span class="mark">{text(mark)}</span>' for mark in marks)
 
 
-def ran(results: Row) -> list[Row]:
-    """The rows that did not fail."""
-    return [row for row in results["rows"] if row["status"] == "ok"]
-
-
-def percent(value: float | None, interval: Mapping[str, float] | None = None, *, signed: bool = False) -> str:
+def percent(value: float | None, interval: Interval | None = None, *, signed: bool = False) -> str:
     """A share in percent, with its interval in small print under it."""
     if value is None:
         return DASH
     main = points(value, signed=signed)
     if not interval:
         return main
-    low, high = (points(interval[key], signed=signed) for key in ("low", "high"))
+    low, high = (points(end, signed=signed) for end in (interval.low, interval.high))
     return f'{main}<span class="interval">{low} … {high}</span>'
 
 
@@ -109,10 +104,10 @@ def mega(size: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def accuracy(results: Row) -> tuple[str, str, str] | None:
+def accuracy(results: Results) -> tuple[str, str, str] | None:
     """What counts as accuracy here, as (kind of record, key, title): boxes where there are any, else answers."""
     for kind, key, title in (("ground", "acc50", "Acc@0.5"), ("vqa", "accuracy", "VQA accuracy")):
-        if any((row.get(kind) or {}).get(key) is not None for row in ran(results)):
+        if any(getattr(getattr(row, kind), key, None) is not None for row in results.ran):
             return kind, key, title
     return None
 

@@ -24,10 +24,17 @@ from edgetune.commands._common import Console, verb
 def export(console: Console, results: Path, form: str, name: str, output: Path, force: bool, dry_run: bool) -> None:
     """Write the answers in RESULTS, a folder of eval or bench, in the files of another evaluation suite."""
     from edgetune_bench import exports
-    from edgetune_bench.folder import read_answers, read_results
+    from edgetune_bench.folder import measured_pictures, read_answers, read_results
     from edgetune_core.stage import run_stage
+    from edgetune_runtime.errors import InputError
 
-    answers = read_answers(results, read_results(results))
+    found = read_results(results)
+    answers = read_answers(results, found)
+    if answers and form in exports.WITH_PICTURES and not measured_pictures(found, answers):
+        raise InputError(
+            f"{results}: the pictures that were measured are not on this machine, or were changed since",
+            hint=f"export where they were measured: the files of {form} hold the pictures",
+        )
 
     def build(folder: Path) -> dict[str, Any]:
         return {"left_out": exports.write(answers, folder, form, name=name)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from edgetune_runtime.manifest import read_manifest
 
 if TYPE_CHECKING:
     from edgetune_bench.study import Study
+    from edgetune_runtime.bench.results import Results
 
 
 def run_study(
@@ -27,7 +27,7 @@ def run_study(
     output: Path | None,
     force: bool,
     dry_run: bool,
-    show: Callable[[Mapping[str, Any]], None],
+    show: Callable[[Results], None],
     copies: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Run a study, print it with `show` or as JSON, and raise GateFailed after that when a row failed.
@@ -35,12 +35,10 @@ def run_study(
     `copies` says where to copy files of the result's folder, by their names. An earlier result with a failed row counts
     as unfinished: what was missing may have been installed since.
     """
-    from edgetune_bench.folder import RESULTS
-    from edgetune_runtime.bench.plan import failures
+    from edgetune_bench.folder import read_results
 
     def build(folder: Path) -> dict[str, Any]:
-        results = study.build(folder, console.note)
-        return {"rows": len(results["rows"]), "failed": failures(results)}
+        return counts(study.build(folder, console.note))
 
     if output is None:
         if dry_run:
@@ -64,24 +62,28 @@ def run_study(
             return
         if done.skipped:
             console.note(f"{output}: nothing has changed, kept (--force measures again)")
-        results = json.loads((output / RESULTS).read_text(encoding="utf-8"))
+        results = read_results(output)
         _copy(output, copies, console)
     show(results)
-    console.result(results)
-    failed = failures(results)
-    if failed:
+    console.result(results.to_dict())
+    if failed := [row.name for row in results.failed]:
         hint = f"{output / 'logs'} has what they wrote" if output else None
-        raise GateFailed(f"{len(failed)} of {len(results['rows'])} rows failed: {', '.join(failed)}", hint=hint)
+        raise GateFailed(f"{len(failed)} of {len(results.rows)} rows failed: {', '.join(failed)}", hint=hint)
 
 
-def show_tables(console: Console, results: Mapping[str, Any], output: Path) -> None:
+def counts(results: Results) -> dict[str, Any]:
+    """What the manifest of a measurement says of it: the number of rows, and the names of those that failed."""
+    return {"rows": len(results.rows), "failed": [row.name for row in results.failed]}
+
+
+def show_tables(console: Console, results: Results, output: Path) -> None:
     """Print accuracies, costs, remarks and where the report is."""
     from edgetune_bench import folder, table
 
-    console.table(table.accuracy_table(results["rows"]))
+    console.table(table.accuracy_table(results.rows))
     console.line()
-    console.table(table.cost_table(results["rows"]))
-    for remark in table.remarks(results["rows"]):
+    console.table(table.cost_table(results.rows))
+    for remark in table.remarks(results.rows):
         console.line(remark)
     console.note(f"report: {output / folder.REPORT}")
 

@@ -19,19 +19,16 @@ def merge(console: Console, files: tuple[str, ...], output: Path, force: bool, d
     RESULTS is a file of `edgetune-run bench`, or a folder of `edgetune bench`. MACHINE is what its rows are marked
     with; by default the name of the file or folder. All rows are compared with the one baseline that the results have.
     """
-    import json
-
-    from edgetune.commands._measure import show_tables
+    from edgetune.commands._measure import counts, show_tables
     from edgetune_bench import folder, merging
     from edgetune_core.stage import run_stage
-    from edgetune_runtime.bench.plan import failures
 
     sources = merging.label(files)
 
     def build(work: Path) -> dict[str, Any]:
-        results, answers = merging.merge(sources)
-        folder.write(work, results, answers, report=True)
-        return {"rows": len(results["rows"]), "failed": failures(results)}
+        results, answers, pictures = merging.merge(sources)
+        folder.write(work, results, answers, report=True, pictures=pictures)
+        return counts(results)
 
     done = run_stage(
         "bench",
@@ -45,6 +42,6 @@ def merge(console: Console, files: tuple[str, ...], output: Path, force: bool, d
     if dry_run:
         console.note(f"{output}: {'unchanged, would be kept' if done.skipped else 'would be written'}")
         return
-    results = json.loads((output / folder.RESULTS).read_text(encoding="utf-8"))
+    results = folder.read_results(output)
     show_tables(console, results, output)
-    console.result(results)
+    console.result(results.to_dict())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgetune.commands._common import Console, verb
 from edgetune.commands._merge_results import merge
+
+if TYPE_CHECKING:
+    from edgetune_runtime.bench.results import Results
 
 
 @verb(writes=True, subcommands={"merge": merge})
@@ -68,11 +70,10 @@ def command(
     from edgetune_bench.study import prepare
     from edgetune_bench.targets import identify
     from edgetune_data.read import canonical_file, stage_inputs
-    from edgetune_runtime.bench.matrix import Options
+    from edgetune_runtime.bench.results import Options
     from edgetune_runtime.bench.targets import parse
-    from edgetune_runtime.threads import measured_threads
 
-    options = Options(limit, device, measured_threads(device, threads), warmup, rounds, max_new_tokens, stall)
+    options = Options(limit, device, threads, warmup, rounds, max_new_tokens, stall)
     known = partial(identify, engine=engine)
     study = prepare(
         [parse(target, known) for target in targets],
@@ -84,7 +85,7 @@ def command(
         report=True,
     )
 
-    def show(results: Mapping[str, Any]) -> None:
+    def show(results: Results) -> None:
         show_tables(console, results, folder)
 
     run_study(console, "bench", study, output=folder, force=force, dry_run=dry_run, show=show)

@@ -193,14 +193,13 @@ def _make_data(
 
 def _make_page(bench: Path, output: Path, data: Path, pictures: int, *, force: bool) -> Path:
     """Write the page and the contact sheet from the comparison's predictions, and return the page's path."""
-    from edgetune_bench.folder import read_answers
-    from edgetune_bench.gallery import choose, samples
-    from edgetune_bench.page import contact_sheet, html_page
+    from edgetune_bench.folder import read_answers, read_results
+    from edgetune_bench.gallery import choose, contact_sheet, html_page, samples
     from edgetune_bench.table import accuracy_table, cell, cost_table
 
     def build(folder: Path) -> dict[str, Any]:
-        results = json.loads((bench / "results.json").read_text(encoding="utf-8"))
-        rows, said = results["rows"], read_answers(bench, results)
+        results = read_results(bench)
+        rows, said = results.rows, read_answers(bench, results)
         answers = {name: said[name] for name in _SHOWN}
         shown = samples(answers, choose(answers["base"], pictures))
         tables = [

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgetune.commands._common import Console, verb
 from edgetune.commands._eval_export import export
+
+if TYPE_CHECKING:
+    from edgetune_runtime.bench.results import Results
 
 
 @verb(writes=True, subcommands={"export": export})
@@ -62,10 +64,9 @@ def command(
     from edgetune_bench.study import GALLERY, prepare
     from edgetune_bench.targets import identify
     from edgetune_data.read import canonical_file, stage_inputs
-    from edgetune_runtime.bench.matrix import Options
-    from edgetune_runtime.threads import measured_threads
+    from edgetune_runtime.bench.results import Options
 
-    options = Options(limit, device, measured_threads(device, threads), warmup=0, max_new_tokens=max_new_tokens)
+    options = Options(limit, device, threads, warmup=0, max_new_tokens=max_new_tokens)
     study = prepare(
         [identify(target, adapter=adapter)],
         canonical_file(data),
@@ -76,9 +77,9 @@ def command(
         worst=worst if output or gallery else 0,
     )
 
-    def show(results: Mapping[str, Any]) -> None:
-        console.table(table.accuracy_table(results["rows"]))
-        for remark in table.remarks(results["rows"]):
+    def show(results: Results) -> None:
+        console.table(table.accuracy_table(results.rows))
+        for remark in table.remarks(results.rows):
             console.line(remark)
 
     copies = {} if gallery is None else {GALLERY: gallery}

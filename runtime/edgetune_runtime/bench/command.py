@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from edgetune_runtime.bench.results import Failed, Measured, Options, Row
 from edgetune_runtime.errors import GateFailed, InputError
 
 
@@ -28,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--baseline", metavar="[NAME=]BUNDLE", help="the bundle that the others are compared with")
     add("--limit", type=_count, help="use only the first N records")
     add("--rounds", type=_count, default=1, help="deal the records out and take turns N times (default: 1)")
-    add("--warmup", type=int, default=2, help="unmeasured answers before the measured ones (default: 2)")
+    warmup = "unmeasured answers before the measured ones (default: %(default)s)"
+    add("--warmup", type=int, default=Options.warmup, help=warmup)
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--engine", help="an installed engine in place of the runtime's own for the format")
     add("--threads", type=_count, help="CPU threads (default: all usable cores, on cuda the engine's own choice)")
@@ -45,10 +47,9 @@ def run(options: argparse.Namespace) -> None:
         InputError: bad input, or FILE cannot be written or exists.
         GateFailed: after the file was written, when a row failed.
     """
-    from edgetune_runtime.bench.matrix import Options
-    from edgetune_runtime.bench.plan import failures, prepare
+    from edgetune_runtime.bench.matrix import report_lines
+    from edgetune_runtime.bench.plan import prepare
     from edgetune_runtime.bench.targets import identify_bundle, parse
-    from edgetune_runtime.threads import measured_threads
 
     output: Path = options.output
     if not output.absolute().parent.is_dir():
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         options=Options(
             limit=options.limit,
             device=options.device,
-            threads=measured_threads(options.device, options.threads),
+            threads=options.threads,
             warmup=options.warmup,
             rounds=options.rounds,
             max_new_tokens=options.max_new_tokens,
@@ -73,29 +74,31 @@ def run(options: argparse.Namespace) -> None:
         baseline=parse(options.baseline, identify) if options.baseline else None,
     )
     with tempfile.TemporaryDirectory() as folder:
-        results, answers = plan.run(Path(folder), note=partial(print, file=sys.stderr, flush=True))
-    for row in results["rows"]:
-        if row["name"] in answers:
-            row["answers"] = answers[row["name"]]
+        note = partial(print, file=sys.stderr, flush=True)
+        results, answers = plan.run(Path(folder), note=note, watch=report_lines(note))
+    rows = [replace(row, answers=answers[row.name]) if isinstance(row, Measured) else row for row in results.rows]
+    results = replace(results, rows=tuple(rows))
     partial_file = output.with_name(output.name + ".partial")
-    partial_file.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial_file.write_text(json.dumps(results.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial_file, output)
-    print("\n".join(describe(row) for row in results["rows"]))
-    failed = failures(results)
-    if failed:
-        raise GateFailed(f"{len(failed)} of {len(results['rows'])} rows failed: {', '.join(failed)}")
+    print("\n".join(describe(row) for row in results.rows))
+    if failed := [row.name for row in results.failed]:
+        raise GateFailed(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(row: Row) -> str:
     """One line about a row, for a person."""
-    if row["status"] == "failed":
-        return f"{row['name']}: failed (exit code {row['exit_code']}): {row['reason']}"
-    total, ground, vqa = row["stages"]["total"], row["ground"] or {}, row["vqa"] or {}
-    shares = {"Acc@0.5": ground.get("acc50"), "mIoU": ground.get("miou"), "VQA": vqa.get("accuracy")}
+    if isinstance(row, Failed):
+        return f"{row.name}: failed (exit code {row.exit_code}): {row.reason}"
+    shares = {
+        "Acc@0.5": row.ground.acc50 if row.ground else None,
+        "mIoU": row.ground.miou if row.ground else None,
+        "VQA": row.vqa.accuracy if row.vqa else None,
+    }
     parts = [f"{title} {100 * value:.1f} %" for title, value in shares.items() if value is not None]
-    parts.append(f"{1000 * total['p50']:.1f} ms (p95 {1000 * total['p95']:.1f})")
-    parts.append(f"{row['peak_rss_bytes'] / 1e6:.0f} MB of memory, {row['size_bytes'] / 1e6:.1f} MB of files")
-    return f"{row['name']}: {', '.join(parts)}"
+    parts.append(f"{1000 * row.stages.total.p50:.1f} ms (p95 {1000 * row.stages.total.p95:.1f})")
+    parts.append(f"{row.peak_rss_bytes / 1e6:.0f} MB of memory, {row.size_bytes / 1e6:.1f} MB of files")
+    return f"{row.name}: {', '.join(parts)}"
 
 
 def _count(text: str) -> int:

@@ -6,8 +6,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from edgetune_runtime.bench.results import Machine
 from edgetune_runtime.gpu import Gpu
 from edgetune_runtime.threads import usable_cores
 
@@ -33,19 +33,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: text for name, text in found.items() if text is not None}
 
 
-def describe() -> dict[str, Any]:
-    """CPU and GPU model, cores, memory (bytes), frequency governor and operating system of this machine."""
-    return {
-        "cpu": _cpu_model(),
-        "gpu": Gpu().name(),
-        "arch": platform.machine(),
-        "cores": os.cpu_count(),
-        "usable_cores": usable_cores(),
-        "memory_bytes": _memory(),
-        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-        "board": _read(Path("/proc/device-tree/model")),  # a Jetson or other single-board computer names itself here
-        "os": platform.platform(),
-    }
+def describe() -> Machine:
+    """This machine, as far as the system tells."""
+    return Machine(
+        cpu=_cpu_model(),
+        gpu=Gpu().name(),
+        arch=platform.machine(),
+        cores=os.cpu_count(),
+        usable_cores=usable_cores(),
+        memory_bytes=_memory(),
+        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        board=_read(Path("/proc/device-tree/model")),  # a Jetson or other single-board computer names itself here
+        os=platform.platform(),
+    )
 
 
 def _version(package: str) -> str | None:

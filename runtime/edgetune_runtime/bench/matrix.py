@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgetune_runtime.bench.launch import Failure, run_worker
+from edgetune_runtime.bench.results import Options, Report
 from edgetune_runtime.bench.targets import Target
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.manifest import MANIFEST, sha256_file, sha256_tree, verify_files
 from edgetune_runtime.records import Record, read_records
+from edgetune_runtime.typed_json import decode
 
-Report = dict[str, Any]
 Note = Callable[[str], None]
 Watch = Callable[[str, int, str], AbstractContextManager[Callable[[int], object]]]
 """Shows the progress of a long step: called with its title, the number of units and their name; what it yields is told
@@ -30,34 +31,22 @@ def unwatched(title: str, total: int, unit: str) -> Iterator[Callable[[int], obj
     yield lambda done: None
 
 
-@dataclass(frozen=True)
-class Options:
-    """How targets are run; the same for all of them.
+def report_lines(note: Note, every_s: float = 10.0) -> Watch:
+    """A `Watch` for where there is no terminal: a line about how far a step is, at most one in `every_s` seconds."""
 
-    `rounds` deals the records out into that many parts and runs part after part, each over all targets, so that a
-    machine that slows down for a while slows all of them. `threads` None leaves the number of CPU threads to each
-    engine. `stall_s` ends a worker that answers nothing for so long.
-    """
+    @contextmanager
+    def watch(title: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        said = time.monotonic()
 
-    limit: int | None = None
-    device: str = "cpu"
-    threads: int | None = 1
-    warmup: int = 1
-    rounds: int = 1
-    max_new_tokens: int = 128
-    stall_s: float = 600.0
+        def progress(done: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= every_s:
+                said = time.monotonic()
+                note(f"{title}: {done} of {total} {unit}s done")
 
-    def arguments(self, data: Path, part: int) -> list[str]:
-        """The arguments of a worker that runs part `part` (from 0) of `data`."""
-        limit = [] if self.limit is None else ["--limit", str(self.limit)]
-        return [
-            *("--data", str(data), "--device", self.device, "--warmup", str(self.warmup)),
-            *("--max-new-tokens", str(self.max_new_tokens), "--shard", f"{part}/{self.rounds}", *limit),
-        ]
+        yield progress
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name."""
-        return asdict(self)
+    return watch
 
 
 def check_records(data: Path, limit: int | None, watch: Watch = unwatched) -> tuple[list[Record], str]:
@@ -71,14 +60,20 @@ def check_records(data: Path, limit: int | None, watch: Watch = unwatched) -> tu
     records = read_records(data)[:limit]
     if not records:
         raise InputError(f"{data}: no records", hint="give a JSONL with at least one record")
-    digest = hashlib.sha256()
     images = list(dict.fromkeys(record.image for record in records))
     with watch("check images", len(images), "image") as progress:
         for done, image in enumerate(images, 1):
             load_image(image)
-            digest.update(sha256_file(image).encode())
             progress(done)
-    return records, digest.hexdigest()
+    return records, images_sha256(images)
+
+
+def images_sha256(images: Iterable[Path]) -> str:
+    """One sha256 over pictures' files, each once, in the order in which they are first named."""
+    digest = hashlib.sha256()
+    for image in dict.fromkeys(images):
+        digest.update(sha256_file(image).encode())
+    return digest.hexdigest()
 
 
 def input_hashes(targets: Sequence[Target]) -> tuple[dict[str, Path], dict[str, str]]:
@@ -128,19 +123,20 @@ def run_matrix(
 
 def combine(reports: Sequence[Report], order: Mapping[str, int]) -> Report:
     """One report of several rounds: rows in record order, median load time and cold start, largest memory."""
-    first = reports[0]
-    rows = sorted((row for report in reports for row in report["rows"]), key=lambda row: order[row["source"]])
-    shares = [report["others_cpu_share"] for report in reports if report["others_cpu_share"] is not None]
-    gpu = [report["peak_gpu_bytes"] for report in reports if report["peak_gpu_bytes"] is not None]
-    return first | {
-        "load_s": statistics.median(report["load_s"] for report in reports),
-        "cold_start_s": statistics.median(report["cold_start_s"] for report in reports),
-        "peak_rss_bytes": max(report["peak_rss_bytes"] for report in reports),
-        "peak_gpu_bytes": max(gpu, default=None),
-        "load_average": [first["load_average"][0], reports[-1]["load_average"][1]],
-        "others_cpu_share": max(shares, default=None),
-        "rows": rows,
-    }
+    first, last = reports[0], reports[-1]
+    shares = [report.others_cpu_share for report in reports if report.others_cpu_share is not None]
+    gpu = [report.peak_gpu_bytes for report in reports if report.peak_gpu_bytes is not None]
+    averages = (first.load_average, last.load_average)
+    return replace(
+        first,
+        load_s=statistics.median(report.load_s for report in reports),
+        cold_start_s=statistics.median(report.cold_start_s for report in reports),
+        peak_rss_bytes=max(report.peak_rss_bytes for report in reports),
+        peak_gpu_bytes=max(gpu, default=None),
+        load_average=(averages[0][0], averages[1][1]) if averages[0] and averages[1] else None,
+        others_cpu_share=max(shares, default=None),
+        rows=tuple(sorted((row for report in reports for row in report.rows), key=lambda row: order[row.source])),
+    )
 
 
 def slug(name: str) -> str:
@@ -174,4 +170,9 @@ def _run_one(
             progress=progress,
         )
     output.unlink(missing_ok=True)
-    return outcome
+    if isinstance(outcome, Failure):
+        return outcome
+    try:
+        return decode(Report, outcome)
+    except InputError as error:
+        return Failure(f"ended without a readable result: {error}", 0)

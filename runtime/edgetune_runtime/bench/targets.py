@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgetune_runtime.bench.results import check_row_name
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST
 
@@ -106,7 +107,7 @@ def name_apart(targets: Sequence[Target]) -> list[Target]:
     that does not tell them apart either, the folder's name with as many parents in front as do.
 
     Raises:
-        InputError: the same folder, or the same chosen name, appears twice.
+        InputError: the same folder, or the same chosen name, appears twice, or a name cannot be one.
     """
     tails = [_tail(target) for target in targets]
     twice = next((target for target, own in zip(targets, tails, strict=True) if tails.count(own) > 1), None)
@@ -125,6 +126,8 @@ def name_apart(targets: Sequence[Target]) -> list[Target]:
                 name = "/".join(own[-depth:])
         named.append(replace(target, name=name))
     names = [target.name for target in named]
+    for name in names:
+        check_row_name(name)
     both = next((name for name in names if names.count(name) > 1), None)
     if both is not None:
         raise InputError(f"two rows would be called {both!r}", hint="give each NAME=FOLDER a name of its own")

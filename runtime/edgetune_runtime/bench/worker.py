@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction, VqaPrediction
+from edgetune_runtime.bench.results import Options, Report
 from edgetune_runtime.codec.grounding import Answer
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.records import Record, read_records
 from edgetune_runtime.session import Session
 from edgetune_runtime.timing import CpuShare, GpuMemory, Timings, peak_rss, process_age
-
-SCHEMA = 1
+from edgetune_runtime.typed_json import encode
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ Ask = Callable[[Record], Reply]
 
 
 def measure(
-    load: Callable[[], Ask], records: Sequence[Record], *, warmup: int = 1, progress: bool = False
+    load: Callable[[], Ask], records: Sequence[Record], *, warmup: int, progress: bool = False
 ) -> dict[str, Any]:
-    """Load a model, answer every record once, and report rows and costs (seconds, bytes) as plain JSON values.
+    """Load a model, answer every record once, and return rows and costs by the names of the fields of `Report`.
 
     The first record is answered once right after loading, which gives the cold start (process start to first
     answer), then `warmup` times unmeasured. The measured pass follows, in the order of the records. `progress`
@@ -59,20 +60,19 @@ def measure(
         ask(records[0])
     rows = []
     for done, record in enumerate(records, 1):
-        rows.append(_row(record, ask(record)))
+        rows.append(prediction(record, ask(record)))
         gpu.sample()
         if progress:
             print(done, flush=True)
     return {
-        "schema": SCHEMA,
         "load_s": load_s,
         "cold_start_s": cold_start_s,
         "peak_rss_bytes": peak_rss(),
         "peak_gpu_bytes": gpu.peak,
         "warmup": warmup,
-        "load_average": [load_before[0], os.getloadavg()[0]],
+        "load_average": (load_before[0], os.getloadavg()[0]),
         "others_cpu_share": cpu.others(),
-        "rows": rows,
+        "rows": tuple(rows),
     }
 
 
@@ -98,7 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="answer every N-th record from the I-th on")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's own choice)")
-    parser.add_argument("--warmup", type=int, default=1, help="unmeasured answers before the measured pass")
+    parser.add_argument(
+        "--warmup", type=int, default=Options.warmup, help="unmeasured answers before the measured pass"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens")
     parser.add_argument("--progress", action="store_true", help="print the number of answers so far")
 
@@ -112,13 +114,13 @@ def run(
         load: makes the model ready; may add to `header`.
         options: what `add_arguments` parsed.
         folders: everything that the model was loaded from, for its size.
-        header: further values of the JSON.
+        header: further fields of `Report`.
     """
     try:
         records = select(options.data, limit=options.limit, shard=options.shard)
-        report = measure(load, records, warmup=options.warmup, progress=options.progress)
+        measured = measure(load, records, warmup=options.warmup, progress=options.progress)
         size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-        _write(options.output, header | {"size_bytes": size} | report)
+        _write(options.output, Report(size_bytes=size, **header, **measured))
     except EdgetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:
@@ -129,39 +131,46 @@ def run(
     return 0
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
+def _write(path: Path, report: Report) -> None:
     """Write the report in one step: a killed worker leaves no half file."""
+    values = encode(report) | {"rows": [row.to_dict() for row in report.rows]}
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(report, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
-def _row(record: Record, reply: Reply) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def prediction(record: Record, reply: Reply) -> Prediction:
+    """What was said to a record, beside what the record wants."""
+    common: dict[str, Any] = {
         "id": record.id,
         "source": record.source,
         "image": str(record.image.absolute()),  # results may be read from another folder
-        "kind": record.kind,
         "text": record.text,
         "raw": reply.raw,
-        "tokens": reply.timings.tokens,
-        "timings": reply.timings.to_dict(),
+        "timings": reply.timings,
     }
     if reply.answer is None:
-        return row | {"expected": record.answers}
+        return VqaPrediction(**common, expected=tuple(record.answers))
     assert record.boxes is not None
-    return row | {
-        "truth": [[float(x) for x in box] for box in record.boxes],
-        "boxes": [[float(x) for x in found.box] for found in reply.answer.detections],
-        "labels": [found.label for found in reply.answer.detections],
-        "scores": [found.score for found in reply.answer.detections],
-        "status": reply.answer.status,
-        "complete": reply.answer.complete,
-        "problem": reply.answer.problem,
-    }
+    return GroundPrediction(
+        **common,
+        truth=tuple(map(_box, record.boxes)),
+        boxes=tuple(_box(found.box) for found in reply.answer.detections),
+        labels=tuple(found.label for found in reply.answer.detections),
+        scores=tuple(found.score for found in reply.answer.detections),
+        status=reply.answer.status,
+        complete=reply.answer.complete,
+        problem=reply.answer.problem,
+    )
 
 
-def _answer(session: Session, record: Record, max_new_tokens: int) -> Reply:
+def _box(numbers: Sequence[float]) -> Box:
+    x1, y1, x2, y2 = map(float, numbers)
+    return x1, y1, x2, y2
+
+
+def answer_record(session: Session, record: Record, max_new_tokens: int) -> Reply:
+    """Answer one record with a bundle."""
     words = record.prompt(session.bundle.family)
     if record.kind == "ground":
         answer = session.answer(record.image, words, max_new_tokens=max_new_tokens)
@@ -192,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         bundle = session.bundle
         header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)
-        return partial(_answer, session, max_new_tokens=options.max_new_tokens)
+        return partial(answer_record, session, max_new_tokens=options.max_new_tokens)
 
     return run(load, options, folders=[options.bundle], header=header)
 

@@ -4,52 +4,56 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from PIL import Image
 
 from edgetune_bench.gallery import reduce
-from edgetune_bench.report.html import head, ran, text
+from edgetune_bench.report.html import head, text
 from edgetune_bench.report.html import section as wrap
 from edgetune_runtime.bench.plan import Answers
+from edgetune_runtime.bench.predictions import GroundPrediction
+from edgetune_runtime.bench.results import Measured, Results
 from edgetune_runtime.bench.scores import box_drift
-from edgetune_runtime.errors import ImageError
 from edgetune_runtime.images.load import load_image
-
-Row = Mapping[str, Any]
 
 _COUNT = 6
 _LONGEST_SIDE = 360
 _SAME = 0.995  # from this overlap on, two boxes look the same
 
 
-def section(results: Mapping[str, Any], answers: Answers) -> str:
-    """Up to six records, worst first, and each row's answer to them; nothing without a baseline or a moved box."""
-    reference = answers.get(results["baseline"] or "")
-    rows = [row for row in ran(results) if row.get("delta")]
+def section(results: Results, answers: Answers, pictures: Sequence[str]) -> str:
+    """Up to six records, worst first, and each row's answer to them; nothing without a baseline or a moved box.
+
+    Args:
+        results: of the measurement.
+        answers: predictions by row.
+        pictures: the file of each record's picture; none where the pictures that were measured are not here.
+    """
+    reference = answers.get(results.baseline or "")
+    rows = [row for row in results.ran if row.delta]
     if not reference or not rows:
         return ""
-    overlaps = {row["name"]: list(map(box_drift, answers[row["name"]], reference)) for row in rows}
+    overlaps = {row.name: list(map(box_drift, answers[row.name], reference)) for row in rows}
     chosen = worst(list(overlaps.values()), _COUNT)
     if not chosen:
         return ""
-    figures, missing = [], 0
+    if not pictures:
+        note = "They are not shown: the pictures that were measured are not on this machine, or were changed since."
+        return wrap("Worst drift", note, "")
+    figures = []
     for number in chosen:
-        try:
-            image = load_image(reference[number]["image"])
-        except ImageError:
-            missing += 1  # joined results may come from a machine whose pictures are not here
-            continue
-        told = [(row, answers[row["name"]][number], overlaps[row["name"]][number]) for row in rows]
-        figures.append(_sample(f"p{number}", image, reference[number], told))
+        base = reference[number]
+        assert isinstance(base, GroundPrediction)  # only boxes move
+        told = [(row, answers[row.name][number], overlaps[row.name][number]) for row in rows]
+        own = [(row, said, overlap) for row, said, overlap in told if isinstance(said, GroundPrediction)]
+        figures.append(_sample(f"p{number}", load_image(pictures[number]), base, own))
     lead = (
         f"The {len(chosen)} records on which some row's boxes are farthest from the baseline's, worst first. "
         '<span class="key truth">truth</span> <span class="key base">baseline</span> <span class="key own">row</span>; '
         "the figure is the IoU of the row's boxes with the baseline's. Dark pictures are brightened for this page."
     )
-    note = f'<p class="note">{missing} of them are not shown: their pictures are not on this machine.</p>\n'
-    return wrap("Worst drift", lead, "".join(figures) + (note if missing else ""))
+    return wrap("Worst drift", lead, "".join(figures))
 
 
 def worst(overlaps: Sequence[Sequence[float | None]], count: int) -> list[int]:
@@ -64,7 +68,12 @@ def worst(overlaps: Sequence[Sequence[float | None]], count: int) -> list[int]:
     return sorted(moved, key=lambda number: lowest[number])[:count]
 
 
-def _sample(identity: str, image: Image.Image, reference: Row, told: Sequence[tuple[Row, Row, float | None]]) -> str:
+def _sample(
+    identity: str,
+    image: Image.Image,
+    reference: GroundPrediction,
+    told: Sequence[tuple[Measured, GroundPrediction, float | None]],
+) -> str:
     """The picture once, and a drawing for the baseline and each row that refers to it."""
     small, scale = reduce(image, _LONGEST_SIDE)
     buffer = io.BytesIO()
@@ -76,12 +85,12 @@ def _sample(identity: str, image: Image.Image, reference: Row, told: Sequence[tu
         f'href="{source}"/></defs></svg>'
     )
     canvas = (identity, width, height, scale)
-    cells = [_cell(canvas, "baseline", _said(reference), reference["truth"], reference["boxes"], None, reference)]
+    cells = [_cell(canvas, "baseline", _said(reference), reference.truth, reference.boxes, None, reference)]
     for row, answer, overlap in told:
-        both = overlap is not None and answer["boxes"] and reference["boxes"]
+        both = overlap is not None and answer.boxes and reference.boxes
         score = f"IoU {overlap:.2f}" if both else _said(answer)
-        cells.append(_cell(canvas, head(row), score, [], reference["boxes"], answer["boxes"], reference))
-    return f'<article><h3>{text(reference["text"])}</h3>\n<div class="cells">{shared}{"".join(cells)}</div></article>\n'
+        cells.append(_cell(canvas, head(row), score, [], reference.boxes, answer.boxes, reference))
+    return f'<article><h3>{text(reference.text)}</h3>\n<div class="cells">{shared}{"".join(cells)}</div></article>\n'
 
 
 def _cell(
@@ -91,11 +100,11 @@ def _cell(
     truth: Sequence[Sequence[float]],
     base: Sequence[Sequence[float]],
     own: Sequence[Sequence[float]] | None,
-    reference: Row,
+    reference: GroundPrediction,
 ) -> str:
     identity, width, height, scale = canvas
     drawn = _boxes(truth, scale, "truth") + _boxes(base, scale, "base") + _boxes(own or [], scale, "own")
-    label = f"{reference['text']}: {score}"
+    label = f"{reference.text}: {score}"
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}">'
         f'<use href="#{identity}"/>{drawn}</svg><figcaption><b>{who}</b> {text(score)}</figcaption></figure>\n'
@@ -114,8 +123,8 @@ def _boxes(boxes: Sequence[Sequence[float]], scale: float, kind: str) -> str:
     return "".join(parts)
 
 
-def _said(answer: Row) -> str:
-    if answer["boxes"]:
-        count = len(answer["boxes"])
+def _said(answer: GroundPrediction) -> str:
+    if answer.boxes:
+        count = len(answer.boxes)
         return "1 box" if count == 1 else f"{count} boxes"
-    return "says it is not there" if answer["status"] == "refused" else "no box in the answer"
+    return "says it is not there" if answer.status == "refused" else "no box in the answer"
