@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune_core.generation import GENERATION_CONFIG, copy_generation_config
 from edgetune_core.weightset import WeightSet
 from edgetune_export import describe
 from edgetune_export.check import drift, parity
@@ -96,7 +97,8 @@ class ExportJob:
         """Copy what other loaders of the checkpoint look for."""
         for name in COPIED:
             if (self.checkpoint.folder / name).is_file():
-                shutil.copyfile(self.checkpoint.folder / name, self.work / name)
+                copy = copy_generation_config if name == GENERATION_CONFIG else shutil.copyfile
+                copy(self.checkpoint.folder / name, self.work / name)
         if self.checkpoint.quantized is not None:  # the tensors that it describes do not come along
             config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
             write_json(self.work / "config.json", config)

@@ -16,6 +16,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from edgetune_core.conversation import Sample, prepare, stop_ids
+from edgetune_core.generation import forget_sampling
 from edgetune_runtime.records import Record
 from edgetune_train.adapter import Adapter
 from edgetune_train.batch import Collator
@@ -136,8 +137,9 @@ def _policy(checkpoint: Checkpoint, adapter: Adapter | None, settings: GrpoSetti
     """Return the model with an adapter that is to be trained."""
     torch.manual_seed(settings.seed)
     model = checkpoint.load_model(dtype_of(settings.precision))
-    # TRL stops answers at the ends that the model names, which checkpoints give incompletely.
-    model.generation_config.eos_token_id = stop_ids(checkpoint.tokenizer, checkpoint.family)
+    # TRL stops answers at the ends that the model names, which checkpoints give incompletely, and takes what its own
+    # settings leave open from the model: a penalty would make answers that the policy does not give.
+    forget_sampling(model, stop=stop_ids(checkpoint.tokenizer, checkpoint.family))
     with library_warnings_off():
         if adapter is not None:
             config = copy.copy(adapter.config)

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from edgetune_core.conversation import Sample, stop_ids
+from edgetune_core.generation import generate_greedily
 from edgetune_runtime.bench import metrics
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.records import Record
@@ -68,14 +69,14 @@ class GroundingScorer:
         """
         inputs = self._collate.prompts(samples)
         prompt_length = inputs["input_ids"].shape[1]
-        output = model.generate(
-            **_to(inputs, model.device),
-            do_sample=False,
+        output = generate_greedily(
+            model,
+            _to(inputs, model.device),
+            stop=self._stop,
+            pad=self._collate.pad_id,
             max_new_tokens=self._limit,
-            eos_token_id=self._stop,
-            pad_token_id=self._collate.pad_id,
         )
-        return [answer_text(row, self._base) for row in output[:, prompt_length:].tolist()]
+        return [answer_text(row, self._base) for row in output.sequences[:, prompt_length:].tolist()]
 
 
 def answer_text(ids: Sequence[int], base: Checkpoint) -> str:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForImageTextToText
 
 from edgetune_core.conversation import stop_ids
+from edgetune_core.generation import generate_greedily
 from edgetune_core.torch_runner.inputs import Inputs, LibraryInputs, OwnInputs
 from edgetune_runtime.bench.worker import Reply
 from edgetune_runtime.codec.confidence import token_probabilities
@@ -130,17 +131,15 @@ class TorchModel:
         inputs, geometry = self._inputs(image, text)
         inputs = {name: value.to(self._device) for name, value in inputs.items()}
         preprocess = time.perf_counter() - started
-        search = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self._limit,
-            eos_token_id=self._stop,
-            pad_token_id=self._stop[-1],
-            use_cache=True,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
         with torch.inference_mode(), self._clock.running():
-            output = self._model.generate(**inputs, generation_config=search)
+            output = generate_greedily(
+                self._model,
+                inputs,
+                stop=self._stop,
+                pad=self._stop[-1],
+                max_new_tokens=self._limit,
+                output_logits=True,
+            )
         new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         timings = self._clock.timings(preprocess, time.perf_counter() - started, len(new))
         ids = new[:-1] if new and new[-1] in self._stop else new

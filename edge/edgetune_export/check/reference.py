@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 from PIL import Image
 
+from edgetune_core.generation import generate_greedily
 from edgetune_core.weightset import WeightSet
 from edgetune_export.checkpoint import Checkpoint
 from edgetune_runtime.errors import EdgetuneError
@@ -121,21 +121,20 @@ def run_reference(checkpoint: Checkpoint, case: Case) -> Sample:
     # DeepStack has one entry a layer; Qwen2.5-VL has none.
     features = (vision.pooler_output, *(getattr(vision, "deepstack_features", None) or ()))
     prompt = torch.from_numpy(case.token_ids)[None]
-    result = model.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        pixel_values=values,
-        image_grid_thw=grid,
-        mm_token_type_ids=(prompt == checkpoint.tokens["image"]).int(),
-        # Without the checkpoint's own settings, which may ask for sampling or penalties.
-        generation_config=transformers.GenerationConfig(
-            do_sample=False,
-            max_new_tokens=case.new_tokens,
-            eos_token_id=checkpoint.tokens["eos"],
-            pad_token_id=checkpoint.tokens["pad"],
-            output_logits=True,
-            return_dict_in_generate=True,
-        ),
+    inputs = {
+        "input_ids": prompt,
+        "attention_mask": torch.ones_like(prompt),
+        "pixel_values": values,
+        "image_grid_thw": grid,
+        "mm_token_type_ids": (prompt == checkpoint.tokens["image"]).int(),
+    }
+    result = generate_greedily(
+        model,
+        inputs,
+        stop=checkpoint.tokens["eos"],
+        pad=checkpoint.tokens["pad"],
+        max_new_tokens=case.new_tokens,
+        output_logits=True,
     )
     logits = np.concatenate([row.float().numpy() for row in result.logits])
     tokens = result.sequences[0, len(case.token_ids) :].tolist()
