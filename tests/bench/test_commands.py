@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,9 @@ def _worker(parent: int, mark: str) -> psutil.Process:
     end = time.monotonic() + 120
     while time.monotonic() < end:
         for child in psutil.Process(parent).children(recursive=True):
-            if "edgetune_runtime.bench.worker" in child.cmdline() and mark in child.cmdline():
-                return child
+            with suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+                if "edgetune_runtime.bench.worker" in child.cmdline() and mark in child.cmdline():
+                    return child
         time.sleep(0.02)
     raise AssertionError("no worker was started")
 
