@@ -298,3 +298,21 @@ def test_bad_arguments_are_one_line(
     assert message in done.stderr
     assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "eval"])
+def test_a_quantized_folder_without_its_manifest_says_what_is_missing(
+    verb: str, qwen3_vl: Path, data: Path, tmp_path: Path
+) -> None:
+    """A bundle that was copied in part looks like a checkpoint whose weights need a library that is not here."""
+    folder = tmp_path / "partial"
+    shutil.copytree(qwen3_vl, folder)
+    config = json.loads((folder / "config.json").read_text())
+    quantized = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantized}))
+    words = {"run": (folder, data.parent / "0.jpg", "a cup"), "eval": (folder, "--data", data, *SMALL)}
+    done = edgetune(verb, *words[verb])
+    assert done.exit_code == 3, done.output
+    assert "its weights are quantized (gptq), which transformers cannot read here" in done.stderr
+    assert "its manifest.json is missing" in done.stderr
+    assert "Traceback" not in done.output

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from answers import Row, ground, part, results
 from edgetune.cli import cli
@@ -146,6 +149,103 @@ def test_a_folder_without_its_predictions_is_refused(tmp_path: Path) -> None:
     done = merge(first, "--output", tmp_path / "out")
     assert done.exit_code == 2
     assert "int4.jsonl: missing, so the answers of int4 are unknown\nhint: copy the whole folder" in done.stderr
+
+
+def changed(path: Path, change: Callable[[list[dict[str, Any]]], Any]) -> Path:
+    """A device's file whose answers of `int4` were changed, in place or for what `change` returns."""
+    device(path, ["merged", "int4"], baseline="merged")
+    found = json.loads(path.read_text())
+    row = found["rows"][1]
+    returned = change(row["answers"])
+    row["answers"] = row["answers"] if returned is None else returned
+    path.write_text(json.dumps(found))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda answers: answers.reverse(), "int4: answer 1 is of d.jsonl:3 'thing 3', not of d.jsonl:0 'thing 0'"),
+        (lambda answers: answers[:3], "int4: 3 answers where there are 4 records"),
+        (lambda answers: answers[2].update(truth=[[0, 0, 1, 1]]), "int4: answer 3 has another truth"),
+        (lambda answers: answers[2].update(boxes=[[1, 2, 3]]), "answers[2].boxes[0]: must hold 4 values, not 3"),
+        (lambda answers: answers[2].update(scores=[0.5, 0.5]), "answers[2]: 2 scores for 1 boxes"),
+        (lambda answers: answers[2]["timings"].update(total=-1), "answers[2].timings.total: must be a number from 0"),
+        (lambda answers: answers[2].update(kind="dance"), "answers[2].kind: must be 'ground' or 'vqa', not 'dance'"),
+        (lambda answers: [5], "rows['int4'].answers[0]: must be an object, not 5"),
+        (lambda answers: [{}], "rows['int4'].answers[0].kind: must be 'ground' or 'vqa', not null"),
+        (lambda answers: "none", "rows['int4'].answers: must be a list, not 'none'"),
+    ],
+)
+def test_answers_that_are_not_those_of_the_records_are_refused(
+    tmp_path: Path, change: Callable[[list[dict[str, Any]]], Any], message: str
+) -> None:
+    done = merge(changed(tmp_path / "a.json", change), "--output", tmp_path / "out")
+    assert done.exit_code == 2, done.output
+    assert f"{tmp_path / 'a.json'}: " in done.stderr and message in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_figures_are_computed_from_the_answers_and_not_taken_from_the_file(tmp_path: Path) -> None:
+    """Two boxes moved away, and the file's own figures left as they were."""
+
+    def move(answers: list[dict[str, Any]]) -> None:
+        for answer in answers[:2]:
+            answer["boxes"] = [[50, 50, 60, 60]]
+
+    file = changed(tmp_path / "a.json", move)
+    assert json.loads(file.read_text())["rows"][1]["ground"]["acc50"] == 0.75
+    assert merge(file, "--output", tmp_path / "out").exit_code == 0
+    row = read_results(tmp_path / "out").ran[1]
+    assert row.ground is not None and row.delta is not None and row.delta.acc50 is not None
+    assert (row.ground.acc50, row.delta.acc50.value) == (0.25, -0.75)
+    said = [json.loads(line) for line in (tmp_path / "out" / "predictions" / "int4.jsonl").read_text().splitlines()]
+    assert [answer["iou"] for answer in said] == [0.0, 0.0, 0.5, pytest.approx(0.2)]
+
+
+def test_a_broken_line_of_predictions_is_named(tmp_path: Path) -> None:
+    first = desk(tmp_path / "desk", ["merged", "int4"], baseline="merged")
+    file = first / "predictions" / "int4.jsonl"
+    lines = file.read_text().splitlines()
+    for line, message in (("{", "int4.jsonl:2: not valid JSON"), ("null", "int4.jsonl:2: must be an object, not null")):
+        file.write_text("\n".join([lines[0], line, *lines[2:]]))
+        done = merge(first, "--output", tmp_path / "out")
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+def test_only_pictures_that_were_measured_are_shown(tmp_path: Path) -> None:
+    """A file from elsewhere may name any picture of this machine; the data's sha256 says which ones it may show."""
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (60 * number, 90, 120)).save(path)
+    measured = hashlib.sha256("".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths).encode())
+
+    def run(shares: list[float]) -> list[Row]:
+        return [
+            ground(str(path), part(share), number=n) for n, (path, share) in enumerate(zip(paths, shares, strict=True))
+        ]
+
+    found, answers = results({"merged": run([1.0] * 4), "int4": run([1.0, 0.9, 0.5, 0.2])}, baseline="merged")
+    text = found.to_dict()
+    text["data"]["images_sha256"] = measured.hexdigest()
+    for row in text["rows"]:
+        row["answers"] = [answer.to_dict() for answer in answers[row["name"]]]
+    (tmp_path / "a.json").write_text(json.dumps(text))
+    assert merge(tmp_path / "a.json", "--output", tmp_path / "shown").exit_code == 0
+    assert "data:image/jpeg" in (tmp_path / "shown" / "report.html").read_text()
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "private.png")
+    for row in text["rows"]:
+        row["answers"][3]["image"] = str(tmp_path / "private.png")
+    (tmp_path / "b.json").write_text(json.dumps(text))
+    assert merge(tmp_path / "b.json", "--output", tmp_path / "hidden").exit_code == 0
+    page = (tmp_path / "hidden" / "report.html").read_text()
+    assert "data:image/jpeg" not in page and "the pictures that were measured are not on this machine" in page
+    command = ["eval", "export", str(tmp_path / "b.json"), "--format", "vlmevalkit", "--output", str(tmp_path / "x")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 2
+    assert "the pictures that were measured are not on this machine" in done.stderr
 
 
 def test_the_verb_and_its_subcommand_have_help_of_their_own() -> None:

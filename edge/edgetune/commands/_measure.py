@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.commands._common import Console
 from edgetune_core.stage import run_stage
-from edgetune_runtime.errors import BundleError, GateFailed
+from edgetune_runtime.errors import BundleError, EdgetuneError, GateFailed, InputError, MissingDependency
 from edgetune_runtime.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def run_study(
     copies: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Run a study, print it with `show` or as JSON, and raise GateFailed after that when a row failed.
+
+    The only row of `eval` fails with its own error and exit code.
 
     `copies` says where to copy files of the result's folder, by their names. An earlier result with a failed row counts
     as unfinished: what was missing may have been installed since.
@@ -66,6 +68,10 @@ def run_study(
         _copy(output, copies, console)
     show(results)
     console.result(results.to_dict())
+    if stage == "eval" and results.failed:  # its only row, whose failure is the command's
+        (row,) = results.failed
+        kinds: dict[int, type[EdgetuneError]] = {2: InputError, 3: MissingDependency}
+        raise kinds.get(row.exit_code, GateFailed)(f"{row.name}: {row.reason}")
     if failed := [row.name for row in results.failed]:
         hint = f"{output / 'logs'} has what they wrote" if output else None
         raise GateFailed(f"{len(failed)} of {len(results.rows)} rows failed: {', '.join(failed)}", hint=hint)
@@ -85,7 +91,7 @@ def show_tables(console: Console, results: Results, output: Path) -> None:
     console.table(table.cost_table(results.rows))
     for remark in table.remarks(results.rows):
         console.line(remark)
-    console.note(f"report: {output / folder.REPORT}")
+    console.note(f"report: {output / folder.REPORT}; next: edgetune gate {output} --min METRIC=PERCENT")
 
 
 def _copy(folder: Path, copies: Mapping[str, Path], console: Console) -> None:

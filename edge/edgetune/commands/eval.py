@@ -81,6 +81,8 @@ def command(
         console.table(table.accuracy_table(results.rows))
         for remark in table.remarks(results.rows):
             console.line(remark)
+        if output is not None:
+            console.note(f"results: {output}")
 
     copies = {} if gallery is None else {GALLERY: gallery}
     run_study(console, "eval", study, output=output, force=force, dry_run=dry_run, show=show, copies=copies)

@@ -66,8 +66,7 @@ class TorchModel:
         self._device = torch.device(device)
         self._tokenizer = tokenizer
         self._inputs: Inputs = (LibraryInputs if self._family.exports else OwnInputs)(checkpoint, self._family)
-        # Parts of transformers are not typed.
-        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
+        model = _load(checkpoint)
         if adapter is not None:
             model = _with_adapter(model, adapter)
         self._model = model.to(self._device).eval()
@@ -185,6 +184,23 @@ class _Clock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def _load(checkpoint: Path) -> Any:
+    try:
+        # Parts of transformers are not typed.
+        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
+    except ImportError as error:  # of what reads quantized weights
+        declared = read_json(checkpoint / "config.json").get("quantization_config")
+        method = declared.get("quant_method") if isinstance(declared, dict) else None
+        if method is None:
+            raise
+        raise MissingDependency(
+            f"{checkpoint}: its weights are quantized ({method}), which transformers cannot read here: {error}",
+            hint="if this is a bundle, its manifest.json is missing: copy the whole folder; else run the checkpoint "
+            "that it was made from, or install what the message names",
+        ) from error
+    return model
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:

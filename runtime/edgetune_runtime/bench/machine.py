@@ -11,6 +11,7 @@ from edgetune_runtime.bench.results import Machine
 from edgetune_runtime.gpu import Gpu
 from edgetune_runtime.threads import usable_cores
 
+_BUSY = 0.5  # running processes for each core from which measuring is disturbed
 _PACKAGES = (
     "edgetune",
     "edgetune-runtime",
@@ -46,6 +47,15 @@ def describe() -> Machine:
         board=_read(Path("/proc/device-tree/model")),  # a Jetson or other single-board computer names itself here
         os=platform.platform(),
     )
+
+
+def busy_remark() -> str | None:
+    """A line for a machine that works on something else, whose times will be slow and noisy; None for an idle one."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = usable_cores()
+    if load < _BUSY * cores:
+        return None
+    return f"this machine is busy (load average {load:.1f} on {cores} cores): answers will be slow, their times noisy"
 
 
 def _version(package: str) -> str | None:

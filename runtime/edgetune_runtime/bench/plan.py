@@ -55,6 +55,8 @@ class Plan:
 
         The results hold no single answer; `docs/bench.md` describes them.
         """
+        if remark := machine.busy_remark():
+            note(remark)
         outcomes = matrix.run_matrix(
             self.targets, self.data, self.records, folder, self.options, note=note, watch=watch
         )
