@@ -93,7 +93,8 @@ class Material:
     def placed(self) -> Iterator[tuple[Item, ImageFacts, Numbers]]:
         """Yield every box and point with its line and its picture, as far as that can be read."""
         for entry in self.entries:
+            pictures = [self.facts(image) for image in entry.images]
             for place in entry.places:
-                facts = self.facts(entry.images[place.image])
+                facts = pictures[place.image]
                 if facts is not None:
                     yield entry, facts, place.numbers

@@ -9,6 +9,9 @@ from typing import Any
 
 from edgetune_runtime.errors import InputError
 
+MAX_BOXES = 10_000
+"""Boxes and points of one record: far more than fit in an answer, and few enough to be compared with each other."""
+
 
 class FormError(InputError):
     """A record does not have one of the known forms; the caller adds file and line."""
@@ -54,6 +57,16 @@ def box_of(value: Any) -> list[float]:
     if not _is_numbers(value) or len(value) != 4:
         raise FormError(f"a bbox is four numbers [x1, y1, x2, y2], got {value!r}")
     return [float(number) for number in value]
+
+
+def check_count(boxes: Sequence[Any]) -> None:
+    """Refuse more boxes than a record may have.
+
+    Raises:
+        FormError: there are over `MAX_BOXES`.
+    """
+    if len(boxes) > MAX_BOXES:
+        raise FormError(f"{len(boxes)} boxes, and a record has at most {MAX_BOXES}", hint="divide it into several")
 
 
 def numbers_of(value: Any) -> list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from edgetune_runtime.records.checks import FormError, check_keys, numbers_of, text_of
+from edgetune_runtime.records.checks import FormError, check_count, check_keys, numbers_of, text_of
 from edgetune_runtime.records.dialogue import Name, Part, Picture, Place, Role, Turn
 
 IMAGE, REF, BOX = "<image>", "<ref-object>", "<bbox>"
@@ -141,6 +141,7 @@ def _objects(objects: Any, images: int) -> tuple[list[str], list[Place]]:
         raise FormError(f"'objects.ref' must be a list of names, got {names!r}")
     if not isinstance(objects["bbox"], list):
         raise FormError(f"'objects.bbox' must be a list of boxes, got {objects['bbox']!r}")
+    check_count(objects["bbox"])
     boxes = [numbers_of(item) for item in objects["bbox"]]
     owners = objects.get("image_id", [0] * len(boxes))
     if not isinstance(owners, list) or not all(type(owner) is int for owner in owners):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgetune_runtime.records.checks import FormError, box_of, check_keys, text_of
+from edgetune_runtime.records.checks import FormError, box_of, check_count, check_keys, text_of
 from edgetune_runtime.records.dialogue import Name, Picture, Place, Turn
 from edgetune_runtime.records.dialogue_form import Conversation, read_conversation, read_messages
 
@@ -62,6 +62,7 @@ def _box_list(value: Any) -> list[list[float]]:
     """Return boxes from one box, a list of boxes, or an empty list."""
     if not isinstance(value, list):
         raise FormError(f"'bbox' must be a list, got {value!r}")
+    check_count(value)
     return [box_of(item) for item in value] if all(isinstance(item, list) for item in value) else [box_of(value)]
 
 
