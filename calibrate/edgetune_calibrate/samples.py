@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.strata import AXES, strata
 from edgetune_core.conversation import Sample, prepare
+from edgetune_core.overlap import overlap
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import image_hash, load_image, upright_size
@@ -42,6 +42,7 @@ class CalibrationSet:
         available: records in the data file.
         coverage: axis -> number of values, how many of them have a sample, and for the most frequent ones how many
             records were available and chosen.
+        remark: on pictures that are nearly the same as ones of the evaluation, or None.
     """
 
     samples: Sequence[Sample]
@@ -49,6 +50,7 @@ class CalibrationSet:
     sha256: str
     available: int
     coverage: Mapping[str, Any]
+    remark: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the manifest keeps."""
@@ -83,14 +85,13 @@ def calibration_set(
             f"{data}: {len(records)} records, but {samples} samples are asked for",
             hint=f"leave --samples out to take all {len(records)}, or add records",
         )
-    if evaluation is not None:
-        check_disjoint(records, data, read_records(evaluation), evaluation)
+    remark = None if evaluation is None else check_disjoint(records, data, read_records(evaluation), evaluation)
     geometries, tokens = _sizes(records, checkpoint.spec)
     values = strata(records, geometries, tokens)
     chosen = choose(values, min(DEFAULT_SAMPLES, len(records)) if samples is None else samples, seed)
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     picked = prepare([records[index] for index in chosen], *facts)
-    return CalibrationSet(picked, seed, _digest(picked), len(records), _coverage(values, chosen))
+    return CalibrationSet(picked, seed, _digest(picked), len(records), _coverage(values, chosen), remark)
 
 
 def choose(values: Mapping[str, Sequence[str]], count: int, seed: int) -> list[int]:
@@ -137,29 +138,28 @@ class _Axis:
         return found
 
 
-def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Record], evaluation: Path) -> None:
+def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Record], evaluation: Path) -> str | None:
     """Refuse data that shares a picture with the evaluation data: scores on it would flatter the result.
 
-    Pictures are compared by their pixels, so copies under other names are found; only those of a size that occurs on
-    both sides are decoded.
+    Pictures are compared by their pixels, whatever the files are (see `edgetune_core.overlap`).
+
+    Returns:
+        A remark on pictures that are nearly the same, or None.
 
     Raises:
         InputError: the first shared picture, by file and line on both sides, and how many there are.
     """
-    sides = [{record.image: upright_size(record.image) for record in side} for side in (records, held_out)]
-    common = set(sides[0].values()) & set(sides[1].values())
-    paths = dict.fromkeys(path for side in sides for path, size in side.items() if size in common)
-    bar = tqdm(paths, desc="compare with evaluation", unit="image", leave=False, disable=None, delay=2)
-    hashes = {path: image_hash(load_image(path)) for path in bar}
-    twins = {hashes[record.image]: record for record in reversed(held_out) if record.image in hashes}
-    shared = [record for record in records if hashes.get(record.image) in twins]
+    held = {record.image: record for record in reversed(held_out)}
+    found = overlap((record.image for record in records), held)
+    shared = [record for record in records if record.image in found.same]
     if shared:
-        twin = twins[hashes[shared[0].image]]
+        twin = held[found.same[shared[0].image]]
         raise InputError(
             f"{_place(data, shared[0])}: its picture is also that of {_place(evaluation, twin)}; {len(shared)} of "
             f"{len(records)} records share a picture with the evaluation data",
             hint="calibrate on other pictures than you evaluate on: split the data by picture",
         )
+    return found.remark
 
 
 def _place(path: Path, record: Record) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from edgetune_core.overlap import perceptual_hash
 from edgetune_runtime.errors import ImageError
 from edgetune_runtime.images.load import image_hash, load_image
 from edgetune_runtime.images.smart import check_aspect
@@ -115,17 +116,8 @@ def facts_of(
 
 def _import_libraries(*, quality: bool) -> None:
     """Import here and not in the threads, where a missing library would be told later and importing takes turns."""
-    import imagehash  # noqa: F401
-
     if quality:
         from cleanvision.issue_managers import image_property  # noqa: F401
-
-
-def perceptual_hash(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return the 64-bit DCT hash of a picture, uint8 [8]; it survives scaling, recompression and mild exposure."""
-    import imagehash
-
-    return np.packbits(np.asarray(imagehash.phash(image, hash_size=8).hash, dtype=bool).ravel())
 
 
 def judge(image: Image.Image) -> Quality:

@@ -16,7 +16,7 @@ from edgetune_export.checkpoint import Checkpoint
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.options import ExportOptions
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.manifest import MANIFEST, read_manifest
+from edgetune_runtime.manifest import MANIFEST, data_hashes, read_manifest
 
 _TEXT_ROOM = 1024
 """Tokens that the default `max_length` leaves for the prompt's text and the answer, beside the largest image."""
@@ -90,6 +90,7 @@ def calibration_of(weights: WeightSet) -> dict[str, Any]:
         "head_bits": weights.format(HEAD).bits if HEAD in weights else None,
         "samples": _samples(weights.fields.get("calibration")),
         "sha256": weights.sha256,
+        "data": data_hashes(weights.manifest),
     }
 
 
@@ -105,4 +106,5 @@ def _provenance(folder: Path) -> dict[str, Any]:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         told["made_by"] = {key: manifest.get(key) for key in ("stage", "fingerprint", "inputs", "settings", "versions")}
+        told["trained_on"] = (manifest.get("result") or {}).get("trained_on") or {}
     return json.loads(json.dumps(told))  # type: ignore[no-any-return]

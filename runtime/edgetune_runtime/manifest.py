@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -60,6 +60,18 @@ def sha256_tree(path: Path, *, progress: Progress | None = None) -> str:
     for name in sorted(pairs):
         digest.update(f"{name}\0{pairs[name]}\n".encode())
     return digest.hexdigest()
+
+
+def data_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sha256 of the data files that a stage learned from, by their roles in its inputs."""
+    inputs = manifest.get("inputs")
+    told = inputs.items() if isinstance(inputs, Mapping) else ()
+    files = {role: entry for role, entry in told if "data" in role.split() and "manifest" not in role.split()}
+    return {
+        role: entry["sha256"]
+        for role, entry in files.items()
+        if isinstance(entry, Mapping) and isinstance(entry.get("sha256"), str)
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

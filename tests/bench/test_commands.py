@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -225,6 +226,18 @@ def test_eval_without_output_prints_and_writes_nothing(bundle: Path, data: Path,
     assert done.exit_code == 0, done.output
     assert "Acc@0.5" in done.stdout
     assert set(data.parent.iterdir()) == before
+
+
+def test_a_bundle_that_was_calibrated_on_the_very_records_is_remarked(bundle: Path, data: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    shutil.copytree(bundle, told)
+    manifest = json.loads((told / "manifest.json").read_text())
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    manifest["result"]["bundle"]["calibration"] = {"data": {"data": digest}}
+    (told / "manifest.json").write_text(json.dumps(manifest))
+    remark = "calibrated on these very records, so its accuracy on them says nothing about new ones"
+    assert f"told: {remark}\n" in edgetune("eval", told, "--data", data, "--limit", 1, *SMALL).stderr
+    assert remark not in edgetune("eval", bundle, "--data", data, "--limit", 1, *SMALL).stderr
 
 
 def test_a_dry_run_starts_nothing(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -149,3 +149,14 @@ def test_other_formats_are_checked_too(tmp_path: Path) -> None:
     report = check(gather(path))
     assert {finding.rule for finding in report.findings} == {"vague-phrase"}
     assert report.findings[0].source.startswith(f"{path}#")
+
+
+def test_long_lists_of_boxes_are_compared_number_by_number(tmp_path: Path) -> None:
+    # 10,000 boxes, as many as a record may have: their overlaps would be a hundred million numbers.
+    boxes = [[x % 100, x // 100, x % 100 + 20, x // 100 + 15] for x in range(10_000)]
+    Image.effect_noise((160, 120), 80).convert("RGB").save(tmp_path / "a.png")
+    values = [boxes, boxes[::-1], boxes[:-1]]
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"image": "a.png", "text": "cup", "bbox": value}) + "\n" for value in values))
+    [finding] = check(gather(path)).of("ambiguous-phrase")
+    assert finding.lines == ("1", "3")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data.broken import photographs
-from edgetune_data.image_facts import ImageFacts, blur, judge, perceptual_hash, read_images
+from edgetune_data.image_facts import ImageFacts, blur, judge, read_images
 from edgetune_data.near_duplicates import groups, near_pairs
 from edgetune_runtime.errors import ImageError
 
@@ -51,14 +50,6 @@ def test_brightness_and_entropy_of_known_pictures() -> None:
     assert quality.darkest == 0.0 and quality.brightest == pytest.approx(1.0)
     # Two levels in each of three channels, all equally frequent: six equal bins of the joint histogram.
     assert quality.entropy == pytest.approx(np.log2(6))
-
-
-@pytest.mark.parametrize("photo", photographs()[::3], ids=lambda path: str(path.stem))
-def test_the_hash_is_imagehash_s(photo: Path) -> None:
-    image = Image.open(photo).convert("RGB")
-    assert str(imagehash.ImageHash(np.unpackbits(perceptual_hash(image)).reshape(8, 8).astype(bool))) == str(
-        imagehash.phash(image)
-    )
 
 
 @settings(deadline=None)

@@ -20,6 +20,7 @@ from edgetune_export.check.reference import generated_cases, run_reference
 from edgetune_export.checkpoint import load_checkpoint
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.errors import InputError, ParityError
+from edgetune_runtime.manifest import sha256_file
 from edgetune_runtime.quant.blocks import BlockFormat
 from weight_sets import build_weight_set, memory_names
 
@@ -76,6 +77,7 @@ def test_the_manifest_names_the_set_and_what_was_checked(calibrated: tuple[Path,
         "head_bits": 8,
         "samples": 3,
         "sha256": WeightSet.load(weights).sha256,
+        "data": {"data": sha256_file(weights.parent / "data" / "calib.jsonl")},
     }
     assert (bundle["precision"], bundle["head_precision"]) == ("int4", "int8")
     exact, drift = bundle["parity"]["exact"], bundle["parity"]["drift"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -233,6 +234,7 @@ def test_a_trained_adapter_knows_its_base(qwen3_vl: Path, data: Path, tmp_path: 
     trained = json.loads((adapter / "manifest.json").read_text())
     assert document["result"]["base_weights_sha256"] == trained["result"]["base_weights_sha256"]
     assert document["result"]["changed_tensors"] == trained["result"]["adapted_layers"]
+    assert document["result"]["trained_on"] == {"data": hashlib.sha256(data.read_bytes()).hexdigest()}
 
 
 def test_an_adapter_for_other_shapes_is_refused(qwen3_vl: Path, tmp_path: Path) -> None:

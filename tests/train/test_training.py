@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText
@@ -211,6 +213,12 @@ def test_validation_images_must_not_be_trained_on(qwen3_vl: Path, data: Path, tm
     assert result.exit_code == 2
     assert "data.jsonl:1: its image is also trained on" in result.stderr
     assert "6 of 6" in result.stderr
+    reencoded = tmp_path / "reencoded"
+    shutil.copytree(copied.parent, reencoded)
+    for path in [path for path in reencoded.iterdir() if path.suffix == ".png"]:
+        Image.open(path).save(path, "BMP")
+    bytes_differ = train(qwen3_vl, data, tmp_path / "adapter", "--val", str(reencoded / copied.name))
+    assert bytes_differ.stderr == result.stderr
     assert train(qwen3_vl, data, tmp_path / "adapter", "--val", str(copied), "--allow-overlap").exit_code == 0
 
 

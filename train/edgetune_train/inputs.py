@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from edgetune_core.overlap import overlap
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import sha256_file
 from edgetune_runtime.records import AnyRecord
@@ -24,19 +25,26 @@ def tree_hash(hashes: Mapping[Path, str]) -> str:
     return hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()
 
 
-def check_disjoint(records: Sequence[AnyRecord], val: Sequence[AnyRecord], hashes: Mapping[Path, str]) -> None:
-    """Refuse a validation record whose image is trained on: its score would say nothing about new images.
+def check_disjoint(records: Sequence[AnyRecord], val: Sequence[AnyRecord]) -> str | None:
+    """Refuse a validation record whose picture is trained on: its score would say nothing about new pictures.
+
+    Pictures are compared by their pixels, whatever the files are (see `edgetune_core.overlap`).
+
+    Returns:
+        A remark on pictures that are nearly the same as ones that are trained on, or None where there are none.
 
     Raises:
         InputError: the first such record, and how many there are.
     """
-    trained = {hashes[path]: record for record in reversed(records) for path in record.images}
-    twins = [(record, trained[hashes[path]]) for record in val for path in record.images if hashes[path] in trained]
+    trained = {path: record for record in reversed(records) for path in record.images}
+    found = overlap((path for record in val for path in record.images), trained)
+    twins = [record for record in val if any(path in found.same for path in record.images)]
     if twins:
-        shared = list(dict.fromkeys(record.source for record, _ in twins))
-        record, twin = twins[0]
+        record = twins[0]
+        twin = trained[next(found.same[path] for path in record.images if path in found.same)]
         raise InputError(
-            f"{record.source}: its image is also trained on ({twin.source}); so are those of {len(shared)} of "
+            f"{record.source}: its image is also trained on ({twin.source}); so are those of {len(twins)} of "
             f"{len(val)} validation records",
             hint="split the data by image, or --allow-overlap to score on trained images",
         )
+    return found.remark

@@ -19,13 +19,22 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from edgetune_runtime.json_file import read_json
-from edgetune_runtime.manifest import MANIFEST
+from edgetune_runtime.manifest import MANIFEST, data_hashes, read_manifest
 from edgetune_train.adapter import Adapter
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weight_files, weights_sha256
 from edgetune_train.proof import compare, logits, proof_inputs
 
 _HEAD = "lm_head.weight"
 _INDEX = "model.safetensors.index.json"
+
+
+def _trained_on(folder: Path) -> dict[str, str]:
+    """Return the sha256 of the data that an adapter, or a merged base, was trained on, by role, where that is told."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    manifest = read_manifest(folder)
+    told: dict[str, str] = (manifest.get("result") or {}).get("trained_on") or data_hashes(manifest)
+    return told
 
 
 def merge(base: Checkpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
@@ -69,6 +78,7 @@ def merge(base: Checkpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
     return {
         "family": base.family.name,
         "base_weights_sha256": weights_sha256(base.folder),
+        "trained_on": _trained_on(base.folder) | _trained_on(adapter.folder),
         "changed_tensors": changed,
         "dtype": str(dtype).removeprefix("torch."),
         "untied_head": untie,

@@ -31,7 +31,6 @@ EXTRA_OF_MODULE = {
     "psutil": "bench",
     "datasets": "data",
     "jsonschema": "data",
-    "imagehash": "data",
     "cleanvision": "data",
     "cv2": "redact",
     "rapidocr": "redact",

@@ -124,6 +124,9 @@ def command(
     if settings.samples is None and len(chosen.samples) < 128:
         console.note(f"{data}: calibrating on all {len(chosen.samples)} records; 128 or more are usual")
 
+    if chosen.remark:
+        console.note(chosen.remark)
+
     stage = run_stage(
         "calibrate",
         output,

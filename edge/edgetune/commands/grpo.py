@@ -101,8 +101,10 @@ def command(
     if not allow_text_boxes:
         refuse(records)
     images = image_hashes([*records, *val_records])
-    if not allow_overlap:
-        check_disjoint(records, val_records, images)
+    if val_records and not allow_overlap:
+        remark = check_disjoint(records, val_records)
+        if remark:
+            console.note(remark)
 
     def build(folder: Path) -> dict[str, Any]:
         return grpo(base, start, records, val_records, settings, folder)

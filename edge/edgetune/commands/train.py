@@ -143,8 +143,10 @@ def command(
             refuse(part.records)
     images = image_hashes([entry for part in parts for entry in (*part.records, *part.val)])
     for number, part in enumerate(parts, start=1):
-        if not allow_overlap:
-            check_disjoint([entry for before in parts[:number] for entry in before.records], part.val, images)
+        if not allow_overlap and part.val:
+            remark = check_disjoint([entry for before in parts[:number] for entry in before.records], part.val)
+            if remark:
+                console.note(remark)
 
     def build(folder: Path) -> dict[str, Any]:
         if stages:

@@ -18,7 +18,7 @@ from edgetune_runtime.bench.results import Data, Failed, Input, Measured, Option
 from edgetune_runtime.bench.scores import STATISTICS, compare, costs, summarise
 from edgetune_runtime.bench.targets import Target, with_baseline
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.manifest import sha256_tree
+from edgetune_runtime.manifest import MANIFEST, read_manifest, sha256_tree
 from edgetune_runtime.records import Record
 from edgetune_runtime.threads import measured_threads
 
@@ -39,6 +39,7 @@ class Plan:
         baseline: name of the row that the others are compared with.
         inputs: what the results depend on, by role; damaged folders are left out.
         damaged: what is wrong with those, by name.
+        remarks: on rows that learned from the very records that they are measured on.
     """
 
     targets: Sequence[Target]
@@ -49,13 +50,15 @@ class Plan:
     baseline: str | None
     inputs: Mapping[str, Path]
     damaged: Mapping[str, str]
+    remarks: Sequence[str] = ()
 
     def run(self, folder: Path, *, note: Note, watch: Watch = unwatched) -> tuple[Results, Answers]:
         """Run all targets, with `folder` for workers' files and logs; returns the results and the answers.
 
         The results hold no single answer; `docs/bench.md` describes them.
         """
-        if remark := machine.busy_remark():
+        busy = machine.busy_remark()
+        for remark in [*([busy] if busy else []), *self.remarks]:
             note(remark)
         outcomes = matrix.run_matrix(
             self.targets, self.data, self.records, folder, self.options, note=note, watch=watch
@@ -120,5 +123,31 @@ def prepare(
     if options.rounds > len(records):
         raise InputError(f"--rounds {options.rounds}: there are only {len(records)} records to deal out")
     intact, damaged = matrix.input_hashes(named)
-    inputs = dict(made_from or {"data": data}) | {f"row {name}": path for name, path in intact.items()}
-    return Plan(named, data, records, images, options, reference, inputs, damaged)
+    files = dict(made_from or {"data": data})
+    inputs = files | {f"row {name}": path for name, path in intact.items()}
+    measured = {sha256_tree(path) for path in files.values()}
+    remarks = [
+        f"{name}: {how} these very records, so its accuracy on them says nothing about new ones"
+        for name, path in intact.items()
+        for how, hashes in _learned_from(path).items()
+        if measured & hashes
+    ]
+    return Plan(named, data, records, images, options, reference, inputs, damaged, remarks)
+
+
+def _learned_from(folder: Path) -> dict[str, set[str]]:
+    """Return the sha256 of the data files that a bundle or a checkpoint says it was made with."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    result = _object(read_manifest(folder), "result")
+    bundle = _object(result, "bundle")
+    told = {
+        "trained on": {**_object(result, "trained_on"), **_object(_object(bundle, "provenance"), "trained_on")},
+        "calibrated on": _object(_object(bundle, "calibration"), "data"),
+    }
+    return {how: {value for value in hashes.values() if isinstance(value, str)} for how, hashes in told.items()}
+
+
+def _object(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, Mapping) else {}

@@ -152,6 +152,8 @@ def test_byte_order_mark(folder: Path) -> None:
         (ground(bbox=[1, 2, True, 4]), "four numbers"),
         ('{"image": "pictures/a.png", "text": "cup", "bbox": [1, 2, NaN, 4]}', "four numbers"),
         (ground(bbox="cup"), "'bbox' must be a list"),
+        (ground(bbox=[[1, 2, 3, 4]] * 10_001), "10001 boxes, and a record has at most 10000"),
+        (swift("Find it", "<bbox>", bbox=[[1, 2, 3, 4]] * 10_001), "10001 boxes, and a record has at most 10000"),
         (ground(label=["a", "b"]), "1 boxes but 2 labels"),
         (ground(boxx=[]), "unknown key 'boxx'"),
         ({"image": "pictures/a.png", "text": "cup"}, "missing key 'bbox'"),
