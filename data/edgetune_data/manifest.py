@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.manifest import sha256_file
+from edgetune_runtime.manifest import DATASET, sha256_file
 
-NAME = "dataset.json"
+NAME = DATASET
 VERSION = 1
 Hashed = dict[str, Any]
 

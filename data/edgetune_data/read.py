@@ -22,8 +22,10 @@ from edgetune_data.formats import find
 from edgetune_data.formats.base import FLAGS, Format, Options, Row, Source, Value
 from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
+from edgetune_core.stage import check_input
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
+from edgetune_runtime.manifest import verify_listed
 from edgetune_runtime.records import AnyRecord, read_entries, record_of
 from edgetune_runtime.records.dialogue import Name, Picture, Place
 from edgetune_runtime.records.forms import Conversation, FormError, Parts, read_form
@@ -146,6 +148,7 @@ class Reading:
 
     Raises:
         InputError: nothing is there, the format is not recognised, or an option does not belong to it.
+        BundleError: a file was changed after the stage that wrote it.
     """
 
     def __init__(self, path: Path, format: str = "auto", options: Options | None = None) -> None:
@@ -154,6 +157,7 @@ class Reading:
         self.format: Format = find(format, path)
         if not path.exists():
             raise InputError(f"{path}: no such data file")
+        check_input(path, "data")
         stray = sorted(options.given() - set(self.format.options))
         if stray:
             known = ", ".join(FLAGS[name] for name in self.format.options)
@@ -162,6 +166,7 @@ class Reading:
                 hint=f"it takes {known}" if known else "it takes no options",
             )
         self.files = self.format.files(path, options)
+        verify_listed(self.files)
         root = options.image_root or self.files[0].parent
         self._source = Source(path, options, Pictures(root, allow_download=options.allow_download))
 

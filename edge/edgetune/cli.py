@@ -62,7 +62,7 @@ class LazyGroup(Program, click.Group):
     subcommand_metavar="VERB [OPTIONS]",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 a gate or self-check failed, 2 usage or bad input, "
-    "3 the environment misses something, 4 a gate has too few records to tell, 130 interrupted.",
+    "3 the environment misses something, 4 a gate has too few records to tell, 130 Ctrl-C, 143 SIGTERM.",
 )
 @click.version_option(__version__, prog_name="edgetune")
 def cli() -> None:

@@ -1,7 +1,8 @@
 """The contract between stages: one folder each, written atomically, with a manifest; skipped when unchanged.
 
 A stage builds in `.NAME.partial` beside its output. Only a finished folder with its manifest on disk is renamed into
-place, so a killed run leaves nothing at the output path and nothing with a manifest anywhere.
+place, so a killed run leaves nothing at the output path and nothing with a manifest anywhere. What it leaves in the
+partial folder is no input of any stage.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from tqdm import tqdm
@@ -35,23 +39,39 @@ from edgetune_runtime.manifest import (
     sha256_file,
     sha256_tree,
     verify_files,
+    verify_listed,
 )
 
 _FINGERPRINT = ".fingerprint"
+_PARTIAL = re.compile(r"\..+\.partial", re.DOTALL)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPORTED = ("torch", "transformers", "peft", "accelerate", "numpy", "onnx", "onnxruntime", "tokenizers", "PIL")
 _DISTRIBUTION = {"PIL": "pillow"}
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage left behind: its folder, the manifest, and whether an earlier result was kept.
+    """What a stage left behind.
 
-    After a dry run the manifest is the one that would be written, less `result` and `files`.
+    Attributes:
+        folder: where it is, as the caller named it.
+        manifest: of the folder; after a dry run the one that would be written, less `result` and `files`.
+        skipped: an earlier result was kept, for nothing has changed.
+        dry_run: nothing was written.
+        seconds: of the whole call, hashing included.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     skipped: bool
+    dry_run: bool = False
+    seconds: float = 0.0
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """What the stage says about its result; empty after a dry run that found nothing to keep."""
+        found: Mapping[str, Any] = self.manifest.get("result", {})
+        return found
 
 
 def run_stage(
@@ -80,23 +100,30 @@ def run_stage(
         resumable: keep an interrupted build's files for the next run with the same inputs and settings.
 
     Raises:
-        InputError: an input is missing, the output is not ours to write, or another process is writing it.
-        BundleError: an input is a stage folder whose files do not match its manifest.
-        OSError: with ENOSPC when the disk is full, whatever `build` raised because of it.
+        InputError: an input is missing or unfinished, the output is not ours to write, or another process is writing
+            it.
+        BundleError: an input was changed after the stage that wrote it.
+        OSError: with ENOSPC when the disk is full and EFBIG when a file may grow no further, naming the output,
+            whatever `build` raised because of it.
     """
-    _check_places(stage, output, inputs)
+    started = perf_counter()
+    place = _check_places(stage, output, inputs)
     plan = _plan(stage, inputs, settings, seed)
-    place = output.resolve()  # behind a link, the folder itself is replaced
     if dry_run:
         kept = None if force else _unchanged(place, plan["fingerprint"])
-        return StageResult(output, kept or plan, kept is not None)
+        return StageResult(output, kept or plan, kept is not None, True, perf_counter() - started)
     place.parent.mkdir(parents=True, exist_ok=True)
     with locked(place):
         _recover(place)
+        work = _work_folder(place)
+        can_resume = resumable and _mark_of(work) == plan["fingerprint"]
+        if work.exists() and not can_resume:
+            shutil.rmtree(work)
         kept = None if force else _unchanged(place, plan["fingerprint"])
         if kept is not None:
-            return StageResult(output, kept, True)
-        work = _work_folder(place, plan["fingerprint"], resumable)
+            return StageResult(output, kept, True, seconds=perf_counter() - started)
+        work.mkdir(exist_ok=True)
+        (work / _FINGERPRINT).write_text(plan["fingerprint"], encoding="utf-8")
         try:
             with _full_disk_named(work):
                 result = build(work)
@@ -107,7 +134,40 @@ def run_stage(
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
             raise
-    return StageResult(output, manifest, False)
+    return StageResult(output, manifest, False, seconds=perf_counter() - started)
+
+
+def check_input(path: Path, role: str = "input") -> None:
+    """Refuse an input that no stage has finished, or that was changed after the stage that wrote it.
+
+    `run_stage` does this with all of its inputs; verbs that write no folder call it themselves.
+
+    Args:
+        path: a file or a folder; those that no stage wrote have nothing to be compared with, and pass.
+        role: what it is, for messages.
+
+    Raises:
+        InputError: nothing is there, or it is what an interrupted run left.
+        BundleError: a file differs from what the manifest.json or dataset.json beside it says.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder (the {role})")
+    unfinished = _unfinished(path.resolve())
+    if unfinished is not None:
+        raise InputError(
+            f"{path}: the {role} is not finished: {unfinished} is where an interrupted run was writing",
+            hint="run the command that writes it once more, to its end",
+        )
+    if path.is_file():
+        verify_listed([path])
+
+
+def _unfinished(place: Path) -> Path | None:
+    """Return the folder that a stage builds in, or a copy of one, in which a resolved path lies."""
+    for folder in (place, *place.parents):
+        if _PARTIAL.fullmatch(folder.name) or _mark_of(folder) is not None:
+            return folder
+    return None
 
 
 @contextlib.contextmanager
@@ -117,20 +177,26 @@ def _hashing() -> Iterator[Progress]:
         yield bar.update
 
 
-def _check_places(stage: str, output: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse an output that would overwrite or grow an input, or that holds files which no stage of ours wrote."""
+def _check_places(stage: str, output: Path, inputs: Mapping[str, Path]) -> Path:
+    """Return where the output really is: behind a link, the folder itself is replaced.
+
+    Raises:
+        InputError: an input is missing or unfinished, or the output would overwrite or grow an input, or holds files
+            which no stage of ours wrote.
+    """
     elsewhere = "choose another folder for the output"
-    place = output.resolve()
+    place = _resolved(output)
+    if _unfinished(place) is not None:
+        raise InputError(f"{output}: is kept for results that are not finished", hint=elsewhere)
     for name, path in inputs.items():
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder (the {name} of {stage})")
+        check_input(path, f"{name} of {stage}")
         source = path.resolve()
         if place == source or place in source.parents or (source.is_dir() and source in place.parents):
             raise InputError(f"{output}: the output overlaps the {name} at {path}", hint=elsewhere)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, not a folder", hint=elsewhere)
     if not output.is_dir() or not any(output.iterdir()):
-        return
+        return place
     if not (output / MANIFEST).is_file():
         raise InputError(f"{output}: holds files that edgetune did not write", hint=elsewhere)
     manifest = read_manifest(output)
@@ -141,6 +207,18 @@ def _check_places(stage: str, output: Path, inputs: Mapping[str, Path]) -> None:
     foreign = sorted(set(_files(output)) - set(manifest["files"]) - added)
     if foreign:
         raise InputError(f"{output / foreign[0]}: edgetune did not write this file", hint=f"move it, or {elsewhere}")
+    return place
+
+
+def _resolved(path: Path) -> Path:
+    loop = InputError(f"{path}: a symbolic link that leads back to itself", hint="remove the link")
+    try:
+        place = path.resolve()
+    except RuntimeError as error:  # what pathlib makes of ELOOP, up to Python 3.12
+        raise loop from error
+    if place.is_symlink():
+        raise loop
+    return place
 
 
 def _plan(stage: str, inputs: Mapping[str, Path], settings: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
@@ -189,26 +267,37 @@ def _unchanged(output: Path, fingerprint: str) -> dict[str, Any] | None:
     return manifest
 
 
-def _work_folder(output: Path, fingerprint: str, resumable: bool) -> Path:
-    """Return the folder to build in: empty, or the interrupted one of the same fingerprint when resumable."""
+def _work_folder(output: Path) -> Path:
+    """Return the folder to build in, which is not made yet.
+
+    Raises:
+        InputError: something else is in its place, which is not ours to remove.
+    """
     work = output.parent / f".{output.name}.partial"
-    mark = work / _FINGERPRINT
-    if work.exists() and not (resumable and mark.is_file() and mark.read_text(encoding="utf-8") == fingerprint):
-        shutil.rmtree(work)
-    work.mkdir(exist_ok=True)
-    if resumable:
-        mark.write_text(fingerprint, encoding="utf-8")
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise InputError(f"{work}: is in the way of the folder that {output} is built in", hint="remove or rename it")
     return work
+
+
+def _mark_of(work: Path) -> str | None:
+    """Return the fingerprint of what was being built in a folder, if it is one of ours."""
+    mark = work / _FINGERPRINT
+    text = mark.read_text(encoding="utf-8", errors="replace") if mark.is_file() else ""
+    return text if _SHA256.fullmatch(text) else None
 
 
 def _finish(work: Path, plan: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """Flush and hash every file, then write the manifest last."""
-    (work / _FINGERPRINT).unlink(missing_ok=True)
+    mark = work / _FINGERPRINT
+    ordinary = stat.S_IMODE(mark.stat().st_mode)
+    mark.unlink()
     files = {}
     with _hashing() as progress:
         for name in _files(work):
             path = work / name
             with path.open("rb") as stream:
+                if not path.is_symlink():  # safetensors writes 0600, which another user of a device cannot read
+                    os.fchmod(stream.fileno(), stat.S_IMODE(os.fstat(stream.fileno()).st_mode) | ordinary)
                 os.fsync(stream.fileno())  # the manifest must never outlive the data it vouches for
             files[name] = {"sha256": sha256_file(path, progress=progress), "size": path.stat().st_size}
     manifest = {
@@ -271,15 +360,23 @@ def _aside(output: Path) -> Path:
     return output.parent / f".{output.name}.old"
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 @contextlib.contextmanager
 def _full_disk_named(work: Path) -> Iterator[None]:
-    """Raise OSError(ENOSPC) for whatever a library makes of a full disk (torch and safetensors raise their own)."""
+    """Raise OSError with the output's folder for whatever a library makes of a full disk or of a limit on file sizes.
+
+    torch and safetensors raise errors of their own, and `shutil.copyfile` blames the file that it reads.
+    """
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(error.errno, os.strerror(error.errno), str(work.parent)) from error
-        told = "No space left on device" in str(error)
-        if told or shutil.disk_usage(work).free < 1 << 16:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work.parent)) from error
-        raise
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in _FULL:
+            told = [code for code in _FULL if os.strerror(code) in str(error)]
+            full = shutil.disk_usage(work).free < 1 << 16
+            number = told[0] if told else errno.ENOSPC if full else None
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(work.parent)) from error

@@ -10,8 +10,8 @@
     ├── GateInconclusive          exit 4   too few samples to tell whether a number met its bar
     └── MissingDependency         exit 3   the environment lacks something; the hint installs it
 
-The exit code is what a command line program returns for the error. A message is one line that says
-what is wrong and where; the hint says how to fix it.
+The exit code is what a command line program returns for the error; 130 is Ctrl-C and 143 SIGTERM. A message is one
+line that says what is wrong and where; the hint says how to fix it.
 """
 
 from __future__ import annotations

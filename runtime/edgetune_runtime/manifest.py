@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +19,10 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 DEVICE_FILES = "engines"
 """Folder of a bundle that the device it runs on may add files to, beside those that the manifest lists."""
+LOGS = "logs"
+"""Folder of a stage's result that tells how the work went. It holds times, so it is no part of what the result is."""
+DATASET = "dataset.json"
+"""Manifest of a data set, beside its files, whose `files` are listed in the same way."""
 _CHUNK = 1 << 20
 
 
@@ -41,7 +45,8 @@ def sha256_tree(path: Path, *, progress: Progress | None = None) -> str:
     """Return one sha256 for a file or a folder.
 
     For a folder it is the hash over its sorted (relative path, file sha256) pairs, `manifest.json` left
-    out. A folder with a manifest is hashed from the manifest's `files`, so large weights are not read again.
+    out. A folder with a manifest is hashed from the manifest's `files`, so large weights are not read again; what lies
+    in its `logs` does not count, so that equal results have equal hashes however long they took.
 
     Raises:
         InputError: nothing is at `path`.
@@ -52,7 +57,8 @@ def sha256_tree(path: Path, *, progress: Progress | None = None) -> str:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
     if (path / MANIFEST).is_file():
-        pairs = {name: entry["sha256"] for name, entry in read_manifest(path)["files"].items()}
+        listed = read_manifest(path)["files"]
+        pairs = {name: entry["sha256"] for name, entry in listed.items() if not name.startswith(f"{LOGS}/")}
     else:
         files = [file for file in path.rglob("*") if file.is_file()]
         pairs = {file.relative_to(path).as_posix(): sha256_file(file, progress=progress) for file in files}
@@ -129,3 +135,33 @@ def verify_files(folder: Path, *, max_bytes: int | None = None, progress: Progre
             continue
         if sha256_file(path, progress=progress) != entry["sha256"]:
             raise BundleError(f"{path}: sha256 differs from the one in {MANIFEST}: the file was changed", hint=fix)
+
+
+def verify_listed(paths: Iterable[Path]) -> None:
+    """Check files that are read by themselves, such as a data set's, against the lists that stand beside them.
+
+    A file that neither a `manifest.json` nor a `dataset.json` in its folder lists has nothing to be compared with.
+
+    Raises:
+        BundleError: one has another sha256 than the list beside it says.
+    """
+    lists: dict[Path, dict[str, str]] = {}
+    for path in paths:
+        folder = path.parent
+        if folder not in lists:
+            lists[folder] = _listed(folder / DATASET) | _listed(folder / MANIFEST)
+        expected = lists[folder].get(path.name)
+        if expected is not None and path.is_file() and sha256_file(path) != expected:
+            raise BundleError(
+                f"{path}: was changed after it was written: its sha256 is not the one beside it in the folder",
+                hint="write it again with --force; if the change is meant, move the file to a folder of its own",
+            )
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Return the sha256 of each file that a manifest lists; none where it is missing or of another program's making."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: entry["sha256"] for name, entry in content["files"].items()}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgetune_core.stage import StageResult, run_stage
+from edgetune_core.stage import StageResult, check_input, run_stage
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError
 from edgetune_runtime.manifest import read_manifest, sha256_file, verify_files
 
@@ -259,3 +261,111 @@ def test_a_run_killed_between_its_two_renames_brings_the_older_result_back(stage
 def test_a_setting_that_has_no_json_form_is_a_programming_error(stage: Stage) -> None:
     with pytest.raises(TypeError, match="JSON"):
         stage.run(settings={"model": object()})
+
+
+def test_resume_points_of_a_forced_run_outlive_a_run_that_finds_nothing_to_do(stage: Stage) -> None:
+    def interrupted(work: Path) -> Mapping[str, Any]:
+        (work / "checkpoint-1").write_text("state")
+        raise KeyboardInterrupt
+
+    stage.run(resumable=True)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(build=interrupted, force=True, resumable=True)
+    assert stage.run(resumable=True).skipped
+    assert (stage.output.parent / ".out.partial" / "checkpoint-1").is_file()
+    assert not stage.run(seed=2, resumable=True).skipped  # of no use to another seed
+    assert everything(stage.output.parent) == RESULT | {"source.txt"}
+
+
+@pytest.mark.parametrize("left", [".m.partial/weights.bin", ".m.partial", "renamed", "renamed/weights.bin"])
+def test_what_an_interrupted_run_left_is_no_input(stage: Stage, tmp_path: Path, left: str) -> None:
+    def interrupted(work: Path) -> Mapping[str, Any]:
+        (work / "weights.bin").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("train", tmp_path / "m", inputs={}, settings={}, build=interrupted, resumable=True)
+    shutil.copytree(tmp_path / ".m.partial", tmp_path / "renamed")
+    with pytest.raises(InputError, match=rf"{left}: the adapter of merge is not finished"):
+        stage.run(inputs={"adapter": tmp_path / left})
+    with pytest.raises(InputError, match="not finished"):
+        check_input(tmp_path / left)
+
+
+def test_a_fingerprint_of_another_program_says_nothing(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / ".fingerprint").write_text("Loop or whorl\n")
+    assert not stage.run().skipped
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "dataset.json"])
+def test_a_file_that_differs_from_the_list_beside_it_is_no_input(stage: Stage, tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir()
+    data = tmp_path / "data" / "data.jsonl"
+    data.write_text("one\ntwo\n")
+    listed = {"schema": 1, "version": 1, "files": {data.name: {"sha256": sha256_file(data), "size": 8}}}
+    (tmp_path / "data" / name).write_text(json.dumps(listed))
+    assert not stage.run(inputs={"data": data}).skipped
+    data.write_text("one\n")
+    with pytest.raises(BundleError, match=r"data\.jsonl: was changed after it was written"):
+        stage.run(inputs={"data": data})
+    (tmp_path / "data" / name).write_text('{"offset": 3}\n{"offset": 4}\n')  # a manifest of someone else
+    assert not stage.run(inputs={"data": data}).skipped
+
+
+def test_files_get_the_permissions_that_the_user_gives_new_files(stage: Stage) -> None:
+    def private(work: Path) -> Mapping[str, Any]:
+        os.close(os.open(work / "weights", os.O_WRONLY | os.O_CREAT, 0o600))
+        (work / "run.sh").write_text("")
+        (work / "run.sh").chmod(0o700)
+        return {}
+
+    before = os.umask(0o026)
+    try:
+        stage.run(build=private)
+    finally:
+        os.umask(before)
+    modes = {name: (stage.output / name).stat().st_mode & 0o777 for name in ("weights", "run.sh", "manifest.json")}
+    assert modes == {"weights": 0o640, "run.sh": 0o740, "manifest.json": 0o640}
+
+
+def test_how_long_a_stage_took_is_no_part_of_what_later_stages_are_made_from(stage: Stage, tmp_path: Path) -> None:
+    def timed(seconds: str, text: str = "same") -> None:
+        def build(work: Path) -> Mapping[str, Any]:
+            (work / "logs").mkdir()
+            (work / "logs" / "log.jsonl").write_text(seconds)
+            (work / "weights").write_text(text)
+            return {}
+
+        run_stage("train", tmp_path / "adapter", inputs={}, settings={}, build=build, force=True)
+
+    timed("12 s")
+    stage.run(inputs={"adapter": tmp_path / "adapter"})
+    timed("13 s")
+    assert stage.run(inputs={"adapter": tmp_path / "adapter"}).skipped
+    timed("13 s", "other")
+    assert not stage.run(inputs={"adapter": tmp_path / "adapter"}).skipped
+
+
+def test_a_link_that_leads_to_itself_is_no_output(stage: Stage) -> None:
+    stage.output.symlink_to(stage.output)
+    with pytest.raises(InputError, match="out: a symbolic link that leads back to itself"):
+        stage.run()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_stands_where_a_result_is_built_is_left_alone(stage: Stage, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    work = tmp_path / ".out.partial"
+    work.symlink_to(tmp_path / "mine") if kind == "link" else work.write_text("mine")
+    with pytest.raises(InputError, match=r"\.out\.partial: is in the way"):
+        stage.run()
+    assert (tmp_path / "mine" / "thesis.tex").is_file()
+    assert work.is_symlink() == (kind == "link")
+
+
+def test_a_name_that_is_kept_for_unfinished_results_is_no_output(stage: Stage, tmp_path: Path) -> None:
+    for output in (tmp_path / ".out.partial", tmp_path / ".out.partial" / "deep"):
+        stage.output = output
+        with pytest.raises(InputError, match="not finished"):
+            stage.run()

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgetune_core.stage import run_stage
 from edgetune_runtime.errors import InputError
+from processes import start
 from small_disk import run_on_small_disk
 
 
@@ -24,6 +26,7 @@ CHILD = """
     import sys, time
     from pathlib import Path
     from edgetune_core.stage import run_stage
+    from edgetune_runtime.signals import sigterm_raises
 
     def build(work):
         (work / "weights.bin").write_bytes(b"x" * 4096)
@@ -31,13 +34,14 @@ CHILD = """
         {body}
         return {{}}
 
-    run_stage("merge", Path(sys.argv[1]), inputs={{}}, settings={{}}, build=build)
+    with sigterm_raises():
+        run_stage("merge", Path(sys.argv[1]), inputs={{}}, settings={{}}, build=build, force=True)
 """
 
 
-def child(output: Path, body: str) -> subprocess.Popen[str]:
-    code = textwrap.dedent(CHILD).format(body=body)
-    process = subprocess.Popen([sys.executable, "-c", code, str(output)], stdout=subprocess.PIPE, text=True)
+def child(output: Path, body: str, **options: Any) -> subprocess.Popen[str]:
+    code = textwrap.dedent(CHILD).format(body=textwrap.indent(textwrap.dedent(body), "    ").strip())
+    process = start([sys.executable, "-c", code, output], stdout=subprocess.PIPE, **options)
     assert process.stdout is not None
     assert process.stdout.readline() == "half\n"
     return process
@@ -58,11 +62,40 @@ def test_a_killed_process_leaves_nothing_that_a_later_stage_accepts(tmp_path: Pa
     assert everything(tmp_path) == {"out", "out/manifest.json"}
 
 
-def test_ctrl_c_in_a_process_cleans_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     process = child(tmp_path / "out", "time.sleep(600)")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.wait()
     assert everything(tmp_path) == set()
+
+
+def test_a_second_sigterm_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
+    slow = """
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print("cleaning", flush=True)
+            sys.stdin.readline()
+            raise
+    """
+    process = child(tmp_path / "out", slow, stdin=subprocess.PIPE)
+    process.terminate()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "cleaning\n"
+    process.terminate()
+    process.communicate("go on\n")
+    assert everything(tmp_path) == set()
+
+
+def test_what_a_killed_run_left_goes_when_the_next_one_finds_nothing_to_do(tmp_path: Path) -> None:
+    run_stage("merge", tmp_path / "out", inputs={}, settings={}, build=lambda work: {})
+    process = child(tmp_path / "out", "time.sleep(600)")  # as with --force
+    process.kill()
+    process.wait()
+    assert (tmp_path / ".out.partial").is_dir()
+    assert run_stage("merge", tmp_path / "out", inputs={}, settings={}, build=lambda work: {}).skipped
+    assert everything(tmp_path) == {"out", "out/manifest.json"}
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
@@ -101,4 +134,35 @@ def test_a_full_disk_is_told_as_such_whatever_the_library_raised(tmp_path: Path)
     command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(disk)]
     done = run_on_small_disk(disk, command, kilobytes=256)
     expected = [f"{name} {errno.ENOSPC} True []" for name in ("plain", "torch_file", "safetensors_file")]
+    assert done.stdout.splitlines() == expected, done.stderr
+
+
+TOO_LARGE = """
+    import resource, shutil, sys
+    from pathlib import Path
+    import torch
+    from safetensors.torch import save_file
+    from edgetune_core.stage import run_stage
+
+    folder = Path(sys.argv[1])
+    (folder / "source").write_bytes(b"x" * 1_000_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+    def plain(work): (work / "weights.bin").write_bytes(b"x" * 1_000_000)
+    def copied(work): shutil.copyfile(folder / "source", work / "copy")
+    def safetensors_file(work): save_file({"w": torch.zeros(500_000)}, work / "weights.safetensors")
+
+    for build in (plain, copied, safetensors_file):
+        try:
+            run_stage("merge", folder / "out", inputs={}, settings={}, build=build)
+        except OSError as error:
+            print(build.__name__, error.errno, error.filename == str(folder), sorted(folder.iterdir()))
+"""
+
+
+def test_a_limit_on_file_sizes_is_told_of_the_output_and_not_of_what_was_copied(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(TOO_LARGE), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    left = [tmp_path / "source"]
+    expected = [f"{name} {errno.EFBIG} True {left}" for name in ("plain", "copied", "safetensors_file")]
     assert done.stdout.splitlines() == expected, done.stderr

@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -16,6 +17,7 @@ import click
 
 from edgetune.commands._config import load_config
 from edgetune_runtime.errors import EdgetuneError
+from edgetune_runtime.signals import Terminated, sigterm_raises
 
 EXTRA_OF_MODULE = {
     "torch": "train",
@@ -149,7 +151,8 @@ class Program(click.Command):
 
 def _exit_code(run: Callable[[], object]) -> int:
     try:
-        code = run()
+        with sigterm_raises():
+            code = run()
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
@@ -159,7 +162,9 @@ def _exit_code(run: Callable[[], object]) -> int:
         return _report(error.format_message(), f"see {path} --help", 2)
     except click.ClickException as error:
         return _report(error.format_message(), None, 2)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other
+        if isinstance(error, Terminated) or isinstance(error.__cause__, Terminated):
+            return _report("ended by SIGTERM", None, Terminated.exit_code)
         return _report("interrupted", None, 130)
     except EdgetuneError as error:
         return _report(str(error), error.hint, error.exit_code)
@@ -170,15 +175,31 @@ def _exit_code(run: Callable[[], object]) -> int:
         hint = f'pip install "edgetune[{EXTRA_OF_MODULE[module]}]"'
         return _report(f"the Python package {module!r} is not installed", hint, 3)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _report(f"{where}no space left on the disk", "free some space or choose another --output", 3)
-        if error.errno == errno.EPIPE:
-            sys.stdout = None  # the reader left; nothing more can be written
-            return 1
-        if not error.filename:
-            raise
-        return _report(f"{where}{error.strerror}", None, 2)
+        return _report_system_error(error)
+
+
+def _report_system_error(error: OSError) -> int:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _report(f"{where}no space left on the disk", "free some space or choose another --output", 3)
+    if error.errno == errno.EFBIG:
+        hint = "raise the limit (ulimit -f), or choose an --output on a file system that holds larger files"
+        return _report(f"{where}a file would be larger than the system allows", hint, 3)
+    if error.errno == errno.EPIPE:
+        sys.stdout = None  # the reader left; nothing more can be written
+        return 1
+    if not error.filename and not _working_folder():
+        return _report("the current folder was deleted", "cd to a folder that exists", 2)
+    if error.errno is None:
+        raise error
+    return _report(f"{where}{error.strerror}", None, 2)
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def _report(message: str, hint: str | None, code: int) -> int:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgetune.commands._common import Console
-from edgetune_core.stage import run_stage
+from edgetune_core.stage import check_input, run_stage
 from edgetune_runtime.errors import BundleError, EdgetuneError, GateFailed, InputError, MissingDependency
 from edgetune_runtime.manifest import read_manifest
 
@@ -43,6 +43,8 @@ def run_study(
         return counts(study.build(folder, console.note))
 
     if output is None:
+        for role, path in study.inputs.items():
+            check_input(path, role)
         if dry_run:
             console.note(f"would run {', '.join(target.name for target in study.targets)} and write nothing")
             return

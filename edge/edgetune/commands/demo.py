@@ -17,6 +17,7 @@ import click
 from edgetune.commands._common import Console, verb
 from edgetune_core.stage import run_stage
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.signals import wait_for
 
 _BUNDLES = {
     "fp32": ("--precision", "fp32"),
@@ -151,17 +152,12 @@ def _run_verb(console: Console, arguments: Sequence[str], *, dry_run: bool) -> i
 
 
 def _run(command: Sequence[str], *, quiet: bool) -> int:
-    """Run a process to its end; after Ctrl-C, which it gets as well, it is given the time to clean up."""
+    """Run a process to its end; after Ctrl-C or SIGTERM it is given the time to clean up."""
     sys.stdout.flush()
     # OpenMP threads that spin for long make training several times slower when anything else wants a core; threads
     # that never spin make it a fifth slower when nothing does.
     environment = {"GOMP_SPINCOUNT": "20000"} | os.environ
-    process = subprocess.Popen(command, stdout=sys.stderr if quiet else None, env=environment)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
+    return wait_for(subprocess.Popen(command, stdout=sys.stderr if quiet else None, env=environment))
 
 
 def _make_data(

@@ -95,6 +95,7 @@ def command(
     from edgetune_bench.folder import read_results
     from edgetune_bench.gate import check_rows, worst
     from edgetune_bench.junit import junit_xml
+    from edgetune_runtime.files import write_whole
 
     measured = read_results(results)
     checks = check_rows(
@@ -107,7 +108,7 @@ def command(
     )
     if junit is not None:
         text = junit_xml(checks, created=measured.created, allow_inconclusive=allow_inconclusive)
-        junit.write_text(text, encoding="utf-8")
+        write_whole(junit, text)
     outcome = worst(checks)
     console.table([_line(check) for check in checks])
     console.result({"outcome": outcome, "checks": [check.to_dict() for check in checks]})

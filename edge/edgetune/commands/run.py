@@ -25,11 +25,15 @@ from edgetune.commands._common import Console, verb
 @click.option("--adapter", type=click.Path(path_type=Path), help="LoRA adapter to apply to a checkpoint.")
 def command(console: Console, **options: object) -> None:
     """Find what phrases name in a picture, or ask about it, with a bundle or a checkpoint."""
+    from edgetune_core.stage import check_input
     from edgetune_runtime import cli
     from edgetune_runtime.bench.targets import is_bundle
     from edgetune_runtime.errors import InputError
 
     chosen = argparse.Namespace(json=console.as_json, **options)
+    for role in ("bundle", "adapter"):
+        if getattr(chosen, role) is not None:
+            check_input(getattr(chosen, role), role)
     if (chosen.bundle / "config.json").is_file() and not is_bundle(chosen.bundle):
         cli.run(chosen, _checkpoint)
         return

@@ -32,6 +32,7 @@ from edgetune_runtime.errors import ImageError, InputError, RecordError
 from edgetune_runtime.families.base import Family
 from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.images.smart import check_aspect
+from edgetune_runtime.manifest import verify_listed
 from edgetune_runtime.records.dialogue import Dialogue
 from edgetune_runtime.records.forms import FormError, Parts, read_form
 
@@ -120,9 +121,11 @@ def read_entries(path: Path) -> list[AnyRecord]:
         InputError: the file is missing or has no records.
         RecordError: the first bad line, as "data.jsonl:17: ...": broken JSON, unknown or missing keys, a
             missing or unreadable image, a box that is empty, inverted or leaves its image.
+        BundleError: the file differs from what the manifest.json or dataset.json beside it says.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such data file")
+    verify_listed([path])
     entries = []
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):

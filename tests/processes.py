@@ -1,0 +1,48 @@
+"""Processes that tests start in order to stop them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+    """Start a process that Ctrl-C and SIGTERM reach, also when the tests run where they are ignored.
+
+    A child inherits what its parent ignores, and shells let background jobs ignore SIGINT.
+
+    Args:
+        command: the program and its arguments.
+        options: of `subprocess.Popen`.
+    """
+
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    return subprocess.Popen(command, text=True, preexec_fn=listen, **options)
+
+
+def wait_until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Wait until something is so, which the process sees to; it must not end before.
+
+    Raises:
+        AssertionError: it ended.
+    """
+    while not ready():
+        assert process.poll() is None, f"the process ended with exit code {process.returncode}"
+        time.sleep(0.002)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a JSON file is there and written to its end."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
