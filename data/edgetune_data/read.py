@@ -17,12 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from edgetune_core.stage import check_input
 from edgetune_data import text_boxes
 from edgetune_data.formats import find
 from edgetune_data.formats.base import FLAGS, Format, Options, Row, Source, Value
 from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
-from edgetune_core.stage import check_input
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.manifest import verify_listed

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from data.converting import convert, pictures, write_json, write_lines
+from edgetune.cli import cli
 from edgetune_data.manifest import beside, changes, read
 from edgetune_data.read import canonical_file, load, stage_inputs
 from edgetune_runtime.errors import InputError
@@ -83,3 +86,47 @@ def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
         read(write_json(tmp_path / "dataset.json", {"version": 2}))
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "none.json")
+
+
+VERBS = {
+    "stats": "data stats {data}",
+    "stats of the folder": "data stats {folder}",
+    "check": "data check {data}",
+    "convert": "data convert {data} --output {out}",
+    "crop": "data crop {data} --output {out}",
+    "split": "data split {data} --output {out}",
+    "train": "train --checkpoint {model} --data {data} --output {out} --dry-run",
+    "val": "train --checkpoint {model} --data {whole} --val {data} --output {out} --dry-run",
+    "grpo": "grpo --checkpoint {model} --data {data} --output {out} --dry-run",
+    "calibrate": "calibrate --checkpoint {model} --data {data} --output {out} --dry-run",
+    "eval": "eval {model} --data {data} --dry-run",
+    "bench": "bench {model} --data {data} --output {out} --dry-run",
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_data_file_that_was_cut_afterwards_is_refused(
+    converted: Path, qwen3_vl: Path, tmp_path: Path, verb: str
+) -> None:
+    data = converted / "data.jsonl"
+    whole = write_lines(tmp_path / "whole.jsonl", {"image": "desk.png", "text": "cup", "bbox": [1, 2, 30, 40]})
+    data.write_text(data.read_text().splitlines(keepends=True)[0])
+    words = VERBS[verb].format(data=data, folder=converted, out=tmp_path / "new", model=qwen3_vl, whole=whole)
+    done = CliRunner().invoke(cli, words.split())
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith(f"error: {data}: was changed after it was written"), done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("verb", ["stats", "check", "convert", "train", "eval"])
+def test_a_data_file_of_an_interrupted_conversion_is_refused(
+    converted: Path, qwen3_vl: Path, tmp_path: Path, verb: str
+) -> None:
+    partial = tmp_path / ".out.partial"
+    shutil.copytree(converted, partial, ignore=shutil.ignore_patterns("*.json"))
+    words = VERBS[verb].format(data=partial / "data.jsonl", out=tmp_path / "new", model=qwen3_vl)
+    done = CliRunner().invoke(cli, words.split())
+    assert done.exit_code == 2, done.output
+    assert f"{partial / 'data.jsonl'}: the data" in done.stderr
+    assert "is not finished" in done.stderr
