@@ -122,10 +122,10 @@ def run_stage(
         kept = None if force else _unchanged(place, plan["fingerprint"])
         if kept is not None:
             return StageResult(output, kept, True, seconds=perf_counter() - started)
-        work.mkdir(exist_ok=True)
-        (work / _FINGERPRINT).write_text(plan["fingerprint"], encoding="utf-8")
         try:
+            work.mkdir(exist_ok=True)
             with _full_disk_named(work):
+                (work / _FINGERPRINT).write_text(plan["fingerprint"], encoding="utf-8")
                 result = build(work)
                 manifest = _finish(work, plan, result)
                 _swap(work, place)

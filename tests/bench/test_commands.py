@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 
 from edgetune.cli import cli
 from edgetune_runtime.manifest import sha256_file, sha256_tree, verify_files
+from processes import start
 
 SMALL = ("--max-new-tokens", "8", "--threads", "1")
 
@@ -155,18 +157,20 @@ def test_a_killed_worker_is_a_row_and_the_others_go_on(bundle: Path, data: Path,
     assert b"1 of 2 rows failed: first" in errors
 
 
-def test_ctrl_c_leaves_no_worker_and_no_result(bundle: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("program", ["edgetune", "edgetune_runtime.cli"], ids=["edgetune", "edgetune-run"])
+def test_a_stopped_bench_leaves_no_worker_and_no_result(
+    bundle: Path, data: Path, tmp_path: Path, program: str, number: signal.Signals, code: int
+) -> None:
     output = tmp_path / "out"
     big = _repeated(data, tmp_path / "big.jsonl", 1000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgetune", "bench", str(bundle), "--data", str(big), "--output", str(output), *SMALL],
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, "-m", program, "bench", str(bundle), "--data", str(big), "--output", str(output)]
+    process = start([*command, *SMALL], stderr=subprocess.PIPE)
     worker = _worker(process.pid, str(bundle))
-    process.send_signal(2)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
+    assert process.returncode == code
+    assert "Traceback" not in errors
     # A worker whose start was interrupted ends by itself with its first answer, long before its last.
     psutil.wait_procs([worker], timeout=60)
     assert not worker.is_running()

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.manifest import MANIFEST, sha256_tree
 from edgetune_runtime.quant.blocks import BlockFormat
+from processes import start, wait_until
 from small_disk import run_on_small_disk
 
 EDGETUNE = [sys.executable, "-m", "edgetune", "calibrate"]
@@ -196,10 +196,8 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
 ) -> None:
     output, work = tmp_path / "set", tmp_path / ".set.partial"
     words = [*EDGETUNE, *command(deep, data, output, "--head", "8")]
-    process = subprocess.Popen(words)
-    while not (work / "blocks" / f"{blocks:03d}.safetensors").is_file():
-        assert process.poll() is None
-        time.sleep(0.001)
+    process = start(words)
+    wait_until(process, (work / "blocks" / f"{blocks:03d}.safetensors").is_file)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not output.exists()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from processes import start, wait_until
 from small_disk import run_on_small_disk
 
 
@@ -17,9 +17,8 @@ def export_command(checkpoint: Path, output: Path) -> list[str]:
 
 
 def test_an_interrupted_export_leaves_nothing(qwen3_vl: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(export_command(qwen3_vl, tmp_path / "bundle"), stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / ".bundle.partial").is_dir() and process.poll() is None:
-        time.sleep(0.001)
+    process = start(export_command(qwen3_vl, tmp_path / "bundle"), stderr=subprocess.PIPE)
+    wait_until(process, (tmp_path / ".bundle.partial").is_dir)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     assert process.stderr.read().strip().splitlines()[-1] == "error: interrupted"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from processes import start, wait_until
 from small_disk import run_on_small_disk
 from train.test_merge import make_adapter
 
@@ -22,27 +22,27 @@ def paths(checkpoint: Path, output: Path, **others: Path) -> list[str]:
     return [word for name, path in named.items() for word in (f"--{name}", str(path))]
 
 
-def test_interrupted_training_keeps_its_resume_points_only(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "told", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "ended by SIGTERM", 143)]
+)
+def test_stopped_training_keeps_its_resume_points_only(
+    qwen3_vl: Path, data: Path, tmp_path: Path, number: signal.Signals, told: str, code: int
+) -> None:
     command = [*EDGETUNE, "train", *paths(qwen3_vl, tmp_path / "adapter", data=data), *TRAIN]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / ".adapter.partial" / "checkpoints").is_dir() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process = start(command, stderr=subprocess.PIPE)
+    wait_until(process, (tmp_path / ".adapter.partial" / "checkpoints").is_dir)
+    process.send_signal(number)
     assert process.stderr is not None
-    assert process.stderr.read().strip() == "error: interrupted"
-    assert process.wait() == 130
+    assert process.stderr.read().strip() == f"error: {told}"
+    assert process.wait() == code
     assert [path.name for path in tmp_path.iterdir()] == [".adapter.partial"]
 
 
 def test_an_interrupted_merge_leaves_nothing(qwen3_vl: Path, tmp_path: Path) -> None:
     adapter = make_adapter(qwen3_vl, tmp_path / "adapter")
-    process = subprocess.Popen(
-        [*EDGETUNE, "merge", *paths(qwen3_vl, tmp_path / "out" / "merged", adapter=adapter)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (tmp_path / "out" / ".merged.partial").is_dir() and process.poll() is None:
-        time.sleep(0.001)
+    command = [*EDGETUNE, "merge", *paths(qwen3_vl, tmp_path / "out" / "merged", adapter=adapter)]
+    process = start(command, stderr=subprocess.PIPE)
+    wait_until(process, (tmp_path / "out" / ".merged.partial").is_dir)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     assert process.stderr.read().strip() == "error: interrupted"

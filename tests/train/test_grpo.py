@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.prompts import SamplePrompts
 from edgetune_train.vision import PixelInputs
+from processes import is_whole, start, wait_until
 from train.conftest import write_records
 from train.reference import conversation
 
@@ -119,13 +118,12 @@ def test_a_killed_run_continues_to_the_same_end(qwen3_vl: Path, data: Path, tmp_
     whole = trained(qwen3_vl, data, tmp_path / "whole", *options)
     output = tmp_path / "killed"
     paths = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(output)]
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, "-m", "edgetune", "grpo", *paths, *QUICK, *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     state = tmp_path / ".killed.partial" / "checkpoints" / "checkpoint-2" / "trainer_state.json"
-    while not state.is_file() and process.poll() is None:
-        time.sleep(0.02)
+    wait_until(process, lambda: is_whole(state))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not output.exists()

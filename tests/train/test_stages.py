@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from edgetune.cli import cli
+from processes import is_whole, start, wait_until
 from train.conftest import RECORDS, write_records
 from train.test_training import QUICK, refuses, trained
 
@@ -71,14 +70,13 @@ def test_a_killed_curriculum_goes_on_at_its_stage(qwen3_vl: Path, curriculum: st
     whole = staged(qwen3_vl, tmp_path / "whole", *options)
     assert whole.exit_code == 0, whole.stderr
     paths = ["--checkpoint", str(qwen3_vl), "--output", str(tmp_path / "killed")]
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, "-m", "edgetune", "train", *paths, *QUICK, *options],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     partial = tmp_path / ".killed.partial"
     state = partial / "domain" / "checkpoints" / "checkpoint-4" / "trainer_state.json"
-    while not state.is_file() and process.poll() is None:
-        time.sleep(0.002)
+    wait_until(process, lambda: is_whole(state))  # it is what a resume point gets last
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     first_stage = (partial / "general" / "adapter_model.safetensors").stat().st_mtime_ns

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 from builders import copy_checkpoint
 from edgetune.cli import cli
+from processes import is_whole, start, wait_until
 from train.conftest import RECORDS, write_records
 from train.reference import conversation
 
@@ -143,13 +143,12 @@ def test_a_killed_run_continues_with_the_same_losses(
     whole = trained(qwen3_vl, data, tmp_path / "whole", *options)
     output = tmp_path / "killed"
     paths = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(output)]
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, "-m", "edgetune", "train", *paths, *QUICK, *options],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     state = tmp_path / ".killed.partial" / "checkpoints" / "checkpoint-10" / "trainer_state.json"
-    while not state.is_file() and process.poll() is None:
-        time.sleep(0.002)
+    wait_until(process, lambda: is_whole(state))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not output.exists()
