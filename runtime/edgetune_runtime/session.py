@@ -21,8 +21,9 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import ImageSource, image_hash, load_image
 from edgetune_runtime.images.smart import preprocess
 from edgetune_runtime.rope import mrope_positions
+from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
-from edgetune_runtime.tokens import TextStream, TextTokenizer
+from edgetune_runtime.tokens import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Session:
         """Yield the answer to the user's whole words piece by piece, as it is generated. Raises as `ground`."""
         started = time.perf_counter()
         encoded, vision_s = (None, 0.0) if image is None else self._encode(image)
-        text = TextStream(self._tokenizer)
+        text = TextStream(self._tokenizer.decode)
         for step in self._generate(encoded, prompt, max_new_tokens, started, vision_s, probabilities=False):
             if piece := text.push(step.token):
                 yield piece

@@ -43,11 +43,15 @@ class TextTokenizer:
             text: what to tokenize.
             after: text that stands before it and whose last token is never joined with it. Some tokenizers write the
                 beginning of a text in another way than the same words further on (Llama's puts a space there).
+
+        Raises:
+            InputError: the text holds half of a character (a lone surrogate), which no tokenizer knows.
         """
         return self.encode_with_spans(text, after=after)[0]
 
     def encode_with_spans(self, text: str, *, after: str = "") -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of text as `encode` gives them, and where each stands in it: start and end in characters."""
+        _refuse_halves(text)
         encoding = self._tokenizer.encode(after + text, add_special_tokens=False)
         head: list[int] = self._tokenizer.encode(after, add_special_tokens=False).ids if after else []
         if encoding.ids[: len(head)] != head:
@@ -73,8 +77,9 @@ class TextTokenizer:
             allowed: control tokens that they may hold, such as the family's tags around names.
 
         Raises:
-            InputError: they spell a control token, which would end or forge a turn.
+            InputError: they spell a control token, which would end or forge a turn, or cannot be encoded.
         """
+        _refuse_halves(text)
         for control in self._control:
             if control in text and control not in allowed:
                 raise InputError(f"the text contains the control token {control!r}", hint="remove it from the text")
@@ -98,7 +103,7 @@ class TextTokenizer:
             allowed: see `refuse_control`.
 
         Raises:
-            InputError: the user's text spells a control token, which would end or forge a turn.
+            InputError: the user's text spells a control token, which would end or forge a turn, or cannot be encoded.
         """
         self.refuse_control(text, allowed=allowed)
         pieces = (image_tokens,) if isinstance(image_tokens, int) else image_tokens
@@ -111,6 +116,18 @@ class TextTokenizer:
         return np.array([*begin, *expand(self.encode(rendered), image_token, runs)], np.int64)
 
 
+def _refuse_halves(text: str) -> None:
+    """Raise `InputError` where a text holds half of a character (a lone surrogate), which no tokenizer knows."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        what = ascii(text[error.start])
+        raise InputError(
+            f"the text cannot be written as UTF-8: its character {error.start + 1} is {what}, half of a character",
+            hint="a terminal or a file in another encoding leaves such halves: give the text in UTF-8",
+        ) from error
+
+
 def expand(ids: Sequence[int], image_token: int, runs: Sequence[int]) -> list[int]:
     """Return token ids with the k-th image token repeated `runs[k]` times.
 
@@ -121,28 +138,3 @@ def expand(ids: Sequence[int], image_token: int, runs: Sequence[int]) -> list[in
         raise InputError(f"{ids.count(image_token)} image tokens stand for {len(runs)} pieces of an image")
     left = iter(runs)
     return [token for token in ids for _ in range(next(left) if token == image_token else 1)]
-
-
-class TextStream:
-    """Turns a growing list of token ids into pieces of text that add up to the whole."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._sent = ""
-
-    def push(self, token: int) -> str:
-        """Take a token; return the new text, which is empty while a character's bytes are still incomplete."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):  # the replacement character: later tokens may complete it
-            return ""
-        return self._advance(text)
-
-    def finish(self) -> str:
-        """Return what was held back."""
-        return self._advance(self._tokenizer.decode(self._ids))
-
-    def _advance(self, text: str) -> str:
-        piece, self._sent = text[len(self._sent) :], text
-        return piece

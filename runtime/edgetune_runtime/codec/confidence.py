@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-_NUMBER = r"-?\d+(?:\.\d+)?"
-_BETWEEN = r"[\s,()\[\]]+"
-# Four numbers with nothing but brackets, commas and space between them: a box in every style.
-_BOX = re.compile(_BETWEEN.join([f"({_NUMBER})"] * 4))
+from edgetune_runtime.text_stream import TextStream
 
 
 class TokenProbability(NamedTuple):
@@ -30,34 +28,41 @@ def token_probabilities(
         probabilities: what each was chosen with [N], in 0-1.
         decode: turns tokens into the answer's text.
     """
-    ends = (len(decode(list(ids[: place + 1]))) for place in range(len(ids)))
-    return [TokenProbability(end, float(value)) for end, value in zip(ends, probabilities, strict=True)]
+    stream, found = TextStream(decode), []
+    for token, probability in zip(ids, probabilities, strict=True):
+        stream.push(token)
+        found.append(TokenProbability(stream.length, float(probability)))
+    return found
 
 
 class BoxScores:
-    """The scores of an answer's boxes, asked for in the order of the text.
+    """The scores of an answer's boxes.
 
     A score (0-1) is the geometric mean of the probabilities of the tokens that hold digits of the box's four numbers:
-    more digits do not lower it. Without `tokens` there are no scores.
+    more digits do not lower it.
+
+    Args:
+        text: of the answer.
+        tokens: all of its tokens, in order; without any there are no scores.
     """
 
     def __init__(self, text: str, tokens: Sequence[TokenProbability]) -> None:
         self._text = text
-        self._tokens = tokens
-        self._boxes = _BOX.finditer(text) if tokens else iter(())
+        self._ends = list(itertools.accumulate((token.end for token in tokens), max))
+        self._logs = [math.log(max(token.probability, 1e-30)) for token in tokens]
 
-    def next(self, numbers: Sequence[float]) -> float | None:
-        """Return the score of the next box with these numbers as written, or None where there is none."""
-        for box in self._boxes:
-            if [float(number) for number in box.groups()] == list(numbers):
-                return self._score(box.start(), box.end())
-        return None
+    def of(self, spans: Sequence[tuple[int, int]]) -> float | None:
+        """Return the score of the box whose numbers stand there (start and end in characters), None where unknown."""
+        tokens = {token for start, end in spans for token in self._tokens(start, end)}
+        return math.exp(sum(self._logs[token] for token in sorted(tokens)) / len(tokens)) if tokens else None
 
-    def _score(self, start: int, end: int) -> float | None:
-        logs, begin = [], 0
-        for token in self._tokens:
-            part = self._text[max(begin, start) : min(token.end, end)]
-            begin = token.end
-            if any(letter.isdigit() for letter in part):
-                logs.append(math.log(max(token.probability, 1e-30)))
-        return math.exp(sum(logs) / len(logs)) if logs else None
+    def _tokens(self, start: int, end: int) -> list[int]:
+        """Return the indices of the tokens with a digit in a part of the text."""
+        found = []
+        token = bisect.bisect_right(self._ends, start)
+        while token < len(self._ends) and (token == 0 or self._ends[token - 1] < end):
+            begin = self._ends[token - 1] if token else 0
+            if any(letter.isdigit() for letter in self._text[max(begin, start) : min(self._ends[token], end)]):
+                found.append(token)
+            token += 1
+        return found

@@ -1,41 +1,57 @@
-"""How families write boxes as text: five styles, each with a writer and a tolerant reader.
+"""How models write boxes as text: five styles, each with a writer and a tolerant reader.
 
 Coordinates here are numbers of the model frame, exactly as written; `edgetune_runtime.codec.grounding` gives
 them a meaning. A reader takes what models really produce (code fences, prose around the boxes, line
 breaks and tabs, single quotes, `bbox` for `bbox_2d`) and says what it could not read.
+
+Numbers count as a box where the text says so: by a key that names a box, by tags, or by standing on a line of their
+own. Four numbers in brackets in the middle of a sentence, or under some other key, are not taken for one.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from edgetune_runtime.codec.box_format import BoxStyle
+from edgetune_runtime.codec.box_format import BoxFormat, BoxStyle
+from edgetune_runtime.codec.loose_json import Node, Number, coordinate, read_nodes
 
 Numbers = tuple[float, float, float, float]
 
 
+Span = tuple[int, int]
+"""Where something stands in a text: start and end (exclusive), in characters."""
+
+
+class Box(NamedTuple):
+    """A box as it was read: x1, y1, x2, y2 in the model frame, its label, and where its numbers stand in the text."""
+
+    numbers: Numbers
+    label: str
+    spans: tuple[Span, ...]
+
+
 @dataclass
 class Reading:
-    """What a reader found: (numbers, label) pairs, whether the text ends in time, and its complaints."""
+    """What a reader found.
 
-    boxes: list[tuple[Numbers, str]] = field(default_factory=list)
+    Attributes:
+        boxes: in the order of the text.
+        complete: the text does not break off.
+        empty_list: there is a list without anything in it.
+        problems: what could not be read.
+    """
+
+    boxes: list[Box] = field(default_factory=list)
     complete: bool = True
     empty_list: bool = False
     problems: list[str] = field(default_factory=list)
 
 
 # --- writers: boxes as already formatted numbers, one label each ---------------------------------------
-
-
-Span = tuple[int, int]
-"""Where something stands in a text: start and end (exclusive), in characters."""
 
 
 def write(boxes: Sequence[Sequence[str]], labels: Sequence[str], style: BoxStyle) -> str:
@@ -108,190 +124,226 @@ _TAGS: dict[BoxStyle, tuple[tuple[str, str], tuple[str, str]]] = {
 # --- readers ----------------------------------------------------------------------------------------
 
 
-def read(text: str, style: BoxStyle) -> Reading:
-    """Return what the text holds in this style. Never raises: an unreadable text is a reading without boxes."""
-    return _READERS[style](text)
+def read(text: str, box_format: BoxFormat) -> Reading:
+    """Return the boxes in a text. Never raises: an unreadable text is a reading without boxes."""
+    if box_format.style in ("ref_box", "special_ref_box"):
+        return _read_pairs(text, _TAGS[box_format.style])
+    data = _Data(text, box_format)
+    if box_format.style == "json":
+        data.read_json()
+    else:
+        data.read_lists(tagged=box_format.style == "ref_box_list")
+    return data.reading
 
 
-def _numbers(value: Any) -> Numbers | None:
-    """Return four finite numbers, or None when `value` is anything else."""
-    if not isinstance(value, list | tuple) or len(value) != 4:
-        return None
-    if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):
-        return None
-    try:
-        x1, y1, x2, y2 = (float(item) for item in value)
-    except OverflowError:
-        return None
-    return (x1, y1, x2, y2) if all(map(math.isfinite, (x1, y1, x2, y2))) else None
+# Names of boxes, with the order of their numbers; the first that an object has is its box.
+_BOX_KEYS: Mapping[str, str] = {
+    **dict.fromkeys(("bbox_2d", "bbox", "bboxes", "box", "boxes", "bounding_box", "bounding_boxes"), "x1 y1 x2 y2"),
+    **dict.fromkeys(("xyxy", "bbox_xyxy", "box_xyxy"), "x1 y1 x2 y2"),
+    **dict.fromkeys(("xywh", "bbox_xywh", "box_xywh"), "x y w h"),
+    **dict.fromkeys(("cxcywh", "bbox_cxcywh", "box_cxcywh"), "cx cy w h"),
+    **dict.fromkeys(("yxyx", "bbox_yxyx", "box_yxyx"), "y1 x1 y2 x2"),
+    "box_2d": "y1 x1 y2 x2",  # Gemini's, which counts 0-1000
+}
+# Names of the four numbers where each has its own.
+_CORNER_KEYS = (
+    ("x1", "y1", "x2", "y2"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("left", "top", "right", "bottom"),
+    ("x", "y", "width", "height"),
+    ("x", "y", "w", "h"),
+)
+_LABEL_KEYS = ("label", "name", "text_content", "category")
+_TAG = re.compile(r"<[^<>]*>")
 
 
-def _spans(text: str, opening: str) -> Iterator[tuple[int, str, bool]]:
-    """Yield (start, span, closed) for each outermost bracketed value that starts like data, in order.
-
-    A span that never closes runs to the end of the text; the spans that do close inside it follow, but
-    not the lists of an object that was cut off: such an object is incomplete as a whole.
-    """
-    pattern = re.compile(rf"[{re.escape(opening)}](?=\s*(?:[\[{{\]}}\"'\d.-]|$))")
-    position = 0
-    while match := pattern.search(text, position):
-        start = match.start()
-        ends, parents = _match_brackets(text, start)
-        closed = start in ends
-        position = ends[start] if closed else len(text)
-        yield start, text[start:position], closed
-        if closed:
-            continue
-        inside = start
-        for inner, end in sorted(ends.items()):
-            parent = parents[inner]
-            cut_object = parent is not None and parent not in ends and text[parent] == "{"
-            if inner >= inside and text[inner] in opening and not cut_object:
-                inside = end
-                yield inner, text[inner:end], True
+def _corners(numbers: Sequence[float], order: str) -> Numbers:
+    """Return x1, y1, x2, y2 of four numbers in this order."""
+    first, second, third, fourth = numbers
+    if order == "y1 x1 y2 x2":
+        return second, first, fourth, third
+    if order == "x y w h":
+        return first, second, first + third, second + fourth
+    if order == "cx cy w h":
+        return first - third / 2, second - fourth / 2, first + third / 2, second + fourth / 2
+    return first, second, third, fourth
 
 
-def _match_brackets(text: str, start: int) -> tuple[dict[int, int], dict[int, int | None]]:
-    """Match the bracket at `start` and those in it, quotes respected.
+class _Data:
+    """Collects the boxes in the lists and objects of a text."""
 
-    Returns:
-        Where each closed bracket ends (exclusive), and the bracket that each one lies in, by position.
-    """
-    ends: dict[int, int] = {}
-    parents: dict[int, int | None] = {}
-    stack: list[int] = []
-    quote, escaped = "", False
-    for index in range(start, len(text)):
-        character = text[index]
-        if quote:
-            if escaped or character == "\\":
-                escaped = not escaped
-            elif character == quote:
-                quote = ""
-        elif character in "\"'":
-            quote = character
-        elif character in "[{":
-            parents[index] = stack[-1] if stack else None
-            stack.append(index)
-        elif character in "]}":
-            ends[stack.pop()] = index + 1
-            if not stack:
-                break
-    return ends, parents
+    def __init__(self, text: str, box_format: BoxFormat) -> None:
+        self.reading = Reading()
+        self._text = text
+        self._frame = box_format.frame
 
+    def read_json(self) -> None:
+        """Read objects with a box wherever they stand, and bare lists that stand on their own."""
+        nodes = list(read_nodes(self._text, "[{"))
+        for node, before, after in zip(nodes, [None, *nodes], [*nodes[1:], None], strict=False):
+            self.reading.complete &= node.end >= 0
+            if node.holds_objects or not (node.items or node.children) or self._alone(node, before, after):
+                self._collect(node, "", bare=True)
 
-def _load(span: str) -> Any:
-    """Return the value of a JSON text, or of a Python literal (single quotes); None when it is neither."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(span)
-    with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return ast.literal_eval(span)
-    return None
+    def read_lists(self, *, tagged: bool) -> None:
+        """Read `[x1, y1, x2, y2]`, and with tags `<ref>label</ref><box>[[x1, y1, x2, y2], ...]</box>`.
 
+        The tags may be missing, as decoders that skip special tokens leave them: then two brackets mean a box.
+        """
+        text, reading = self._text, self.reading
+        reading.complete = _tags_complete(text, _TAGS["ref_box"]) and not text.rstrip().endswith(",")
+        label, position = "", 0
+        nodes = list(read_nodes(text, "["))
+        for node, before, after in zip(nodes, [None, *nodes], [*nodes[1:], None], strict=False):
+            gap = text[position : node.start]
+            label = _last_name(gap, _TAGS["ref_box"][0]) or label
+            reading.complete &= node.end >= 0
+            meant = node.children or not node.items or gap.rstrip().endswith("<box>")
+            if not tagged or meant or self._alone(node, before, after):
+                self._collect(node, label, bare=True)
+            position = max(node.end, position)
 
-def _read_json(text: str) -> Reading:
-    reading = Reading()
-    for _, span, closed in _spans(text, "[{"):
-        if closed:
-            _collect_span(span, reading)
+    def _alone(self, node: Node, before: Node | None, after: Node | None) -> bool:
+        """Whether there are no words beside a node on its lines, but other data and tags."""
+        head = self._text[before.end if before else 0 : node.start]
+        tail = self._text[node.end : after.start if after else None] if node.end >= 0 else ""
+        beside = _TAG.sub("", head).rpartition("\n")[2] + _TAG.sub("", tail).partition("\n")[0]
+        return not beside.strip(" \t\r,;.")
+
+    def _collect(self, node: Node, label: str, *, bare: bool) -> None:
+        """Add the boxes in a list or object.
+
+        Args:
+            node: of the text.
+            label: what its boxes are called where they have no name of their own.
+            bare: whether lists of four numbers are boxes.
+        """
+        if node.bracket == "{":
+            self._collect_object(node, label)
+        elif bare and (numbers := node.numbers()) and len(numbers) == 4 and node.end >= 0:
+            self._add(numbers, "x1 y1 x2 y2", label)
         else:
-            reading.complete = False
+            if not node.items and not node.spoilt and node.end >= 0:
+                self.reading.empty_list = True
+            elif node.end >= 0 and (node.spoilt or not all(isinstance(item, Node) for item in node.items)):
+                self._refuse("not readable:" if node.spoilt else "not four numbers:", node)
+            for _, child in node.children:
+                if child.end >= 0 or node.end < 0:
+                    self._collect(child, label, bare=bare)
+
+    def _collect_object(self, node: Node, label: str) -> None:
+        values = {_plain(key): value for key, value in node.fields.items()}
+        label = next((values[key] for key in _LABEL_KEYS if isinstance(values.get(key), str)), label)
+        if node.spoilt or node.end < 0:  # what it would have said of a box is not known; objects in it are whole
+            if node.end >= 0:
+                self._refuse("not readable:", node)
+            inner = [child for key, child in node.children if child.holds_objects and _plain(key) not in _BOX_KEYS]
+        elif key := next((key for key in _BOX_KEYS if key in values), None):
+            self._collect_boxes(values[key], key, label, node)
+            return
+        elif self._collect_corners(values, label):
+            return
+        else:  # a wrapper such as {"objects": [...]}
+            inner = [value for value in values.values() if isinstance(value, Node) and value.holds_objects]
+            if not inner:
+                self._refuse("no bbox_2d in", node)
+        for child in inner:
+            self._collect(child, label, bare=False)
+
+    def _collect_boxes(self, value: Any, key: str, label: str, node: Node) -> None:
+        """Add what stands under a key that names a box: four numbers, several times four, or corners by their names."""
+        if not isinstance(value, Node):
+            self._refuse("not four numbers:", node)
+        elif value.bracket == "{":
+            self._collect_object(value, label)
+        elif (numbers := value.numbers()) and len(numbers) == 4:
+            if key == "box_2d" and self._frame != "norm1000":
+                self._refuse("box_2d counts 0-1000, which is not this model's frame:", node)
+            else:
+                self._add(numbers, _BOX_KEYS[key], label)
+        elif value.items and not value.spoilt and all(isinstance(item, Node) for item in value.items):
+            for item in value.items:
+                self._collect_boxes(item, key, label, item)
+        elif not value.items and not value.spoilt:
+            self.reading.empty_list = True
+        else:
+            self._refuse("not readable:" if value.spoilt else "not four numbers:", value)
+
+    def _collect_corners(self, values: Mapping[str, Any], label: str) -> bool:
+        """Add a box whose four numbers have a name each; return whether there is one."""
+        for names in _CORNER_KEYS:
+            numbers = [values.get(name) for name in names]
+            if all(isinstance(number, Number) for number in numbers):
+                self._add(numbers, "x y w h" if names[0] == "x" else "x1 y1 x2 y2", label)  # type: ignore[arg-type]
+                return True
+        return False
+
+    def _add(self, numbers: Sequence[Number], order: str, label: str) -> None:
+        corners = _corners([number.value for number in numbers], order)
+        spans = tuple((number.start, number.end) for number in numbers)
+        self.reading.boxes.append(Box(corners, label, spans))
+
+    def _refuse(self, what: str, node: Node) -> None:
+        self.reading.problems.append(f"{what} {_excerpt(self._text, node.start, node.end)}")
+
+
+def _plain(key: str) -> str:
+    return key.strip().casefold().replace(" ", "_").replace("-", "_")
+
+
+_DIGITS = r"-?\d+(?:\.\d+)?"
+_PAIR = rf"\(\s*{_DIGITS}\s*,\s*{_DIGITS}\s*\)"
+_PAIRS = re.compile(rf"{_PAIR}(?:\s*,\s*{_PAIR})*")
+# One corner without the other, or an opened one, at the very end.
+_CUT_CORNER = re.compile(r"\([\s\d.,-]*\Z")
+
+Tags = tuple[tuple[str, str], tuple[str, str]]
+
+
+def _read_pairs(text: str, tags: Tags) -> Reading:
+    """Read `(x1,y1),(x2,y2)` boxes; tags may be missing, as decoders that skip special tokens leave them."""
+    reading = Reading(empty_list=text.strip() == "[]")
+    label, position, points = "", 0, 0
+    for match in _PAIRS.finditer(text):
+        before = text[position : match.start()]
+        if named := _last_name(before, tags[0]):
+            label = named
+        elif bare := before.replace(tags[1][0], "").replace(tags[1][1], "").strip(" \t\r\n,;:."):
+            label = bare
+        position = match.end()
+        found = list(re.finditer(_DIGITS, match[0]))
+        numbers = [coordinate(number[0]) for number in found]
+        points = len(found) // 2
+        if points == 2 and None in numbers:
+            reading.problems.append(f"not four numbers: {_excerpt(text, match.start(), match.end())}")
+        elif points == 2:
+            start = match.start()
+            spans = tuple((start + number.start(), start + number.end()) for number in found)
+            x1, y1, x2, y2 = (float(number or 0) for number in numbers)
+            reading.boxes.append(Box((x1, y1, x2, y2), label, spans))
+        elif points > 1:
+            reading.problems.append(f"not the two corners of a box: {_excerpt(text, match.start(), match.end())}")
+    half = points == 1 and not text[position:].strip(" \t\r\n,")
+    reading.complete = _tags_complete(text, tags) and not half and not _CUT_CORNER.search(text, position)
     return reading
 
 
-def _collect_span(span: str, reading: Reading, label: str = "") -> None:
-    value = _load(span)
-    if value is None:
-        reading.problems.append(f"not readable as a list or object: {_short(span)}")
-        return
-    try:
-        _collect(value, reading, label)
-    except RecursionError:
-        reading.problems.append(f"nested too deeply: {_short(span)}")
+def _last_name(text: str, tags: tuple[str, str]) -> str:
+    """Return what stands between the last pair of tags around a name, or ""."""
+    head, found, _ = text.rpartition(tags[1])
+    _, opened, name = head.rpartition(tags[0])
+    return name.strip() if found and opened else ""
 
 
-def _collect(value: Any, reading: Reading, label: str = "") -> None:
-    """Add every box in a decoded JSON value: objects with a box, lists of them, bare lists of four numbers."""
-    if isinstance(value, dict):
-        if isinstance(value.get("label"), str):
-            label = value["label"]
-        boxes = [value[key] for key in ("bbox_2d", "bbox") if key in value]
-        if boxes:
-            _collect(boxes[0], reading, label)
-        elif not any(isinstance(item, list | dict) for item in value.values()):
-            reading.problems.append(f"no bbox_2d in {_short(str(value))}")
-        else:  # a wrapper such as {"objects": [...]}
-            for item in value.values():
-                if isinstance(item, list | dict):
-                    _collect(item, reading, label)
-    elif numbers := _numbers(value):
-        reading.boxes.append((numbers, label))
-    elif isinstance(value, list | tuple) and all(isinstance(item, dict | list | tuple) for item in value):
-        reading.empty_list |= not value
-        for item in value:
-            _collect(item, reading, label)
-    else:
-        reading.problems.append(f"not four numbers: {_short(str(value))}")
-
-
-_NUMBER = r"-?\d+(?:\.\d+)?"
-_PAIR = rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
-_CORNERS = re.compile(rf"{_PAIR}\s*,\s*{_PAIR}")
-# One corner without the other, or an opened one, at the very end.
-_CUT_CORNERS = re.compile(rf"(?:{_PAIR}\s*,?\s*)?\([\s\d.,-]*$|{_PAIR}\s*,?\s*$")
-
-
-def _tags_complete(text: str, tags: tuple[tuple[str, str], tuple[str, str]]) -> bool:
+def _tags_complete(text: str, tags: Tags) -> bool:
     """Return whether every tag is closed, no tag is cut in the middle, and no reference waits for its box."""
     balanced = all(text.count(start) == text.count(end) for start, end in tags)
-    return balanced and not re.search(r"<[^<>]*$", text) and not text.rstrip().endswith(tags[0][1])
+    return balanced and not re.search(r"<[^<>]*\Z", text) and not text.rstrip().endswith(tags[0][1])
 
 
-def _read_pairs(text: str, style: Literal["ref_box", "special_ref_box"]) -> Reading:
-    """Read `(x1,y1),(x2,y2)` boxes; tags may be missing, as decoders that skip special tokens leave them."""
-    tags = _TAGS[style]
-    (ref_start, ref_end), (box_start, box_end) = tags
-    reading = Reading(empty_list=text == "[]")
-    reference = re.compile(rf"{re.escape(ref_start)}(.*?){re.escape(ref_end)}", re.DOTALL)
-    label, position = "", 0
-    for match in _CORNERS.finditer(text):
-        before = text[position : match.start()]
-        if named := reference.findall(before):
-            label = named[-1].strip()
-        elif bare := before.replace(box_start, "").replace(box_end, "").strip(" \t\r\n,;:."):
-            label = bare
-        x1, y1, x2, y2 = (float(number) for number in match.groups())
-        reading.boxes.append(((x1, y1, x2, y2), label))
-        position = match.end()
-    reading.complete = _tags_complete(text, tags) and not _CUT_CORNERS.search(text[position:])
-    return reading
-
-
-def _read_box_list(text: str) -> Reading:
-    """Read `<ref>label</ref><box>[[x1, y1, x2, y2], ...]</box>`; tags may be missing, which is LLaVA's style."""
-    reading = Reading(complete=_tags_complete(text, _TAGS["ref_box"]) and not text.endswith(","))
-    reference = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
-    label, position = "", 0
-    for start, span, closed in _spans(text, "["):
-        if named := reference.findall(text[position:start]):
-            label = named[-1].strip()
-        if closed:
-            _collect_span(span, reading, label)
-            position = start + len(span)
-        else:
-            reading.complete = False
-    return reading
-
-
-def _short(text: str, limit: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-_READERS: dict[BoxStyle, Callable[[str], Reading]] = {
-    "json": _read_json,
-    "plain": _read_box_list,
-    "ref_box_list": _read_box_list,
-    "ref_box": lambda text: _read_pairs(text, "ref_box"),
-    "special_ref_box": lambda text: _read_pairs(text, "special_ref_box"),
-}
+def _excerpt(text: str, start: int, end: int, limit: int = 60) -> str:
+    """Return a part of a text as one short line."""
+    part = text[start : end if end >= 0 else None][: 4 * limit]
+    line = " ".join(part.split()).encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -44,6 +44,7 @@ __all__ = [
 _MAX_PROBLEMS = 3
 _FENCE = re.compile(r"```(?:json)?", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
+_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -194,32 +195,56 @@ def parse(text: str, geometry: Geometry, box_format: BoxFormat, tokens: Sequence
         box_format: how its model writes boxes.
         tokens: the tokens of the text with their probabilities, for the boxes' scores; none where they are unknown.
     """
-    body = _FENCE.sub(" ", text).strip()
+    body, thinking = _answer_part(text)
     if _bare(_TAG.sub("", body)) in map(_bare, (box_format.absent, *box_format.refusals)):
         return Answer(text, [], complete=True, problem=None, refused=True)
 
-    reading = grammar.read(body, box_format.style)
-    problems = list(reading.problems)
-    detections = []
+    reading = grammar.read(body, box_format)
+    boxes = to_image([box.numbers for box in reading.boxes], geometry, box_format)
+    problems, detections = list(reading.problems), []
     # A legal coordinate may come back half a step outside, where the frame's edge is not the image's (LLaVA).
     slack = step_in_pixels(geometry, box_format)[:2] / 2 + 1e-6
     scores = BoxScores(text, tokens)
-    for numbers, label in reading.boxes:
-        score = scores.next(numbers)
-        box = to_image([numbers], geometry, box_format)[0]
+    for found, box in zip(reading.boxes, boxes, strict=True):
         if complaint := _complaint(box, geometry, slack):
-            problems.append(f"box {_show(numbers)} {complaint}")
-        if box[0] < box[2] and box[1] < box[3]:
-            x1, y1, x2, y2 = box.tolist()
-            detections.append(Detection((x1, y1, x2, y2), label, score))
-    refused = reading.empty_list and not reading.boxes and reading.complete and not problems
-    if not reading.complete:
+            problems.append(f"box {_show(found.numbers)} {complaint}")
+        x1, y1, x2, y2 = box.tolist()
+        if x1 < x2 and y1 < y2:
+            detections.append(Detection((x1, y1, x2, y2), _printable(found.label), scores.of(found.spans)))
+    complete = reading.complete and not thinking
+    refused = reading.empty_list and not reading.boxes and complete and not problems
+    if thinking:
+        problems.insert(0, "the text breaks off before the answer, in the model's thoughts")
+    elif not complete:
         problems.insert(0, f"the text breaks off after {len(reading.boxes)} complete boxes")
     elif not reading.boxes and not problems and not refused:
         problems.append("no box in the answer")
     if len(problems) > _MAX_PROBLEMS:
         problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
-    return Answer(text, detections, reading.complete, "; ".join(problems) or None, refused)
+    return Answer(text, detections, complete, "; ".join(problems) or None, refused)
+
+
+def _answer_part(text: str) -> tuple[str, bool]:
+    """Return a text with blanks for what is not the answer, and whether it breaks off in the model's thoughts.
+
+    Blanked are code fences and what a model thinks before it answers. Where its prompt opened the thoughts, the text
+    holds only their end. Blanks, so that what is left keeps its place.
+    """
+    body = _THOUGHTS.sub(_blank, text)
+    thoughts = body.rfind("</think>")
+    if thoughts >= 0:
+        body = " " * (thoughts + len("</think>")) + body[thoughts + len("</think>") :]
+    thinking = "<think>" in text and text.rfind("<think>") > text.rfind("</think>")
+    return _FENCE.sub(_blank, body), thinking
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])
+
+
+def _printable(label: str) -> str:
+    """Return a label with halves of characters, which JSON's escapes can spell and UTF-8 cannot, as escapes again."""
+    return label.encode("utf-8", "backslashreplace").decode()
 
 
 def _bare(words: str) -> str:

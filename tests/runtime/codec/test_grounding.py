@@ -233,7 +233,7 @@ def test_refusals(text: str) -> None:
         ('[{"bbox_2d": [50, 100, 500], "label": "cup"}]', "not four numbers", 0),
         ('[{"bbox_2d": ["50", 100, 500, 500], "label": "cup"}]', "not four numbers", 0),
         ('[{"bbox_2d": [50, 100, NaN, 500], "label": "cup"}]', "not four numbers", 0),
-        ('[{"point_2d": [50, 100], "label": "cup"}]', "not four numbers", 0),
+        ('[{"point_2d": [50, 100], "label": "cup"}]', "no bbox_2d", 0),
         ('[{"label": "cup"}]', "no bbox_2d", 0),
         ('[{"bbox_2d": [50, 100, 500 500]}]', "not readable", 0),
         ("The cup is on the table.", "no box", 0),
