@@ -23,6 +23,7 @@ from edgetune_runtime.records import read_entries, record_of
 INPUTS = {
     "swift": ("swift", "input.jsonl"),
     "llava": ("llava", "input.json"),
+    "roboflow": ("roboflow", "input.jsonl"),
     "coco": ("coco", "input.json"),
     "refcoco": ("refcoco", "refs(unc).json"),
     "grefcoco": ("refcoco", "."),

@@ -20,6 +20,7 @@ from edgetune_runtime.errors import InputError
 FILES = {
     "swift": "input.jsonl",
     "llava": "input.json",
+    "roboflow": "input.jsonl",
     "coco": "input.json",
     "refcoco": "refs(unc).json",
     "labelstudio": "input.json",

@@ -113,6 +113,15 @@ def test_a_question_with_one_answer_is_read_like_a_conversation(tmp_path: Path) 
     assert (record.boxes.tolist(), record.id, record.meta["a"]) == ([BOX], "4", 1)
 
 
+def test_roboflow_s_prefix_and_suffix(tmp_path: Path) -> None:
+    as_json = json.dumps([{"bbox_2d": BOX, "label": "cup"}])
+    asked = {"image": "desk.png", "prefix": "detect cup", "suffix": as_json}
+    both = {"image": "desk.png", "prefix": "detect cup ; mug", "suffix": "<loc0256><loc0102><loc0768><loc0614> cup"}
+    first, second = converted(tmp_path, asked, both, frame="pixels")
+    assert (first.boxes.tolist(), first.labels) == ([BOX], ["cup"])
+    assert second.boxes.tolist() == [pytest.approx(BOX, abs=0.2)]
+
+
 NUMBERS = ("Which numbers are on the dial?", "[1, 2, 3, 4]")
 
 

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from edgetune_data.formats import canonical, coco, labelstudio, llava, refcoco, swift, table, vqa
+from edgetune_data.formats import canonical, coco, labelstudio, llava, refcoco, roboflow, swift, table, vqa
 from edgetune_data.formats.base import Format
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_runtime.errors import InputError
@@ -20,6 +20,7 @@ GROUP = "edgetune.formats"
 BUILT_IN = (
     table.CSV,
     table.PARQUET,
+    roboflow.FORMAT,
     canonical.FORMAT,
     refcoco.FORMAT,
     coco.FORMAT,

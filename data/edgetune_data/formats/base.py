@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -171,6 +171,20 @@ def _from_object(value: Any, convert: Convert) -> Value:
     if not isinstance(value, dict):
         raise FormError(f"a record is a JSON object, got {type(value).__name__}")
     return convert(value)
+
+
+def carried(record: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return what a record says beside the known keys, with what its own `meta` says.
+
+    Raises:
+        FormError: `meta` is no object.
+    """
+    meta = record.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise FormError(f"'meta' must be an object, got {meta!r}")
+    return {
+        key: value for key, value in record.items() if key not in known and key != "meta" and value is not None
+    } | meta
 
 
 def read_json(path: Path) -> Any:

@@ -18,6 +18,7 @@ from edgetune_data.formats.base import (
     Row,
     Source,
     Value,
+    carried,
     object_rows,
     objects_of,
     read_json,
@@ -27,7 +28,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.forms import FormError
 
 _IDS = ("id", "question_id", "questionId")
-_OURS = ("image", "question", "answer", "answers", "meta")
+_OURS = ("image", "question", "answer", "answers")
 
 
 def files(path: Path, options: Options) -> list[Path]:
@@ -125,8 +126,7 @@ def _flat(source: Source, record: Mapping[str, Any]) -> Value:
     value: Value = {"image": source.pictures.path(record["image"]), "question": record["question"]}
     value["answer"] = answers if isinstance(answers, str) else _texts(answers)
     name = next((record[key] for key in _IDS if record.get(key) is not None), None)
-    rest = {key: item for key, item in record.items() if key not in (*_OURS, *_IDS) and item is not None}
-    meta = rest | record.get("meta", {})
+    meta = carried(record, (*_OURS, *_IDS))
     return value | ({} if name is None else {"id": name}) | ({"meta": meta} if meta else {})
 
 

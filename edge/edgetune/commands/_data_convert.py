@@ -10,7 +10,7 @@ import click
 from edgetune.commands._common import Console, verb
 from edgetune_core.stage import StageResult, run_stage
 
-FORMATS = ("csv", "parquet", "edgetune", "refcoco", "coco", "labelstudio", "vqa", "llava", "swift")
+FORMATS = ("csv", "parquet", "roboflow", "edgetune", "refcoco", "coco", "labelstudio", "vqa", "llava", "swift")
 BOX_FORMATS = ("xyxy", "xywh", "xyxy-norm1", "xywh-norm1", "cxcywh-norm1", "xyxy-norm1000")
 
 
