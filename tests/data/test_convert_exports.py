@@ -219,3 +219,22 @@ def test_an_explicit_frame_is_believed(tmp_path: Path) -> None:
     assert convert(path, tmp_path / "whole", "--box-format", "xyxy-norm1").exit_code == 0
     whole = json.loads((tmp_path / "whole" / "data.jsonl").read_text())
     assert whole["bbox"] == [[0, 0, 160, 120]]
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("~/desk.png", "hint: '~' is not expanded in data files: write the whole path"),
+        ("C:\\data\\desk.png", "hint: the path has backslashes: write it with /"),
+        ("DESK.PNG", "hint: there is 'desk.png', whose name differs in capital or small letters"),
+        ("cafe\u0301.png", "hint: there is 'caf\u00e9.png', whose name differs in Unicode form"),
+    ],
+)
+def test_a_picture_that_is_only_named_otherwise_is_told(tmp_path: Path, written: str, hint: str) -> None:
+    pictures(tmp_path)
+    (tmp_path / "shelf.png").rename(tmp_path / "caf\u00e9.png")
+    path = write_json(tmp_path / "list.json", [{"image": written, "question": "What?", "answer": "this"}])
+    result = convert(path, tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0].endswith(": no such image file")
+    assert result.stderr.splitlines()[1].startswith(hint)

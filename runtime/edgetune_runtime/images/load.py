@@ -6,6 +6,7 @@ import hashlib
 import io
 import struct
 import threading
+import unicodedata
 import warnings
 import zlib
 from pathlib import Path
@@ -90,7 +91,9 @@ def _open(source: str | Path | bytes, name: str, max_image_pixels: int) -> Image
     if not isinstance(source, bytes):
         source = Path(source)
         if not source.is_file():
-            raise ImageError(f"{name}: {'is a folder' if source.is_dir() else 'no such image file'}")
+            if source.is_dir():
+                raise ImageError(f"{name}: is a folder")
+            raise ImageError(f"{name}: no such image file", hint=_why_missing(source))
     try:
         return _open_any_size(source, max_image_pixels)
     except UnidentifiedImageError as error:
@@ -99,6 +102,26 @@ def _open(source: str | Path | bytes, name: str, max_image_pixels: int) -> Image
         raise ImageError(f"{name}: over the limit of {max_image_pixels} pixels: {error}") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name}: cannot be read: {error}") from error
+
+
+def _why_missing(path: Path) -> str | None:
+    """Return what is wrong with the name of a picture that is not there, where it shows."""
+    name = str(path)
+    if "~" in path.parts:
+        return "'~' is not expanded in data files: write the whole path"
+    if "\\" in name:
+        return "the path has backslashes: write it with / (a path of another machine needs an image root of this one)"
+    if path.parent.is_dir():
+        alike = unicodedata.normalize("NFC", path.name).casefold()
+        for other in path.parent.iterdir():
+            if unicodedata.normalize("NFC", other.name).casefold() == alike:
+                how = (
+                    "in capital or small letters"
+                    if other.name.casefold() == path.name.casefold()
+                    else "in Unicode form"
+                )
+                return f"there is {other.name!r}, whose name differs {how}"
+    return None
 
 
 def _open_any_size(source: Path | bytes, max_image_pixels: int) -> Image.Image:
