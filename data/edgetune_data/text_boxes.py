@@ -17,6 +17,7 @@ from typing import Any, Literal
 from edgetune_data.formats.base import Options, Value
 from edgetune_data.frames import Frame, frame_of
 from edgetune_runtime.codec import grammar
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.errors import ImageError, InputError
 from edgetune_runtime.families import FAMILIES
 from edgetune_runtime.records.checks import FormError
@@ -31,6 +32,7 @@ padded to a centred square, as LLaVA's own data have them."""
 
 REMARK = "records with boxes written as text, which stay text (--text-boxes says what frame they are in)"
 
+_AS_JSON = BoxFormat("norm1000", "json")
 _NUMBER = r"-?\d{1,9}(?:\.\d{1,9})?"
 _FOUR = rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}\s*\]"
 _PAIR = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
@@ -319,9 +321,9 @@ def _alone(said: _Said, names: list[str]) -> tuple[str, list[str]]:
         json.loads(filled)
     except (ValueError, RecursionError):
         return said.text, names
-    reading = grammar.read(filled, "json")
-    same = [numbers for numbers, _ in reading.boxes] == [box.numbers for box in said.boxes]
-    labels = [label for _, label in reading.boxes]
+    reading = grammar.read(filled, _AS_JSON)
+    same = [box.numbers for box in reading.boxes] == [box.numbers for box in said.boxes]
+    labels = [box.label for box in reading.boxes]
     if reading.problems or not reading.complete or not same or not all(labels):
         return said.text, names
     marks = ", ".join('{"bbox_2d": <bbox>, "label": "<ref-object>"}' for _ in labels)
