@@ -19,33 +19,98 @@ _TOLD = 100  # errors of a rule in the terminal; --json and the folder have all 
 
 @verb(writes=True)
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), multiple=True, help="Another split; repeatable.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Another data file that must share no picture with DATA, such as the validation split; repeatable.",
+)
 @model_options
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for sheet.html, report.json and --fix.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder to write report.json, sheet.html and what --fix makes."
+)
 @click.option(
     "--fix",
     "fixes",
     is_flag=False,
     flag_value="unreadable,duplicates",
     metavar="[NAME,...]",
-    help="Write a cleaned copy, too: unreadable, duplicates (both when no name is given), swap, clip, boxes, leaks, "
-    "private.",
+    help="Write a cleaned copy, too, with these mended: unreadable, duplicates (both when no name is given), swap, "
+    "clip, boxes, leaks, cover, private.",
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 for warnings as well.")
-@click.option("--redactor", "redactors", multiple=True, metavar="NAME", help="Look for faces, text, ...; repeatable.")
-@click.option("--pictures", type=click.IntRange(min=0), default=8, help="Pictures of each rule on the sheet.")
-@click.option("--examples", type=click.IntRange(min=0), default=3, help="Warnings of each rule in the terminal.")
-@click.option("--min-box", type=float, default=0.25, help="Tiny below this area in image tokens.")
-@click.option("--near", type=click.IntRange(0, 32), default=6, help="Near-duplicates: bits of 64 that may differ.")
-@click.option("--max-blur", type=click.FloatRange(0, 1), default=0.6, help="Blurred above this, 0 (sharp) to 1.")
-@click.option("--min-bright", type=click.FloatRange(0, 1), default=0.32, help="Dark if the brightest 1 % is below.")
-@click.option("--max-bright", type=click.FloatRange(0, 1), default=0.95, help="Bright if the darkest 5 % is above.")
-@click.option("--min-entropy", type=float, default=3.0, help="Empty below this entropy in bits.")
-@click.option("--max-enlarge", type=float, default=2.0, help="Small if the model enlarges its sides more than this.")
-@click.option("--same-box", type=click.FloatRange(0, 1), default=0.5, help="Different boxes below this IoU.")
-@click.option("--rare", type=click.FloatRange(0, 1), default=0.05, help="Rare below this share of the commonest label.")
-@click.option("--frame-boxes", type=click.IntRange(min=1), default=10, help="Fewest boxes to judge the frame by.")
-@click.option("--vague", multiple=True, metavar="REGEX", help="Another phrase that names nothing; repeatable.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too, not only for errors.")
+@click.option(
+    "--redactor",
+    "redactors",
+    multiple=True,
+    metavar="NAME",
+    help="Look for what must not be in pictures: faces, text, or a plug-in's; repeatable.",
+)
+@click.option(
+    "--pictures", type=click.IntRange(min=0), default=8, help="Show so many pictures of each rule in sheet.html."
+)
+@click.option("--examples", type=click.IntRange(min=0), default=3, help="Print so many warnings of each rule.")
+@click.option("--min-box", type=float, default=0.25, help="Warn about boxes smaller than this many image tokens.")
+@click.option(
+    "--near",
+    type=click.IntRange(0, 32),
+    default=6,
+    help="Warn about pictures whose perceptual hashes differ in at most this many of 64 bits.",
+)
+@click.option(
+    "--max-blur",
+    type=click.FloatRange(0, 1),
+    default=0.6,
+    help="Warn about pictures blurred more than this, from 0 (sharp) to 1.",
+)
+@click.option(
+    "--min-bright",
+    type=click.FloatRange(0, 1),
+    default=0.32,
+    help="Warn about dark pictures: even the brightest 1 % of pixels is below this, 0 to 1.",
+)
+@click.option(
+    "--max-bright",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    help="Warn about bright pictures: even the darkest 5 % of pixels is above this, 0 to 1.",
+)
+@click.option(
+    "--min-entropy",
+    type=float,
+    default=3.0,
+    help="Warn about pictures with less entropy than this many bits, which show hardly anything.",
+)
+@click.option(
+    "--max-enlarge",
+    type=float,
+    default=2.0,
+    help="Warn about pictures whose sides the model enlarges more than this many times.",
+)
+@click.option(
+    "--same-box",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    help="Warn where one phrase has boxes in one picture that overlap less than this IoU.",
+)
+@click.option(
+    "--rare",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    help="Warn about labels with less than this share of the boxes of the most frequent label.",
+)
+@click.option(
+    "--frame-boxes",
+    type=click.IntRange(min=1),
+    default=10,
+    help="Judge the coordinate frame of a file from this many boxes on.",
+)
+@click.option(
+    "--vague",
+    multiple=True,
+    metavar="REGEX",
+    help="Warn about phrases that match this, too, as naming nothing; repeatable.",
+)
 def check(
     console: Console,
     data: Path,

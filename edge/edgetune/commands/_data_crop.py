@@ -21,19 +21,39 @@ from edgetune_core.stage import run_stage
     default="record",
     help="A crop for each record (around all of its boxes), each box, or each picture (all boxes of all records).",
 )
-@click.option("--margin", type=click.FloatRange(min=0), default=0.5, help="Of the objects' size, on every side.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    help="Room left around the objects, as a share of their size.",
+)
 @click.option("--min-size", type=click.IntRange(min=1), default=224, help="Shortest side of a crop in pixels.")
-@click.option("--max-size", type=click.IntRange(min=1), help="Longest side in pixels; objects are never cut for it.")
-@click.option("--max-aspect", type=click.FloatRange(min=1), default=3.0, help="Longer side over shorter side.")
+@click.option(
+    "--max-size", type=click.IntRange(min=1), help="Longest side of a crop in pixels; objects are never cut for it."
+)
+@click.option(
+    "--max-aspect",
+    type=click.FloatRange(min=1),
+    default=3.0,
+    help="Largest ratio of a crop's longer side to its shorter one.",
+)
 @click.option(
     "--min-visible",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.5,
-    help="Share of a cut box that has to be left, or it is left out.",
+    help="Leave out a box of which the crop would show less than this share, with --around box.",
 )
-@click.option("--rest", type=click.Choice(["keep", "drop"]), default="keep", help="Records that are not cropped.")
+@click.option(
+    "--rest", type=click.Choice(["keep", "drop"]), default="keep", help="What becomes of records without boxes."
+)
 @click.option("--originals", is_flag=True, help="Keep each cropped record as it was, too, before its crops.")
-@click.option("--format", "kind", type=click.Choice(["png", "jpeg"]), default="png", help="Of the crops; png is exact.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["png", "jpeg"]),
+    default="png",
+    help="File format of the crops; png keeps every pixel.",
+)
 def crop(
     console: Console,
     data: Path,

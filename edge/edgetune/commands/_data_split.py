@@ -28,10 +28,21 @@ def _ratios(context: click.Context, option: click.Parameter, value: str) -> tupl
 @verb(writes=True)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for train.jsonl and the others.")
-@click.option("--ratios", default="0.8,0.1,0.1", callback=_ratios, metavar="TRAIN,VAL[,TEST]", help="Of the records.")
-@click.option("--near", type=click.IntRange(0, 32), default=6, help="Near-duplicates: bits of 64 that may differ.")
+@click.option(
+    "--ratios",
+    default="0.8,0.1,0.1",
+    callback=_ratios,
+    metavar="TRAIN,VAL[,TEST]",
+    help="Shares of the records; two or three that add up to 1.",
+)
+@click.option(
+    "--near",
+    type=click.IntRange(0, 32),
+    default=6,
+    help="Keep pictures together whose perceptual hashes differ in at most this many of 64 bits.",
+)
 @click.option("--group-by", metavar="KEY", help="Records with the same value of this key of meta stay together, too.")
-@click.option("--seed", type=int, default=0, help="Another seed, another split.")
+@click.option("--seed", type=int, default=0, help="Random seed.")
 def split(
     console: Console,
     data: Path,
