@@ -271,6 +271,13 @@ class Options:
     max_new_tokens: Number = 128
     stall_s: Seconds = 600.0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no measurement; not-a-number is smaller than nothing."""
+        if not 1 <= self.stall_s <= 1e9:
+            raise InputError(f"--stall {self.stall_s:g}: must be a number of seconds from 1 on")
+        if self.warmup < 0:
+            raise InputError(f"--warmup {self.warmup}: must be 0 or more")
+
     def arguments(self, data: Path, part: int) -> list[str]:
         """The arguments of a worker that runs part `part` (from 0) of `data`."""
         limit = [] if self.limit is None else ["--limit", str(self.limit)]

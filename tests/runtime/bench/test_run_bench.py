@@ -158,6 +158,9 @@ def test_an_engine_that_is_not_there_is_the_rows_reason(
         (["{bundle}", "--output", "{out}/r.json", "--rounds", "9"], "--rounds 9: there are only 4 records"),
         (["{bundle}", "--output", "{out}/r.json", "--limit", "0"], "must be a whole number from 1 on"),
         (["{bundle}", "--output", "{data}"], "eval.jsonl: exists"),
+        (["{bundle}", "--output", "{out}/r.json", "--stall", "nan"], "--stall nan: must be a number of seconds from 1"),
+        (["{bundle}", "--output", "{out}/r.json", "--warmup", "-1"], "--warmup -1: must be 0 or more"),
+        (["a\x1b[31m={bundle}", "--output", "{out}/r.json"], "is not the name of a row"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
