@@ -19,6 +19,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from edgetune.cli import cli
+from edgetune.commands.bench import command as bench_verb
+from edgetune_runtime.bench.command import build_parser
+from edgetune_runtime.bench.results import Options
 from edgetune_runtime.manifest import sha256_file, sha256_tree, verify_files
 from processes import start
 
@@ -315,6 +318,15 @@ def test_bad_arguments_are_one_line(
     assert message in done.stderr
     assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_desk_and_a_device_measure_alike_unless_told_otherwise() -> None:
+    """A row's options have one default each, whoever asks."""
+    desk = {param.name: param.default for param in bench_verb.params}
+    device = vars(build_parser().parse_args(["bundle", "--data", "d", "--output", "o"]))
+    for name, value in Options().to_dict().items():
+        option = "stall" if name == "stall_s" else name
+        assert desk[option] == device[option] == value, name
 
 
 @pytest.mark.parametrize("verb", ["run", "eval"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_runtime.bench.launch import Failure, run_worker
+from edgetune_runtime.bench.matrix import report_lines
 
 
 def launch(
@@ -82,3 +83,14 @@ def test_a_broken_result_is_a_failure(tmp_path: Path) -> None:
     failure = launch(tmp_path, "open(output, 'w').write('{\"rows\": [')")
     assert isinstance(failure, Failure)
     assert "result" in failure.reason
+
+
+def test_progress_off_a_terminal_is_a_line_at_a_time() -> None:
+    said: list[str] = []
+    with report_lines(said.append, every_s=0.0)("int4", 48, "record") as progress:
+        for done in (1, 2, 48):
+            progress(done)
+    assert said == ["int4: 1 of 48 records done", "int4: 2 of 48 records done", "int4: 48 of 48 records done"]
+    with report_lines(said.append, every_s=3600.0)("int4", 48, "record") as progress:
+        progress(49)
+    assert len(said) == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -135,7 +134,9 @@ def command(
         return 0
     page = _make_page(output / "bench", output / "page", data / "test.jsonl", pictures, force=force)
     console.note(f"\nDone in {(time.monotonic() - started) / 60:.1f} min. Open {page} in a browser.")
-    console.result({"page": str(page), **json.loads((output / "bench" / "results.json").read_text(encoding="utf-8"))})
+    from edgetune_bench.folder import read_results
+
+    console.result({"page": str(page), **read_results(output / "bench").to_dict()})
     return 0
 
 
