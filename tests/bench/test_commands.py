@@ -322,11 +322,11 @@ def test_bad_arguments_are_one_line(
 
 def test_a_desk_and_a_device_measure_alike_unless_told_otherwise() -> None:
     """A row's options have one default each, whoever asks."""
-    desk = {param.name: param.default for param in bench_verb.params}
+    desk = {param.name: param.default for param in bench_verb.params if isinstance(param.default, int | float | str)}
     device = vars(build_parser().parse_args(["bundle", "--data", "d", "--output", "o"]))
     for name, value in Options().to_dict().items():
         option = "stall" if name == "stall_s" else name
-        assert desk[option] == device[option] == value, name
+        assert desk.get(option) == device[option] == value, name
 
 
 @pytest.mark.parametrize("verb", ["run", "eval"])
