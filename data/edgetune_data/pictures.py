@@ -16,14 +16,28 @@ from urllib.parse import unquote
 
 from PIL import Image, UnidentifiedImageError
 
-from edgetune_data.download import fetch
+from edgetune_data.download import fetch, is_address
 from edgetune_runtime.errors import ImageError
 from edgetune_runtime.records.forms import FormError
 
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "MPO": "jpg"}
-_DATA_URI = re.compile(r"data:(?:image/[\w.+-]+)?;base64,(.*)", re.DOTALL)
+_DATA_URI = re.compile(r"data:(?:image/[\w.+-]+)?;base64,(.*)", re.DOTALL | re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+_LONGEST_NAME = 255  # bytes of a name in the usual file systems
 _SHORTEST_BASE64 = 64  # no encoded picture is shorter, and few paths of this alphabet are longer
+
+
+def is_path(reference: str) -> bool:
+    """Whether what a data set says of a picture is a path, and no address, data URI or base64 text."""
+    return not (is_address(reference) or reference[:7].lower().startswith(("data:", "file://")) or _is_long(reference))
+
+
+def _could_be_base64(reference: str) -> bool:
+    return len(reference) >= _SHORTEST_BASE64 and _BASE64.fullmatch(reference) is not None
+
+
+def _is_long(reference: str) -> bool:
+    return len(reference) > _LONGEST_NAME and _could_be_base64(reference)
 
 
 @cache
@@ -65,16 +79,16 @@ class Pictures:
             return self._write(reference, "the picture's bytes")
         if not isinstance(reference, str) or not reference.strip():
             raise FormError(f"a picture is a path, a data URI or bytes, got {reference!r}")
-        if reference.startswith(("http://", "https://")):
+        if is_address(reference):
             return self._from_address(reference)
-        if reference.startswith("data:"):
+        if reference[:5].lower() == "data:":
             match = _DATA_URI.fullmatch(reference)
             if match is None:
                 raise FormError(f"a data URI must be data:image/...;base64,..., got {reference[:40]!r}")
             return self._write(_decoded(match[1]), "the data URI")
         if reference.startswith("file://"):
             return str(self.root / unquote(reference.removeprefix("file://")))
-        if len(reference) >= _SHORTEST_BASE64 and _BASE64.fullmatch(reference) and not self._exists(reference):
+        if _could_be_base64(reference) and not self._exists(reference):
             return self._write(_decoded(reference), "the base64 text")
         return str(self.root / reference)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -309,7 +310,16 @@ def _is_plain(path: Path, format: str, options: Options | None) -> bool:
     """Whether the runtime's own reader does."""
     if path.is_dir() or (options and options.given()):
         return False
-    return not path.exists() or find(format, path).name == "edgetune"
+    return not path.exists() or (find(format, path).name == "edgetune" and not _holds_pictures(path))
+
+
+_PICTURE = re.compile(rb'"(?:data:|https?:|file:|[A-Za-z0-9+/\\]{200})', re.IGNORECASE)
+
+
+def _holds_pictures(path: Path) -> bool:
+    """Whether a text of a JSONL file could be a picture or its address; the runtime's own reader takes only paths."""
+    with path.open("rb") as stream:
+        return any(_PICTURE.search(line) for line in stream)
 
 
 @cache

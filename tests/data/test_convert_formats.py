@@ -111,6 +111,28 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(folder: Path, monkeypat
     assert (folder / "touched").exists()
 
 
+@pytest.mark.parametrize(
+    ("pickled", "problem"),
+    [
+        (b"\x80\x02]r\xff\xff\xff\x3f.", "LONG_BINPUT (byte 3) asks for more than the file's 9 bytes"),
+        (b"]p1073741823\n.", "PUT (byte 1) asks for more than the file's 14 bytes"),
+        (
+            b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.",
+            "expected 1152921504606846975 bytes in a bytes8, but only 1",
+        ),
+    ],
+)
+def test_a_pickle_that_asks_for_more_memory_than_its_size_is_refused(
+    tmp_path: Path, pickled: bytes, problem: str
+) -> None:
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(pickled)
+    write_json(tmp_path / "instances.json", {"images": [], "annotations": [], "categories": []})
+    result = convert(path, tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {path}: not a pickle of plain values: {problem}")
+
+
 def test_one_split_of_refcoco(folder: Path) -> None:
     result = convert(folder / "refcoco" / "refs(unc).json", folder / "val", "--split", "val")
     assert [line["text"] for line in lines(folder / "val" / "data.jsonl")] == ["book"]

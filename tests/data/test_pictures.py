@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import io
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
-from data.converting import convert, lines, write_json
+from data.converting import convert, lines, write_json, write_lines
 from edgetune_data.download import fetch
 from edgetune_data.pictures import Pictures
 from edgetune_data.read import load
@@ -96,19 +98,32 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, reference: Any, message: 
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves a picture, a text, a redirect to it, one to ftp, and nothing else."""
+    """Serves a picture, a text, redirects to the picture, to ftp and to another host, and a byte now and then."""
 
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        goal = {"/there": "/a.jpg", "/away": "ftp://127.0.0.1/a.jpg"}.get(self.path)
+        inside = f"http://localhost:{self.server.server_address[1]}/a.jpg"
+        goal = {"/there": "/a.jpg", "/away": "ftp://127.0.0.1/a.jpg", "/inside": inside}.get(self.path)
+        if self.path == "/drip":
+            self.drip()
+            return
         body = {"/a.jpg": JPEG, "/a.txt": b"hello"}.get(self.path)
         self.send_response(302 if goal else 200 if body else 404)
         if goal:
             self.send_header("Location", goal)
         self.end_headers()
         self.wfile.write(body or b"")
+
+    def drip(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b".")
+                self.wfile.flush()
+                time.sleep(0.05)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
@@ -140,6 +155,70 @@ def test_a_redirect_is_followed_to_web_addresses_only(address: str) -> None:
     assert fetch(f"{address}/there") == JPEG
     with pytest.raises(ImageError, match=r"leads to ftp://127\.0\.0\.1/a\.jpg, which is no web address"):
         fetch(f"{address}/away")
+
+
+def test_a_redirect_to_another_host_of_a_private_network_is_refused(address: str) -> None:
+    with pytest.raises(ImageError, match=r"/inside: leads to http://localhost:\d+/a\.jpg, which is inside a private"):
+        fetch(f"{address}/inside")
+    assert Server.asked == ["/inside"]
+
+
+def test_a_server_that_never_ends_is_given_up_on(address: str) -> None:
+    with pytest.raises(ImageError, match=r"/drip: not there after 0\.5 s"):
+        fetch(f"{address}/drip", deadline_s=0.5)
+
+
+@pytest.mark.parametrize("malformed", ["http://[::1", "http://", "HTTP://a b/c.jpg", "https://\u0000.org/"])
+def test_a_malformed_address_is_told_in_a_line(tmp_path: Path, malformed: str) -> None:
+    path = write_json(tmp_path / "input.json", [asked(malformed)])
+    result = convert(path, tmp_path / "out", "--allow-download")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {path}#0: {malformed}: cannot be fetched: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
+def test_canonical_records_are_fetched_on_request(tmp_path: Path, address: str, scheme: str) -> None:
+    record = {"image": address.replace("http", scheme) + "/a.jpg", "question": "What?", "answer": "Noise."}
+    path = write_lines(tmp_path / "data.jsonl", record)
+    refused = convert(path, tmp_path / "out")
+    assert refused.stderr == (
+        f"error: {path}:1: the picture is at {record['image']}, and nothing is fetched\n"
+        "hint: edgetune data convert --allow-download\n"
+    )
+    with pytest.raises(InputError, match=r"data\.jsonl:1: the picture is at .*, and nothing is fetched"):
+        load(path)
+    assert convert(path, tmp_path / "out", "--allow-download").exit_code == 0
+    [line] = lines(tmp_path / "out" / "data.jsonl")
+    assert (tmp_path / "out" / line["image"]).read_bytes() == JPEG
+
+
+TURNS = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "Noise."}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": TURNS, "images": [TEXT]},
+        {"image": TEXT, "text": "noise", "bbox": [1, 2, 3, 4]},
+        {"image": f"DATA:image/jpeg;base64,{TEXT}", "question": "What?", "answer": "Noise."},
+    ],
+)
+def test_base64_in_any_jsonl_is_a_picture(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", record)
+    assert convert(path, tmp_path / "out").exit_code == 0
+    [line] = lines(tmp_path / "out" / "data.jsonl")
+    assert (tmp_path / "out" / (line.get("image") or line["images"][0])).read_bytes() == JPEG
+    [entry] = load(path)
+    assert entry.images[0].read_bytes() == JPEG
+
+
+def test_what_is_wrong_with_a_picture_inside_the_data_is_told_without_its_text(tmp_path: Path) -> None:
+    broken = "aGVsbG8gd29y" * 1000
+    path = write_lines(tmp_path / "a.jsonl", {"messages": TURNS, "images": [broken]})
+    result = convert(path, tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {path}:1: the base64 text: not an image, or in a format that Pillow cannot read\n"
 
 
 def test_what_cannot_be_fetched_is_told(address: str, tmp_path: Path) -> None:

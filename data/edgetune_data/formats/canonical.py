@@ -1,4 +1,4 @@
-"""edgetune's own JSON Lines (docs/data.md), as it is: only the paths of pictures are resolved."""
+"""edgetune's own JSON Lines (docs/data.md), as it is: only the pictures are resolved."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def rows(source: Source) -> Iterator[Row]:
 
 def _convert(source: Source, record: Mapping[str, Any]) -> Value:
     value = dict(record)
-    root = source.pictures.root
+    find = source.pictures.path
     if isinstance(value.get("image"), str):
-        value["image"] = str(root / value["image"])
+        value["image"] = find(value["image"])
     if isinstance(value.get("images"), list):
-        value["images"] = [str(root / image) if isinstance(image, str) else image for image in value["images"]]
+        value["images"] = [find(image) if isinstance(image, str) else image for image in value["images"]]
     return _messages(value) if "conversations" in value else value
 
 

@@ -5,7 +5,9 @@ Format: github.com/lichengunc/refer. A gRefCOCO sentence may mean several object
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -81,12 +83,19 @@ class _PlainUnpickler(pickle.Unpickler):
 def load_plain_pickle(path: Path) -> Any:
     """Return the value of a pickle file made of plain values, without running anything from it.
 
+    What it says of its own sizes is compared with the file's first: nine bytes can ask for gigabytes.
+
     Raises:
         InputError: it holds anything else, or is broken.
     """
     try:
-        with path.open("rb") as stream:
-            return _PlainUnpickler(stream, encoding="utf-8").load()
+        data = path.read_bytes()
+        for opcode, argument, position in pickletools.genops(data):  # reads no more than the file has
+            if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(data):
+                raise pickle.UnpicklingError(
+                    f"{opcode.name} (byte {position}) asks for more than the file's {len(data)} bytes"
+                )
+        return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
     except Exception as error:  # a broken pickle raises almost anything
         raise InputError(f"{path}: not a pickle of plain values: {error}", hint="convert it to JSON") from error
 

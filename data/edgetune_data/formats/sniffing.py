@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from edgetune_data.pictures import is_path
+
 TURNS = ("messages", "conversations", "conversation")
 QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
 RESPONSE = (
@@ -121,13 +123,13 @@ def is_canonical(record: Mapping[str, Any]) -> bool:
         plain = all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns)
         images = record["images"] if isinstance(record.get("images"), list) else []
         scale = any(isinstance(turn, dict) and "loss_scale" in turn for turn in turns)
-        held = any(not isinstance(image, str) or image.startswith(("data:", "http://", "https://")) for image in images)
+        held = any(not isinstance(image, str) or not is_path(image) for image in images)
         whole = "image" not in record and not isinstance(record.get("images"), str)
         return plain and whole and not (foreign or held or scale or {"system", "channel"} & set(record))
     image = record.get("image")
     if not isinstance(image, str):
         return "image" not in record and not is_spoken(record)
-    if image.startswith(("data:", "http://", "https://")) or {"answers", "question_id", "questionId"} & set(record):
+    if {"answers", "question_id", "questionId"} & set(record):
         return False
     if "conversations" in record:
         return set(record) <= {"image", "conversations", "id", "meta"}
