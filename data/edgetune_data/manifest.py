@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.manifest import DATASET, sha256_file
+from edgetune_runtime.manifest import DATASET, sha256_file, sha256_tree
 
 NAME = DATASET
 VERSION = 1
@@ -24,13 +24,17 @@ Hashed = dict[str, Any]
 
 
 def hash_files(paths: Iterable[Path]) -> dict[Path, Hashed]:
-    """Return the sha256 and the size in bytes of each file.
+    """Return the sha256 and the size in bytes of each file, or of all that is in a folder.
 
     Raises:
         InputError: one is missing.
     """
     found: dict[Path, Hashed] = {}
     for path in dict.fromkeys(paths):
+        if path.is_dir():
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            found[path] = {"sha256": sha256_tree(path), "size": size}
+            continue
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         found[path] = {"sha256": sha256_file(path), "size": path.stat().st_size}

@@ -32,6 +32,10 @@ INPUTS = {
     "vqa_pair": ("vqa", "."),
     "vqa_flat": ("vqa", "input.json"),
     "edgetune": ("edgetune", "input.jsonl"),
+    "yolo": ("yolo", "data.yaml"),
+    "voc": ("voc", "."),
+    "vlm-r1": ("vlm-r1", "input.json"),
+    "openai": ("openai", "input.jsonl"),
 }
 
 

@@ -26,6 +26,8 @@ FILES = {
     "labelstudio": "input.json",
     "vqa": "input.json",
     "edgetune": "input.jsonl",
+    "vlm-r1": "input.json",
+    "openai": "input.jsonl",
 }
 FOLDERS = {"vqa": "vqa_flat"}
 JUNK = st.recursive(

@@ -11,7 +11,21 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from edgetune_data.formats import canonical, coco, labelstudio, llava, refcoco, roboflow, swift, table, vqa
+from edgetune_data.formats import (
+    canonical,
+    coco,
+    labelstudio,
+    llava,
+    openai,
+    refcoco,
+    roboflow,
+    swift,
+    table,
+    vlm_r1,
+    voc,
+    vqa,
+    yolo,
+)
 from edgetune_data.formats.base import Format
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_runtime.errors import InputError
@@ -23,9 +37,13 @@ BUILT_IN = (
     roboflow.FORMAT,
     canonical.FORMAT,
     refcoco.FORMAT,
+    yolo.FORMAT,
+    voc.FORMAT,
     coco.FORMAT,
     labelstudio.FORMAT,
     vqa.FORMAT,
+    vlm_r1.FORMAT,
+    openai.FORMAT,
     llava.FORMAT,
     swift.FORMAT,
 )

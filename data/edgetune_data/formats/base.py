@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -187,18 +187,40 @@ def carried(record: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]
     } | meta
 
 
+def in_folders(files: Iterable[Path]) -> list[Path]:
+    """Return files, those of a folder that holds nothing else as that folder: a data set may have a file a picture."""
+    together: dict[Path, list[Path]] = {}
+    for file in files:
+        together.setdefault(file.parent, []).append(file)
+    found: list[Path] = []
+    for folder, held in together.items():
+        found += [folder] if set(folder.iterdir()) == set(held) else held
+    return found
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Raises:
+        InputError: the file is missing or not UTF-8.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such data file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
 def read_json(path: Path) -> Any:
     """Return the one JSON value of a file.
 
     Raises:
         InputError: the file is missing, not UTF-8 or not JSON.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such data file")
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
     except RecursionError as error:

@@ -52,7 +52,7 @@ class Instances:
         used = dict.fromkeys(annotation["category_id"] for annotation in self.annotations.values())
         named: dict[Any, Any] = {}
         for id_ in used:
-            name = self.categories.get(id_, {}).get("name", id_)
+            name = str(self.categories.get(id_, {}).get("name", id_))
             if name in named:
                 raise InputError(
                     f"{self.path}: categories {named[name]!r} and {id_!r} have the same name, {name!r}",

@@ -10,7 +10,10 @@ import click
 from edgetune.commands._common import Console, verb
 from edgetune_core.stage import StageResult, run_stage
 
-FORMATS = ("csv", "parquet", "roboflow", "edgetune", "refcoco", "coco", "labelstudio", "vqa", "llava", "swift")
+FORMATS = (
+    *("csv", "parquet", "roboflow", "edgetune", "refcoco", "yolo", "voc", "coco", "labelstudio"),
+    *("vqa", "vlm-r1", "openai", "llava", "swift"),
+)
 BOX_FORMATS = ("xyxy", "xywh", "xyxy-norm1", "xywh-norm1", "cxcywh-norm1", "xyxy-norm1000")
 
 
@@ -36,8 +39,10 @@ def _pairs(context: click.Context, option: click.Parameter, value: tuple[str, ..
     help=f"What PATH is: {', '.join(FORMATS)}, or a format that another package adds; auto looks.",
 )
 @click.option("--image-root", type=click.Path(path_type=Path), help="Where relative paths of pictures start.")
-@click.option("--split", help="Read only this split (refcoco, csv, parquet, vqa).")
-@click.option("--box-format", type=click.Choice(BOX_FORMATS), help="Of csv and parquet; xyxy in pixels unless given.")
+@click.option("--split", help="Read only this split (csv, parquet, refcoco, vqa, voc, yolo).")
+@click.option(
+    "--box-format", type=click.Choice(BOX_FORMATS), help="Of csv, parquet, vlm-r1 and voc; xyxy in pixels unless given."
+)
 @click.option(
     "--orientation",
     type=click.Choice(["upright", "stored"]),
