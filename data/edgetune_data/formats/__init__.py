@@ -64,7 +64,7 @@ def others() -> tuple[Format, ...]:
         except Exception as error:  # whatever the other package raises
             raise InputError(f"the format {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
         if not isinstance(made, Format):
-            raise InputError(f"the format {entry.name!r} ({entry.value}) is no edgetune_data.formats.Format")
+            raise InputError(f"the format {entry.name!r} ({entry.value}) is no edgetune_data.formats.base.Format")
         if made.name in found:
             raise InputError(f"the format {made.name!r} ({entry.value}) has the name of another one")
         found[made.name] = made

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, object_rows
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, carried, object_rows
 from edgetune_data.frames import corners, frame_of
 from edgetune_runtime.records.checks import box_of
 from edgetune_runtime.records.forms import FormError
 
 _ANSWER = re.compile(r"\s*(?:<think>.*?</think>\s*)?<answer>(.*?)</answer>\s*", re.DOTALL)
-_OURS = ("image", "problem", "normal_caption", "solution", "id", "meta")
+_OURS = ("image", "problem", "normal_caption", "solution", "id")
 _HINT = "a solution is a text, [x1, y1, x2, y2], or a list of bbox_2d and label"
 
 
@@ -48,11 +48,8 @@ def _convert(source: Source, record: Mapping[str, Any]) -> Value:
         value |= {"label": labels} if labels else {}
     if "id" in record:
         value["id"] = record["id"]
-    rest = {key: item for key, item in record.items() if key not in _OURS and item is not None}
-    meta = record.get("meta", {})
-    if not isinstance(meta, dict):
-        raise FormError(f"'meta' must be an object, got {meta!r}")
-    return value | ({"meta": rest | meta} if rest or meta else {})
+    meta = carried(record, _OURS)
+    return value | ({"meta": meta} if meta else {})
 
 
 def _question(record: Mapping[str, Any]) -> Any:
