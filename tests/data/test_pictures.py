@@ -104,7 +104,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        inside = f"http://localhost:{self.server.server_address[1]!s}/a.jpg"
+        inside = f"http://localhost:{str(self.headers['Host']).rpartition(':')[2]}/a.jpg"
         goal = {"/there": "/a.jpg", "/away": "ftp://127.0.0.1/a.jpg", "/inside": inside}.get(self.path)
         if self.path == "/drip":
             self.drip()
