@@ -233,4 +233,4 @@ def test_the_command_line_knows_the_formats() -> None:
 def test_what_is_no_known_format_is_named(tmp_path: Path) -> None:
     result = convert(write_json(tmp_path / "a.json", {"rows": []}), tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: {tmp_path / 'a.json'}: not recognised as any of csv, parquet, edgetune, ")
+    assert result.stderr.startswith(f"error: {tmp_path / 'a.json'}: not recognised as any of csv, parquet, roboflow, ")
