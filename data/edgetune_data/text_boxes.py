@@ -37,13 +37,14 @@ _NUMBER = r"-?\d{1,9}(?:\.\d{1,9})?"
 _FOUR = rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}\s*\]"
 _PAIR = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
 _BOX = re.compile(
-    r"(?:<\|object_ref_start\|>|<ref>)(?P<name>.*?)(?:<\|object_ref_end\|>|</ref>)"
-    r"|(?P<open><\|box_start\|>|<box>)\s*(?:\[(?=\s*\[))?"
-    r"|\s*\]?\s*(?P<close><\|box_end\|>|</box>)"
+    r"(?:<\|object_ref_start\|>|<ref>)(?P<name>[^<>]{1,500})(?:<\|object_ref_end\|>|</ref>)"
+    r"|(?P<open><\|box_start\|>|<box>)\s{0,8}(?:\[(?=\s{0,8}\[))?"
+    r"|\]?(?P<close><\|box_end\|>|</box>)"
     r"|(?P<loc>(?:<loc\d{4}>){4})(?:[ \t]*(?P<what>[^;<\n]+))?"
-    rf"|(?P<key>[\"'](?:bbox_2d|bbox|box_2d)[\"']\s*:\s*)?(?P<four>{_FOUR}|{_PAIR}\s*,\s*{_PAIR})",
-    re.DOTALL,
+    rf"|(?P<key>[\"'](?:bbox_2d|bbox|box_2d)[\"']\s*:\s*)?(?P<four>{_FOUR}|{_PAIR}\s*,\s*{_PAIR})"
 )
+_SIGNS = re.compile(r"[\[(]|<loc")
+"""What every written box has; most texts have none of it."""
 _ASKS = re.compile(
     r"\b(?:b?box(?:es)?|bounding|coordinates?|locate|detect|ground|where|region)\b|<ref>|<\|object_ref_start\|>",
     re.IGNORECASE,
@@ -242,17 +243,20 @@ def _turns(value: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "question" in value:
         answers = value.get("answer")
         answers = [answers] if isinstance(answers, str) else answers
-        if not isinstance(answers, list) or not isinstance(value["question"], str):
+        if not isinstance(answers, list) or not all(isinstance(text, str) for text in (value["question"], *answers)):
             return []
-        if len(answers) != 1:
-            if any(turn.boxes for turn in _scan([("user", value["question"]), *(("assistant", a) for a in answers)])):
-                raise FormError(f"{len(answers)} accepted answers with boxes written as text", hint="keep one of them")
-            return []
-        return [("user", value["question"]), ("assistant", str(answers[0]))]
-    turns = value.get("messages")
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        turns = [("user", value["question"]), *(("assistant", text) for text in answers)]
+        if len(answers) == 1:
+            return turns
+        if any(said.boxes for said in _scan(turns)):
+            raise FormError(f"{len(answers)} accepted answers with boxes written as text", hint="keep one of them")
         return []
-    return [(str(turn.get("role")), str(turn.get("content"))) for turn in turns]
+    said = value.get("messages")
+    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
+        return []
+    if not all(isinstance(turn.get("content"), str) for turn in said):
+        return []
+    return [(str(turn.get("role")), turn["content"]) for turn in said]
 
 
 def _loss(value: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -262,9 +266,12 @@ def _loss(value: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 def _picture(value: Mapping[str, Any]) -> str:
     images = [value["image"]] if "image" in value else value.get("images", [])
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise FormError(f"'images' must be a list of paths, got {images!r}")
     if len(images) != 1:
         raise FormError(f"boxes written as text about {len(images)} pictures: they do not say which they lie on")
-    if any((value.get("objects") or {}).values()):
+    objects = value.get("objects")
+    if not isinstance(objects, dict | None) or any((objects or {}).values()):
         raise FormError("boxes written as text beside placeholders and 'objects'", hint="write all of them one way")
     return str(images[0])
 
@@ -272,6 +279,8 @@ def _picture(value: Mapping[str, Any]) -> str:
 def _scan(turns: Iterable[tuple[str, str]]) -> list[_Said]:
     """Return the turns with placeholders for what stood in them as text; as they are where no box did."""
     turns = list(turns)
+    if not any(_SIGNS.search(text) for _, text in turns):
+        return [_Said(text) for _, text in turns]
     said, asked = [], False
     for role, text in turns:
         if role == "user":
@@ -314,9 +323,10 @@ def _read(text: str, *, bare: bool) -> _Said:
 def _alone(said: _Said, names: list[str]) -> tuple[str, list[str]]:
     """Return an answer and its names: one of boxes alone as the codec's reader reads it, any other as it is."""
     body = _FENCE.sub(" ", said.text).strip()
-    filled = body
-    for box in said.boxes:
-        filled = filled.replace("<bbox>", f"[{', '.join(map(str, box.numbers))}]", 1)
+    if body.count("<bbox>") != len(said.boxes):
+        return said.text, names  # placeholders that were there before
+    numbers = iter([json.dumps(box.numbers) for box in said.boxes])
+    filled = re.sub("<bbox>", lambda _: next(numbers), body)
     try:
         json.loads(filled)
     except (ValueError, RecursionError):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data.converting import convert, lines, pictures, write_json, write_lines
 from edgetune.cli import cli
+from edgetune_data.formats.base import Options
+from edgetune_data.read import load
+from edgetune_data.text_boxes import TEXT_FRAMES
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import encode
+from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.records import Record, read_entries
 
@@ -237,3 +245,23 @@ def test_text_that_stays_text_is_remarked_checked_and_not_trained_on(tmp_path: P
     assert refused.stderr.startswith("error: in.jsonl:2: the box [16, 30, 96, 90] stands as text and would be learned")
     assert "so in 1 of 2 records\nhint: edgetune data convert --text-boxes FRAME" in refused.stderr
     assert run(*train, "--allow-text-boxes").exit_code == 0
+
+
+PIECES = st.sampled_from(
+    [
+        *("[", "]", "(16,30)", ",", "<ref>", "cup", "</ref>", "<box>", "</box>", "<bbox>", "<ref-object>"),
+        *('{"bbox_2d": ', '"label": "cup"', "}", "<loc0001>" * 4, "```json", "where", " ", "<image>", "1e999"),
+        "[16, 30, 96, 90]",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(asked=st.lists(PIECES, min_size=1, max_size=8), said=st.lists(PIECES, min_size=1, max_size=12))
+def test_any_text_is_a_record_or_an_error(asked: list[str], said: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pictures(Path(folder))
+        path = write_lines(Path(folder) / "in.jsonl", talk("".join(asked), "".join(said)))
+        for frame in TEXT_FRAMES:
+            with contextlib.suppress(InputError):
+                load(path, options=Options(text_boxes=frame))
