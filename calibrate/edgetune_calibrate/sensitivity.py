@@ -1,10 +1,10 @@
 """How much each part of a decoder matters, measured in boxes: its drift when that part alone is quantized.
 
 A unit is what shares a format: the linears of a block that read one input, or the head. Its error in a format is the
-square of the mean drift of the expected boxes of the calibration records (see `coordinates`). Shifts that units cause
-are nearly independent of each other, so their squares add up: the drift of a mix of formats is estimated by the root of
-the sum of its units' errors. The mean is squared, not the squares averaged, or the few boxes that the model is in two
-minds about would decide alone.
+square of the mean drift of the expected boxes of the calibration records (see `edgetune_core.coordinates`), of which a
+few dozen tell layers apart. Shifts that units cause are nearly independent of each other, so their squares add up: the
+drift of a mix of formats is estimated by the root of the sum of its units' errors. The mean is squared, not the squares
+averaged, or the few boxes that the model is in two minds about would decide alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.capture import Stream, VisionCache, output_head
-from edgetune_calibrate.coordinates import BoxPlaces, drift, expected_boxes
 from edgetune_calibrate.linears import group_of, input_groups, untie, visible
 from edgetune_calibrate.moments import Moments
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
+from edgetune_core.coordinates import BoxPlaces, expected_boxes
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat
@@ -36,6 +36,16 @@ def stored_bytes(shape: tuple[int, int], fmt: BlockFormat) -> int:
     rows, columns = shape
     groups = columns // fmt.block
     return rows * (columns * fmt.bits + groups * (16 + (0 if fmt.symmetric else fmt.bits))) // 8
+
+
+def drift(boxes: Tensor, reference: Tensor, sides: Tensor) -> Tensor:
+    """Return how far boxes [boxes, 4] are from reference ones: float64 [boxes].
+
+    The shifts of the four edges, each by the box's side across it, add up. That is 1 - IoU to first order, and unlike
+    it still tells boxes apart when they no longer overlap.
+    """
+    shift = (boxes - reference).abs()
+    return ((shift[:, :2] + shift[:, 2:]) / sides).sum(1)
 
 
 class BoxMeter:

@@ -1,4 +1,13 @@
-"""Coordinates as a model writes them, token by token: which tokens may stand where, and where each one leads.
+"""Coordinates as a model writes them, token by token, and the boxes that it expects while it writes.
+
+What a model has in mind is smoother than what it says: greedy boxes change by whole digits or not at all, expected ones
+move with every change of its weights. An answer is given to the model (teacher forcing), and `expected_change` turns
+its probabilities, token by token, into a number. Training and calibration ask for it with different choices:
+
+- `locate` has all of them, so that nothing is missing from a loss: which tokens may stand where, where each one leads,
+  and that a wrong one ends the number that was meant (see `edgetune_train.box_loss`).
+- `box_places` has the ten digits at each place, whatever stands before, which is enough to tell how far weights drift:
+  with p_j the distribution at digit place j of n, a coordinate is expected to be Σ_j 10^(n-1-j) Σ_d d · p_j(d).
 
 A family's frame holds finitely many numbers, 0 to its size in steps of its last decimal, and each has one text. At
 every token of a coordinate the model chooses among the signs that still lead to one of them: a digit, the decimal
@@ -9,18 +18,24 @@ the one nearest to the right number says how far that choice leads astray at lea
 from __future__ import annotations
 
 import bisect
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from edgetune_core.conversation import Sample, token_id
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.codec.geometry import Geometry, frame_size
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Family
 from edgetune_runtime.records import Record
 from edgetune_runtime.tokens import TextTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIGNS = "0123456789."
 """What a coordinate is written with. Choices are numbered by it; the one after the last is the end of the number."""
@@ -163,3 +178,90 @@ def _is_whole(text: str, places: int) -> bool:
 def _nearest(values: list[int], number: int) -> int:
     at = bisect.bisect_left(values, number)
     return min(values[max(at - 1, 0) : at + 1], key=lambda value: abs(value - number))
+
+
+_BOX = re.compile(r"\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)\]")
+
+
+@dataclass(frozen=True)
+class BoxPlaces:
+    """Where the boxes of an answer are.
+
+    Attributes:
+        digits: for each box its 4 coordinates, each the positions of its digits among the answer's tokens.
+        sides: float32 [boxes, 2], width and height of each, at least 1, in the model's frame.
+    """
+
+    digits: tuple[tuple[tuple[int, ...], ...], ...]
+    sides: Tensor
+
+
+def digit_tokens(tokenizer: TextTokenizer) -> Tensor:
+    """Return the token ids of "0" .. "9", int64 [10].
+
+    Raises:
+        InputError: a digit is not one token.
+    """
+    import torch
+
+    return torch.tensor([token_id(tokenizer, str(digit)) for digit in range(10)])
+
+
+def box_places(sample: Sample, tokenizer: TextTokenizer) -> BoxPlaces:
+    """Find the boxes in an answer, a record's or a conversation's; there are none in one that is not about boxes."""
+    import torch
+
+    pieces = [tokenizer.decode([token]) for token in sample.answer_ids]
+    owner = [index for index, piece in enumerate(pieces) for _ in piece]
+    boxes, sides = [], []
+    for found in _BOX.finditer("".join(pieces)):
+        boxes.append(tuple(tuple(owner[slice(*found.span(part))]) for part in (1, 2, 3, 4)))
+        left, top, right, bottom = map(int, found.groups())
+        sides.append([max(right - left, 1), max(bottom - top, 1)])
+    return BoxPlaces(tuple(boxes), torch.tensor(sides, dtype=torch.float32).view(-1, 2))
+
+
+def expected_boxes(logits: Tensor, places: BoxPlaces, digits: Tensor) -> Tensor:
+    """Return the boxes that a model expects from its digits, float64 [boxes, 4] in its own frame.
+
+    Args:
+        logits: [answer tokens, vocabulary], at each answer token's place what the model expects there.
+        places: of the answer.
+        digits: ids of the ten digits.
+    """
+    import torch
+
+    longest = max((len(place) for box in places.digits for place in box), default=0)
+    shape = (len(places.digits), 4, longest)
+    columns = torch.zeros(shape, dtype=torch.int64)
+    worth = torch.full((*shape, len(digits)), torch.nan, dtype=torch.float64)
+    worth[..., 0] = 0  # what is padded is certain to be worth nothing
+    for row, box in enumerate(places.digits):
+        for corner, place in enumerate(box):
+            columns[row, corner, : len(place)] = torch.tensor(place)
+            powers = 10.0 ** torch.arange(len(place) - 1, -1, -1, dtype=torch.float64)
+            worth[row, corner, : len(place)] = powers[:, None] * torch.arange(10.0, dtype=torch.float64)
+    scores = logits[:, digits.to(logits.device)].double()[columns.to(logits.device)]
+    return expected_change(scores, worth.to(logits.device)).cpu()
+
+
+def expected_change(scores: Tensor, change: Tensor, right: Tensor | None = None) -> Tensor:
+    """Return how much the choices of numbers are expected to add up to: the sum over tokens of Σ_c p(c) change(c).
+
+    Args:
+        scores: [..., T, C], the logits of C choices at each of a number's T tokens; differentiable.
+        change: [..., T, C], what each choice adds to the number; NaN where it cannot be made.
+        right: int64 [..., T], the right choices. With them a token counts by how likely all right ones before it are:
+            after a wrong one another number is being written. Without, every token counts.
+
+    Returns:
+        [...], in the dtype of `scores`.
+    """
+    import torch
+
+    logs = scores.masked_fill(change.isnan(), -torch.inf).log_softmax(dim=-1)
+    added = (logs.exp() * change.nan_to_num()).sum(-1)
+    if right is not None:
+        sure = logs.gather(-1, right[..., None])[..., 0]
+        added = (sure.cumsum(-1) - sure).exp() * added
+    return added.sum(-1)

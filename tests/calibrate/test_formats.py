@@ -15,12 +15,13 @@ from calibrate.walks import load, put
 from edgetune.cli import cli
 from edgetune_calibrate.batches import batch
 from edgetune_calibrate.checkpoint import Checkpoint
-from edgetune_calibrate.coordinates import box_places, digit_tokens, drift, expected_boxes
 from edgetune_calibrate.linears import untie
 from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.samples import calibration_set
+from edgetune_calibrate.sensitivity import drift
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
+from edgetune_core.coordinates import box_places, digit_tokens, expected_boxes
 from edgetune_core.weightset import HEAD, WeightSet
 
 RTN = ["--method", "rtn"]

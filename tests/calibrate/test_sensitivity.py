@@ -16,10 +16,10 @@ from builders import TINY_MODEL
 from edgetune_calibrate.allocate import Unit
 from edgetune_calibrate.batches import batch
 from edgetune_calibrate.checkpoint import Checkpoint
-from edgetune_calibrate.coordinates import box_places, digit_tokens, drift, expected_boxes
-from edgetune_calibrate.sensitivity import BoxMeter, measure, stored_bytes
+from edgetune_calibrate.sensitivity import BoxMeter, drift, measure, stored_bytes
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_core.conversation import Sample, prepare
+from edgetune_core.coordinates import box_places, digit_tokens, expected_boxes
 from edgetune_runtime.bench.metrics import iou
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from edgetune_core.conversation import Sample
-from edgetune_core.coordinates import END, SIGNS, Coordinate, locate, sign_ids
+from edgetune_core.coordinates import END, SIGNS, Coordinate, expected_change, locate, sign_ids
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import Record
 from edgetune_train.checkpoint import Checkpoint
@@ -119,12 +119,7 @@ def expected_boxes(logits: torch.Tensor, boxes: Mapping[str, torch.Tensor]) -> t
     """
     at = (boxes["rows"][:, None, None, None], boxes["columns"][..., None], boxes["tokens"])
     scores = logits[at].float()  # [N, 4, T, 12]
-    impossible = boxes["drift"].isnan()
-    logs = scores.masked_fill(impossible, -torch.inf).log_softmax(dim=-1)
-    right = logs.gather(-1, boxes["chosen"][..., None])[..., 0]  # [N, 4, T]
-    reached = (right.cumsum(-1) - right).exp()
-    moved = (logs.exp() * boxes["drift"].nan_to_num()).sum(-1)
-    expected: torch.Tensor = boxes["values"] + (reached * moved).sum(-1)
+    expected: torch.Tensor = boxes["values"] + expected_change(scores, boxes["drift"], boxes["chosen"])
     return expected
 
 
