@@ -6,6 +6,7 @@
     │   └── RecordError           exit 2   a line of a data file, as "data.jsonl:17: ..."
     ├── BundleError               exit 2   a stage folder or bundle that is not loadable or was altered
     ├── ParityError               exit 1   a self-check failed (export parity, merge proof)
+    ├── DivergenceError           exit 1   a training computes numbers that are not finite
     ├── GateFailed                exit 1   a measured number missed its bar
     ├── GateInconclusive          exit 4   too few samples to tell whether a number met its bar
     └── MissingDependency         exit 3   the environment lacks something; the hint installs it
@@ -57,6 +58,12 @@ class BundleError(EdgetuneError):
 
 class ParityError(EdgetuneError):
     """A result does not reproduce its reference."""
+
+    exit_code = 1
+
+
+class DivergenceError(EdgetuneError):
+    """A training has come to a loss or a gradient that is not a finite number; going on would learn nothing."""
 
     exit_code = 1
 

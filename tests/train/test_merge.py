@@ -198,7 +198,35 @@ def test_an_adapter_that_changes_nothing_is_refused(qwen3_vl: Path, tmp_path: Pa
 
 def test_an_adapter_lost_in_rounding_is_refused(qwen3_vl_bf16: Path, tmp_path: Path) -> None:
     adapter = make_adapter(qwen3_vl_bf16, tmp_path / "adapter", strength=1e-4)
-    refuses(merge(qwen3_vl_bf16, adapter, tmp_path / "merged"), 1, "written in bfloat16 is off by", tmp_path / "merged")
+    refuses(merge(qwen3_vl_bf16, adapter, tmp_path / "merged"), 1, "bfloat16 rounding loses", tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "complaint"),
+    [
+        (float("nan"), 2, "1 of 48 weights hold values that are not finite, such as base_model"),
+        (float("-inf"), 2, "1 of 48 weights hold values that are not finite, such as base_model"),
+        (1e30, 1, "not finite"),
+        (1e38, 1, "cannot be merged"),
+    ],
+)
+def test_an_adapter_of_a_training_that_diverged_is_one_line(
+    qwen3_vl: Path, tmp_path: Path, value: float, code: int, complaint: str
+) -> None:
+    adapter = make_adapter(qwen3_vl, tmp_path / "adapter", target_modules=["q_proj", "down_proj", "up_proj"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in weights if "q_proj.lora_B" in name)
+    weights[name][0, 0] = value
+    save_file(weights, adapter / "adapter_model.safetensors")
+    refuses(merge(qwen3_vl, adapter, tmp_path / "merged"), code, complaint, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "-Infinity", "null", '"8"'])
+def test_a_scale_that_is_no_number_is_one_line(qwen3_vl: Path, tmp_path: Path, alpha: str) -> None:
+    adapter = make_adapter(qwen3_vl, tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 8', f'"lora_alpha": {alpha}'))
+    refuses(merge(qwen3_vl, adapter, tmp_path / "merged"), 2, "lora_alpha must be a finite", tmp_path / "merged")
 
 
 def test_a_wrong_merge_does_not_pass_the_proof(qwen3_vl: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,15 @@ class Adapter:
             tensors = load_file(weights)
         except SafetensorError as error:
             raise InputError(f"{weights}: not a safetensors file: {error}") from error
+        bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise InputError(
+                f"{weights}: {len(bad)} of {len(tensors)} weights hold values that are not finite, such as {bad[0]}",
+                hint="the training that wrote it diverged: train again, with a lower --learning-rate",
+            )
+        scale = config.get("lora_alpha", LoraConfig.lora_alpha)
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise InputError(f"{path}: lora_alpha must be a finite number, got {scale}")
         try:
             parsed = LoraConfig.from_pretrained(str(folder))
         except (TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.vision import ImageInputs
 
 IGNORE = -100  # the label that torch's cross entropy leaves out of the loss
+SOURCES = "sources"  # key of a batch: where its records stand, for messages; not for the model
 
 Pack = tuple[Sample, ...]
 """Samples that share one sequence; each sees only itself."""
@@ -81,7 +82,7 @@ class Collator:
             input_ids, mm_token_type_ids (1 on image tokens): int64 [B, L]; logits_to_keep: int64 [K], positions;
             labels and shift_labels: the token that follows each of those where it is learned, else -100, int64
             [B, K]; what `images` gives; attention_mask int64 [B, L], or for a pack what keeps its samples apart;
-            with `boxes`, what it gives as `box_labels`.
+            with `boxes`, what it gives as `box_labels`; sources: where the records stand, such as "data.jsonl:17".
         """
         packs = [row for row in rows if isinstance(row, tuple)]
         if packs:
@@ -95,6 +96,7 @@ class Collator:
             **labels,
             **self._boxes(mine, [(row, 0) for row in range(len(mine))], labels),
             "attention_mask": torch.tensor([_filled([1] * len(sample.ids), 0, length) for sample in samples]),
+            SOURCES: [sample.record.source for sample in mine],
         }
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -124,6 +126,7 @@ class Collator:
             **self._inputs(samples, [[token for sample in samples for token in sample.ids]]),
             **labels,
             **self._boxes(mine, starts[: len(mine)], labels),
+            SOURCES: [sample.record.source for sample in mine],
             "use_cache": False,
         }
         text = np.concatenate([np.arange(length) for length in lengths])

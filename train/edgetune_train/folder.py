@@ -23,8 +23,18 @@ def save_adapter(trainer: Trainer, folder: Path) -> None:
         best = folder / BEST
         for name in ADAPTER_FILES:
             os.replace((best if best.is_dir() else written) / name, folder / name)
+        _sort_names(folder / "adapter_config.json")
         with (folder / "logs" / LOG).open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
         shutil.rmtree(best, ignore_errors=True)
         shutil.rmtree(folder / CHECKPOINTS)
     trainer.accelerator.wait_for_everyone()
+
+
+def _sort_names(path: Path) -> None:
+    """Sort lists of names in an adapter's config: peft writes sets, whose order differs from process to process."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            config[key] = sorted(value)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

@@ -31,21 +31,27 @@ from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer, answer_text
 from edgetune_train.settings import dtype_of
 from edgetune_train.template import check_own_template
-from edgetune_train.trainer import last_checkpoint
+from edgetune_train.trainer import FiniteTraining, last_checkpoint
 from edgetune_train.vision import PixelInputs
 
 
-class GroundingGrpo(GRPOTrainer):
+class GroundingGrpo(FiniteTraining, GRPOTrainer):
     """TRL's trainer, which evaluates by the score of greedy answers and not by rewards of sampled ones.
 
     Args:
         scorer: see `GroundingTrainer`.
+        records: what the rows of the training set stand for.
         rest: the arguments of `GRPOTrainer`.
     """
 
-    def __init__(self, *, scorer: GroundingScorer, **rest: Any) -> None:
+    def __init__(self, *, scorer: GroundingScorer, records: Sequence[Record], **rest: Any) -> None:
         super().__init__(**rest)
         self._scorer = scorer
+        self._records = records
+
+    def records_of(self, inputs: Any) -> list[str]:
+        """Return where the records of a batch stand, whose answers are sampled together."""
+        return [self._records[row["image"]].source for row in inputs]
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Return the scores, and log them for this step."""
@@ -108,6 +114,7 @@ def grpo(
     with library_warnings_off():
         trainer = GroundingGrpo(
             scorer=GroundingScorer(checkpoint, val_samples, collate, settings.batch_size * settings.generations),
+            records=records,
             model=model,
             reward_funcs=[_reward(name, records, samples, checkpoint) for name in weights],
             args=arguments,

@@ -18,11 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from edgetune_runtime.errors import ParityError
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST, data_hashes, read_manifest
 from edgetune_train.adapter import Adapter
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weight_files, weights_sha256
-from edgetune_train.proof import compare, logits, proof_inputs
+from edgetune_train.proof import BAD_NUMBERS, compare, logits, proof_inputs
 
 _HEAD = "lm_head.weight"
 _INDEX = "model.safetensors.index.json"
@@ -66,7 +67,10 @@ def merge(base: Checkpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
         active = logits(adapted, inputs)
         with adapted.disable_adapter():
             plain = logits(adapted, inputs)
-        merged_model = adapted.merge_and_unload(safe_merge=True)
+        try:
+            merged_model = adapted.merge_and_unload(safe_merge=True)
+        except ValueError as error:  # what peft's safe merge makes of weights that are not finite
+            raise ParityError(f"{adapter.folder}: cannot be merged: {error}", hint=BAD_NUMBERS) from error
     merged = logits(merged_model, inputs)
     untie = tied and not torch.equal(
         merged_model.get_output_embeddings().weight, merged_model.get_input_embeddings().weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,7 @@ FLOAT_NOISE = 3e-6
 """What float32 itself may add to that, as a fraction of the logits' size: it matters for weak adapters only."""
 ROUNDED = 0.5
 """Largest error after rounding to the base's dtype: beyond it, the rounding has undone the adapter."""
+BAD_NUMBERS = "train the adapter again; a base whose own weights are not finite gives such an adapter, too"
 NOISE = 1e-5
 """An adapter that moves the logits by less than this fraction of their size changes nothing."""
 
@@ -91,6 +93,8 @@ def compare(
     """
     plain, truth, exact, final = (torch.cat(list(parts)) for parts in (base, active, merged, written))
     effect = _rms(truth - plain)
+    if not math.isfinite(effect):
+        raise ParityError("the base with the adapter answers with logits that are not finite", hint=BAD_NUMBERS)
     if not effect > NOISE * _rms(plain):
         raise ParityError(
             f"the adapter changes nothing: logits move by {effect:.1e} where they are {_rms(plain):.1e} large",
@@ -111,11 +115,15 @@ def compare(
         )
     allowed = exactly if dtype == torch.float32 else ROUNDED
     if not proof.written_error <= allowed:
+        if dtype == torch.float32:
+            raise ParityError(
+                f"the written checkpoint is off by {proof.written_error:.1e} of the adapter's effect, "
+                f"allowed {allowed:.1e}"
+            )
         name = str(dtype).removeprefix("torch.")
         raise ParityError(
-            f"the checkpoint written in {name} is off by {proof.written_error:.1e} of the adapter's effect, "
-            f"allowed {allowed:.1e}",
-            hint=None if dtype == torch.float32 else "the adapter is too weak for this dtype: train it longer",
+            f"{name} rounding loses {proof.written_error:.0%} of the adapter's effect, allowed {allowed:.0%}",
+            hint="the adapter is too small for this dtype: train with more --epochs or a higher --learning-rate",
         )
     return proof
 

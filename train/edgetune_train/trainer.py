@@ -1,8 +1,9 @@
-"""transformers' `Trainer` with our loss, and with a grounding score added to its evaluation."""
+"""transformers' `Trainer` with our loss, a grounding score added to its evaluation, and an end where it diverges."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,66 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from edgetune_train.batch import IGNORE
+from edgetune_runtime.errors import DivergenceError
+from edgetune_train.batch import IGNORE, SOURCES
 from edgetune_train.objective import Objective, answer_loss
 from edgetune_train.packing import Packs
 
 Scorer = Callable[[Any], dict[str, float]]
 
 
-class GroundingTrainer(Trainer):
+class FiniteTraining(Trainer):
+    """Ends at the first optimizer step whose loss or gradient is not finite, before its weights are changed.
+
+    `Trainer` itself would log an average in place of such a loss and go on.
+    """
+
+    def __init__(self, *arguments: Any, **rest: Any) -> None:
+        super().__init__(*arguments, **rest)
+        self.args.logging_nan_inf_filter = False  # what it looks at is looked at here
+        self._step_records: list[str] = []
+        self._bad_loss: float | None = None
+
+    def records_of(self, inputs: Any) -> list[str]:
+        """Return where the records of a batch stand, such as "data.jsonl:17"."""
+        sources: list[str] = inputs[SOURCES]
+        return sources
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Return the loss of a batch, and remember it if it is not finite."""
+        records = self.records_of(inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self._bad_loss is None:
+            if math.isfinite(value := float(loss)):
+                self._step_records += records
+            else:
+                self._bad_loss, self._step_records = value, records
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of an optimizer step's gradient, over all processes, so that they end together.
+
+        Raises:
+            DivergenceError: it is not finite, or the loss of a batch of the step was not.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self._bad_loss is None and (norm is None or math.isfinite(float(norm))):
+            self._step_records = []
+            return norm
+        what = f"gradient is {float(norm)}" if self._bad_loss is None else f"loss is {self._bad_loss}"
+        records = list(dict.fromkeys(self._step_records))
+        some = ", ".join(records[:8]) + (f" and {len(records) - 8} more" if len(records) > 8 else "")
+        step = self.state.global_step + 1
+        causes = (
+            "weights of the base that are not finite, or --precision" if step == 1 else "too high a --learning-rate"
+        )
+        raise DivergenceError(
+            f"step {step} of {self.state.max_steps}: the {what}, on the records {some}",
+            hint=f"look for {causes}; no adapter was written",
+        )
+
+
+class GroundingTrainer(FiniteTraining):
     """Trains as `Trainer` does, on the mean over the learned tokens of a whole optimizer step.
 
     `evaluate` also generates answers and scores their boxes. Training logs tell which share of the places that were
@@ -62,12 +115,14 @@ class GroundingTrainer(Trainer):
         """Return this batch's share of the optimizer step's loss, or in evaluation its own loss, by the objective.
 
         Args:
-            model: takes the batch without its labels.
+            model: takes the batch without its labels and sources.
             inputs: a batch of `Collator`.
             return_outputs: return the model's outputs as well.
             num_items_in_batch: learned tokens of the whole step, on all devices.
         """
-        outputs = model(**{key: value for key, value in inputs.items() if not key.endswith("labels")})
+        outputs = model(
+            **{key: value for key, value in inputs.items() if not key.endswith("labels") and key != SOURCES}
+        )
         if model.training and num_items_in_batch is not None:
             loss = self._objective(outputs.logits, inputs, num_items_in_batch)
             loss = loss * self.accelerator.num_processes  # for the processes' gradients are averaged
