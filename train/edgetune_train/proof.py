@@ -117,7 +117,7 @@ def compare(
     if not proof.written_error <= allowed:
         if dtype == torch.float32:
             raise ParityError(
-                f"the written checkpoint is off by {proof.written_error:.1e} of the adapter's effect, "
+                f"the checkpoint written in float32 is off by {proof.written_error:.1e} of the adapter's effect, "
                 f"allowed {allowed:.1e}"
             )
         name = str(dtype).removeprefix("torch.")

@@ -35,8 +35,8 @@ from edgetune_train.trainer import GroundingTrainer, last_checkpoint, logged_unt
 log = logging.getLogger("edgetune")
 
 FEW_STEPS = 30
-"""What rounding to bfloat16 takes of an adapter falls as its steps add up. After two at the default learning rate it was
-67 % on the example model, so with fewer than this it is about a twentieth or more."""
+"""What rounding to bfloat16 takes of an adapter falls as its steps add up. After two at the default learning rate it
+was 67 % on the example model, so with fewer than this it is about a twentieth or more."""
 
 
 def train(

@@ -58,7 +58,8 @@ class FiniteTraining(Trainer):
         Raises:
             DivergenceError: it is not finite, or the loss of a batch of the step was not.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        measure: Any = super()._get_grad_norm
+        norm = measure(model, grad_norm)
         if self._bad_loss is None and (norm is None or math.isfinite(float(norm))):
             self._step_records = []
             return norm
