@@ -115,8 +115,8 @@ def test_a_stage_imports_the_core_the_runtime_and_itself(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", modules_of("edgetune"))
-def test_only_commands_import_stages(module: str) -> None:
-    if within(module, "edgetune.commands"):
+def test_only_the_api_and_commands_import_stages(module: str) -> None:
+    if within(module, "edgetune.api", "edgetune.commands"):
         return
     allowed = ["edgetune_runtime", "edgetune_core", "edgetune"]
     assert all(within(name, *allowed) for name in ours(imported(MODULES[module])))
@@ -129,7 +129,8 @@ def test_the_command_line_imports_stages_only_when_a_verb_runs(module: str) -> N
     if within(module, "edgetune.doctor"):
         return
     names = list(imported(MODULES[module], top_level_only=True))
-    light = ["edgetune.commands", "edgetune.cli", "edgetune.__version__", "edgetune_core.stage", "edgetune_core.lock"]
+    light = ["edgetune.api", "edgetune.commands", "edgetune.cli", "edgetune.__version__", "edgetune_core"]
+    light += [f"{package}.settings" for package in FOLDERS]  # dataclasses of options
     light += ["edgetune_export.formats"]  # names and module paths only
     light += [f"edgetune_runtime.{name}" for name in ("errors", "manifest", "signals", "_version")]
     assert third_party(iter(names)) <= COMMAND_LINE_NEEDS

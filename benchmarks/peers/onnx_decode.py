@@ -20,12 +20,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 PROMPT_TOKENS = 64
-BLOCK = 32
+BLOCK: Final = 32
 
 
 def main() -> None:
@@ -185,11 +185,11 @@ def build_ours(checkpoint: Path, output: Path) -> None:
     from edgetune_export.graph import save_model
     from edgetune_export.job import ExportJob
     from edgetune_export.onnx_bundle import FILES, export_onnx
-    from edgetune_export.options import ExportOptions
+    from edgetune_export.settings import ExportSettings
     from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
 
     output.mkdir()
-    options = ExportOptions(precision="int4", head_precision="int4", block_size=BLOCK, symmetric=True)
+    options = ExportSettings(precision="int4", head_precision="int4", block_size=BLOCK, symmetric=True)
     export_onnx(ExportJob.open(checkpoint, output, options))
     # The peer reads a tied token table from the int4 head, and an untied one in float32; ours would be int8.
     model = load_checkpoint(checkpoint).model

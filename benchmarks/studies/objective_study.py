@@ -38,13 +38,12 @@ from edgetune_runtime.bench import metrics
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.records import Record, read_records
 from edgetune_train.adapter import Adapter
+from edgetune_train.arguments import dtype_of
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off
 from edgetune_train.grpo import grpo
-from edgetune_train.grpo_settings import GrpoSettings
-from edgetune_train.lora import LoraSettings
 from edgetune_train.score import GroundingScorer
-from edgetune_train.settings import TrainSettings, dtype_of
+from edgetune_train.settings import GrpoSettings, TrainSettings
 from edgetune_train.train import train
 from edgetune_train.vision import PixelInputs
 
@@ -114,9 +113,8 @@ def examine(base: Checkpoint, adapter: Path | None, exams: Mapping[str, Exam], d
 
 def study_seed(base: Checkpoint, records: Sequence[Record], args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train the four adapters of a seed; return the seconds and optimizer steps of each."""
-    lora = LoraSettings(vision=True)
     settings = TrainSettings(
-        lora=lora,
+        vision_lora=True,
         epochs=args.epochs,
         batch_size=16,
         learning_rate=args.learning_rate,

@@ -29,11 +29,12 @@ from train_world import random_checkpoint, tiny_checkpoint, write_records
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.records import read_entries
 from edgetune_train.adapt import adapted_model
+from edgetune_train.arguments import training_arguments
 from edgetune_train.batch import Collator, Pack
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
-from edgetune_train.settings import TrainSettings, training_arguments
+from edgetune_train.settings import TrainSettings
 
 
 @dataclass(frozen=True)

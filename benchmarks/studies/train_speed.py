@@ -33,11 +33,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.records import read_entries
 from edgetune_train.adapt import adapted_model
+from edgetune_train.arguments import training_arguments
 from edgetune_train.batch import IGNORE, Collator
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.packing import Packs
 from edgetune_train.rhythm import Rhythm
-from edgetune_train.settings import TrainSettings, training_arguments
+from edgetune_train.settings import TrainSettings
 from edgetune_train.trainer import GroundingTrainer
 from edgetune_train.vision import PixelInputs
 

@@ -30,7 +30,7 @@ from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.embed import build_embed
 from edgetune_export.graph import save_model
 from edgetune_export.job import ExportJob
-from edgetune_export.options import ExportOptions
+from edgetune_export.settings import ExportSettings
 from edgetune_export.vision.graph import build_vision
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.bench.metrics import SampleScore, sample_iou, summarize
@@ -38,10 +38,10 @@ from edgetune_runtime.images.load import load_image
 from edgetune_runtime.records import Record, read_records
 
 ENCODERS = {
-    "fp32": ExportOptions(vision_precision="fp32"),
-    "int8": ExportOptions(vision_precision="int8"),
-    "int8-static": ExportOptions(vision_precision="int8-static"),
-    "int8-static, standard operators": ExportOptions(vision_precision="int8-static", dialect="plain"),
+    "fp32": ExportSettings(vision_precision="fp32"),
+    "int8": ExportSettings(vision_precision="int8"),
+    "int8-static": ExportSettings(vision_precision="int8-static"),
+    "int8-static, standard operators": ExportSettings(vision_precision="int8-static", dialect="plain"),
 }
 PRODUCTS = ("MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "QuantizeLinear", "Gemm")
 
@@ -57,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        job = ExportJob.open(options.checkpoint, work, ExportOptions(), weights=WeightSet.load(options.weights))
+        job = ExportJob.open(options.checkpoint, work, ExportSettings(), weights=WeightSet.load(options.weights))
         graphs = build(job)
         backends = {
             name: OnnxBackend(

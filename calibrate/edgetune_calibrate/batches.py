@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from edgetune_calibrate.checkpoint import Checkpoint
+from edgetune_calibrate.settings import ROLES
 from edgetune_core.conversation import Sample, token_id
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.images.smart import preprocess
-
-ROLES = ("image", "prompt", "answer")
-"""What a token can be: part of the picture, of the request around it, or of the answer."""
 
 
 def batch(sample: Sample, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def calibrate(
         "family": source.family.name,
         "weightset": {
             "schema": SCHEMA,
-            "method": settings.solve.method,
+            "method": settings.method,
             "linears": {name: entry for line in journal.entries for name, entry in line["linears"].items()},
             "overrides": {name: file for line in journal.entries for name, file in line["overrides"].items()},
             "vision_ranges": ranges,
@@ -136,7 +135,7 @@ def _solve(
 
 def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:
     """Return a hash of what the solved blocks depend on."""
-    facts = [asdict(settings), chosen.sha256, checkpoint, torch.__version__]
+    facts = [settings.to_dict(), chosen.sha256, checkpoint, torch.__version__]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,96 +1,135 @@
-"""The knobs of a calibration."""
+"""What a user chooses about a calibration."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from edgetune_calibrate.batches import ROLES
-from edgetune_calibrate.quantize import DecoderSettings
-from edgetune_calibrate.solve import SolveSettings
+from edgetune_core.options import Options, option
 from edgetune_runtime.errors import InputError, MissingDependency
-from edgetune_runtime.quant.blocks import BlockFormat
 
+if TYPE_CHECKING:
+    import torch
+
+    from edgetune_calibrate.quantize import DecoderSettings
+    from edgetune_calibrate.solve import SolveSettings
+    from edgetune_runtime.quant.blocks import BlockFormat
+
+Method = Literal["gptq", "awq", "rtn"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
+ROLES = ("image", "prompt", "answer")
+"""What a token of a conversation belongs to."""
 
 
-@dataclass(frozen=True)
-class CalibrateSettings:
+@dataclass(frozen=True, kw_only=True)
+class CalibrateSettings(Options):
     """Everything that a calibration depends on besides its input files.
 
     Attributes:
-        solve: method and format of the decoder blocks' linears.
-        bits: what a linear's bits may be; empty for those of `solve`. Several need a budget or a limit to choose by.
-        group_sizes: what its group size may be; empty for that of `solve`. Without a budget or a limit each linear
-            gets the largest that divides its inputs.
+        method: how codes are found.
+        bits: what a linear's bits may be; none are 4, or 4 and 8 where a budget or a limit chooses.
+        group_sizes: what its group size may be. Without a budget or a limit each linear gets the largest that divides
+            its inputs.
         budget_mb: choose formats of least drift in boxes whose weights take at most so many megabytes (10^6 bytes).
         max_drop: choose formats of least size that are expected to cost at most so many points (percent) of box IoU.
+        symmetric: zero points are left out.
         head: bits of the language model head; 16 leaves it as it is.
         samples: how many records to calibrate on; None takes 128, or all where there are fewer.
         seed: of their choice.
-        modality_weights: role of a token ("image", "prompt", "answer") -> how much all tokens of that role together
-            count; empty counts every token the same.
-        true_sequential: linears of a block see what the quantized ones before them in the block give.
+        modality_weights: role of a token (see `ROLES`) -> how much all tokens of that role together count; empty counts
+            every token the same.
         compensate: aim at the unquantized model's outputs, not at those for quantized inputs ("rtn" aims at nothing).
         device: where to compute.
         precision: of the forward pass and the weights held; "auto" is float32 on the CPU, and on a GPU bfloat16 for a
             bfloat16 checkpoint. Statistics and solutions are float32.
         offload: keep activations in host memory between blocks.
+        true_sequential: linears of a block see what the quantized ones before them in the block give.
     """
 
-    solve: SolveSettings = field(default_factory=SolveSettings)
-    bits: tuple[int, ...] = ()
-    group_sizes: tuple[int, ...] = ()
-    budget_mb: float | None = None
-    max_drop: float | None = None
-    head: int = 16
-    samples: int | None = None
-    seed: int = 0
-    modality_weights: Mapping[str, float] = field(default_factory=dict)
+    method: Method = option("gptq", help="Quantization algorithm; rtn is the fastest and the least accurate.")
+    bits: tuple[Literal[3, 4, 8], ...] = option(
+        (),
+        help="Bits of a weight: 3, 4 (default) or 8; with a budget several, by default 4,8.",
+        metavar="N[,N]",
+        commas=True,
+    )
+    group_sizes: tuple[Literal[32, 64, 128], ...] = option(
+        (128,),
+        help="Weights sharing a scale: 32, 64 or 128; of several the largest that divides a layer's inputs.",
+        flag="--group-size",
+        metavar="N[,N]",
+        commas=True,
+        shown="128",
+    )
+    budget_mb: float | None = option(
+        None, help="Choose each layer's format: the least drift of boxes in so many MB.", minimum=0, above=True
+    )
+    max_drop: float | None = option(
+        None,
+        help="Choose each layer's format: the fewest bytes that cost so many points of box IoU.",
+        minimum=0,
+        above=True,
+    )
+    symmetric: bool = option(False, help="No zero points: smaller, a little less accurate.")
+    head: Literal[16, 8, 4] = option(16, help="Bits of the language model head; 16 leaves it.")
+    samples: int | None = option(None, help="Records to calibrate on; by default 128, or all if fewer.", minimum=1)
+    seed: int = option(0, help="Seed for choosing samples.")
+    modality_weights: Mapping[str, float] = option(
+        {},
+        help="How much all image, prompt or answer tokens together count; give all three.",
+        flag="--modality-weight",
+        metavar="ROLE=SHARE",
+        minimum=0,
+    )
+    compensate: bool = option(
+        True,
+        help="Aim at the unquantized model's outputs, so that later layers make up for earlier ones; twice the "
+        "forwards.",
+    )
+    device: Device = option("cpu", help="Where to compute.")
+    precision: Precision = option(
+        "auto", help="Of the forward pass; auto is fp32 on the CPU, on a GPU bf16 for a bf16 checkpoint."
+    )
+    offload: bool = option(False, help="Keep activations in host memory: less of the GPU's, a little slower.")
     true_sequential: bool = True
-    compensate: bool = True
-    device: Device = "cpu"
-    precision: Precision = "auto"
-    offload: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
-        if self.head not in (16, 8, 4):
-            raise InputError(f"the head's bits are {self.head}, must be 16, 8 or 4")
-        self._check_choice()
-        if self.samples is not None and self.samples < 1:
-            raise InputError(f"{self.samples} samples: at least one is needed")
-        weights = self.modality_weights
-        if weights and set(weights) != set(ROLES):
-            raise InputError(f"modality weights name {', '.join(weights)}", hint=f"give all of {', '.join(ROLES)}")
-        if weights and not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
-            raise InputError(f"modality weights must be at least 0: {dict(weights)}")
-        if weights and sum(weights.values()) == 0:
-            raise InputError("modality weights are all 0: no token would count")
-
-    def _check_choice(self) -> None:
+        super().__post_init__()
+        if not self.group_sizes:
+            raise InputError("--group-size: no size given")
+        if not self.bits:
+            object.__setattr__(self, "bits", (4, 8) if self.chooses else (4,))
         if self.budget_mb is not None and self.max_drop is not None:
             raise InputError("a budget and a limit of the drop exclude each other", hint="give one of them")
-        for value, what in ((self.budget_mb, "the budget"), (self.max_drop, "the limit of the drop")):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{what} is {value}, must be above 0")
         if not self.chooses and len(self.bits) > 1:
             raise InputError(
                 f"{' and '.join(map(str, self.bits))} bits: nothing says which layer gets which",
                 hint="give --budget-mb or --max-drop, or one number of bits",
             )
-        if self.chooses and max(len(self.bits), 1) * max(len(self.group_sizes), 1) == 1:
+        if self.chooses and len(self.bits) * len(self.group_sizes) == 1:
             raise InputError(
                 "there is one format to choose from", hint="give several --bits (4,8) or --group-size (32,128)"
             )
-        for bits in self.bits:
-            for size in self.group_sizes:
-                replace(self.solve, bits=bits, group_size=size)  # which refuses what no solver knows
+        weights = self.modality_weights
+        if weights and set(weights) != set(ROLES):
+            raise InputError(f"modality weights name {', '.join(weights)}", hint=f"give all of {', '.join(ROLES)}")
+        if weights and sum(weights.values()) == 0:
+            raise InputError("modality weights are all 0: no token would count")
+
+    @property
+    def solve(self) -> SolveSettings:
+        """How a linear is solved where nothing is chosen."""
+        from edgetune_calibrate.solve import SolveSettings
+
+        return SolveSettings(self.method, self.bits[0], max(self.group_sizes), self.symmetric)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON values."""
+        fields = asdict(self)
+        del fields["method"], fields["symmetric"]
+        return {"solve": asdict(self.solve), **fields}
 
     @property
     def chooses(self) -> bool:
@@ -101,8 +140,8 @@ class CalibrateSettings:
         """Return the ways to solve a linear of so many inputs, those of fewest bytes first."""
         return [
             replace(self.solve, bits=bits, group_size=size)
-            for bits in sorted(self.bits or (self.solve.bits,))
-            for size in sorted(self.group_sizes or (self.solve.group_size,), reverse=True)
+            for bits in sorted(self.bits)
+            for size in sorted(self.group_sizes, reverse=True)
             if columns % size == 0
         ]
 
@@ -120,6 +159,8 @@ class CalibrateSettings:
             formats: full names of linears -> format.
             head: how the head is solved, see `head_solve`.
         """
+        from edgetune_calibrate.quantize import DecoderSettings
+
         return DecoderSettings(
             solve=self.solve,
             head=head,
@@ -131,11 +172,15 @@ class CalibrateSettings:
 
     def dtype(self, stored: str) -> torch.dtype:
         """Return what to hold the weights in, given the checkpoint's dtype as config.json names it."""
+        import torch
+
         if self.precision == "auto":
             return torch.bfloat16 if self.device == "cuda" and stored == "bfloat16" else torch.float32
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def check_device(self) -> None:
         """Raise MissingDependency where the device does not exist."""
+        import torch
+
         if self.device == "cuda" and not torch.cuda.is_available():
             raise MissingDependency("--device cuda: torch finds no CUDA GPU here", hint="use --device cpu")

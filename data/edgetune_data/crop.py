@@ -10,10 +10,11 @@ from typing import Any, Literal
 from PIL import Image
 from tqdm import tqdm
 
-from edgetune_data.crop_window import CropRules, Window, moved_into, window
+from edgetune_data.crop_window import Window, moved_into, window
 from edgetune_data.manifest import relative
 from edgetune_data.read import Item
 from edgetune_data.rewrite import moved, origin_of, with_places, write_lines, write_set
+from edgetune_data.settings import CropRules
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import image_hash, load_image
 from edgetune_runtime.records.dialogue import Place

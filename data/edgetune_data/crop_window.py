@@ -4,38 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from edgetune_runtime.errors import InputError
+from edgetune_data.settings import CropRules
 from edgetune_runtime.records.dialogue import Place
 
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2 in whole pixels of the original upright picture, x2 and y2 exclusive."""
-
-
-@dataclass(frozen=True)
-class CropRules:
-    """How crops are cut.
-
-    Attributes:
-        margin: of the objects' width to the left and right, and of their height above and below.
-        min_size: pixels; a shorter side grows to this, as far as the picture reaches.
-        max_size: pixels; the margin shrinks so that no side is longer, unless the objects are. None: no limit.
-        max_aspect: the longer side over the shorter one; the shorter one grows, as far as the picture reaches.
-        min_visible: 0-1; a box with a smaller share of its area in the crop is not in it any more.
-    """
-
-    margin: float = 0.5
-    min_size: int = 224
-    max_size: int | None = None
-    max_aspect: float = 3.0
-    min_visible: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.margin < 0 or self.min_size < 1 or self.max_aspect < 1 or not 0 < self.min_visible <= 1:
-            raise InputError(f"crops need margin >= 0, min_size >= 1, max_aspect >= 1 and 0 < min_visible <= 1: {self}")
-        if self.max_size is not None and self.max_size < self.min_size:
-            raise InputError(f"--max-size {self.max_size} is less than --min-size {self.min_size}")
 
 
 def window(places: Sequence[Place], width: int, height: int, rules: CropRules) -> Window:

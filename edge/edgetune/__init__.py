@@ -1,5 +1,65 @@
-"""Edgetune: the command line, the exporters, and the contract that stages share on disk."""
+"""From records to boxes on a device: fine-tune, merge, calibrate, export, measure.
+
+Each verb of the command line is a function here, with the same options by the same names:
+
+    import edgetune
+
+    adapter = edgetune.train(checkpoint="base", data="train.jsonl", output="runs/adapter", epochs=3)
+    merged = edgetune.merge(checkpoint="base", adapter=adapter.folder, output="runs/merged")
+
+Importing this package loads nothing heavy; a function is imported when it is first asked for. What the stages remark
+goes to the logger "edgetune".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from edgetune_runtime._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from edgetune.api import data as data
+    from edgetune.api.calibrate import CalibrateOptions as CalibrateOptions
+    from edgetune.api.calibrate import calibrate as calibrate
+    from edgetune.api.export import Exported as Exported
+    from edgetune.api.export import ExportOptions as ExportOptions
+    from edgetune.api.export import export as export
+    from edgetune.api.export import export_formats as export_formats
+    from edgetune.api.grpo import GrpoOptions as GrpoOptions
+    from edgetune.api.grpo import grpo as grpo
+    from edgetune.api.merge import MergeOptions as MergeOptions
+    from edgetune.api.merge import merge as merge
+    from edgetune.api.train import TrainOptions as TrainOptions
+    from edgetune.api.train import train as train
+    from edgetune_core.stage import StageResult as StageResult
+
+_HOME = {
+    "data": "edgetune.api.data",
+    "CalibrateOptions": "edgetune.api.calibrate",
+    "calibrate": "edgetune.api.calibrate",
+    "ExportOptions": "edgetune.api.export",
+    "export": "edgetune.api.export",
+    "export_formats": "edgetune.api.export",
+    "Exported": "edgetune.api.export",
+    "GrpoOptions": "edgetune.api.grpo",
+    "grpo": "edgetune.api.grpo",
+    "MergeOptions": "edgetune.api.merge",
+    "merge": "edgetune.api.merge",
+    "TrainOptions": "edgetune.api.train",
+    "train": "edgetune.api.train",
+    "StageResult": "edgetune_core.stage",
+}
+
+_MODULES = ("data",)
+"""Names that are modules of several functions."""
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(_HOME[name])
+    return module if name in _MODULES else getattr(module, name)

@@ -18,7 +18,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,6 +59,7 @@ class StageResult:
         skipped: an earlier result was kept, for nothing has changed.
         dry_run: nothing was written.
         seconds: of the whole call, hashing included.
+        facts: what was learned of the inputs on the way, such as the number of `records`.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class StageResult:
     skipped: bool
     dry_run: bool = False
     seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def result(self) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import onnxruntime
 from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_export.checkpoint import Checkpoint
 from edgetune_export.decoder.weights import DecoderSpec
-from edgetune_export.options import ExportOptions
+from edgetune_export.settings import ExportSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, data_hashes, read_manifest
 
@@ -37,7 +37,7 @@ def limits(checkpoint: Checkpoint, max_length: int | None) -> dict[str, int]:
 
 
 def describe(
-    checkpoint: Checkpoint, spec: DecoderSpec, options: ExportOptions, weights: WeightSet | None
+    checkpoint: Checkpoint, spec: DecoderSpec, options: ExportSettings, weights: WeightSet | None
 ) -> dict[str, Any]:
     """The fields that do not depend on the format: all but format, files and parity."""
     family = checkpoint.family

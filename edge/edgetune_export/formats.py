@@ -1,14 +1,19 @@
 """The export formats by name. An exporter is imported only when its format is asked for.
 
-A new format is one line here and a function `(job: ExportJob) -> result`, see `edgetune_export.job`.
+A new format is one line here and a function `(job: ExportJob) -> result`, see `edgetune_export.job`. Another
+distribution adds one by an entry point of the group `edgetune.exporters`, named as the format, for a `Format`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
+
+from edgetune_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from edgetune_export.job import ExportJob
@@ -71,3 +76,26 @@ FORMATS = {
         ("vision", "embeddings", "decoder", "parity", "engines"),
     ),
 }
+
+
+GROUP = "edgetune.exporters"
+
+
+def find_format(name: str) -> Format:
+    """Return the format of this name, of ours or of another distribution.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in others:
+        known = [*FORMATS, *sorted(others)]
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the formats are {', '.join(known)}"
+        raise InputError(f"unknown format {name!r}", hint=hint)
+    found = others[name].load()
+    if not isinstance(found, Format):
+        raise InputError(f"format {name!r}: its entry point {others[name].value} is no edgetune_export.formats.Format")
+    return found

@@ -17,7 +17,7 @@ from edgetune_export.checkpoint import COPIED, Checkpoint, load_checkpoint
 from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.dequantize import apply_rounding, apply_weights
 from edgetune_export.hf_checkpoint import write_json
-from edgetune_export.options import ExportOptions
+from edgetune_export.settings import ExportSettings
 from edgetune_runtime.backends import Backend
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import sha256_tree
@@ -43,7 +43,7 @@ class ExportJob:
     """
 
     work: Path
-    options: ExportOptions
+    options: ExportSettings
     weights: WeightSet | None
     checkpoint: Checkpoint
     decoder: DecoderWeights
@@ -57,7 +57,7 @@ class ExportJob:
         cls,
         folder: Path,
         work: Path,
-        options: ExportOptions,
+        options: ExportSettings,
         *,
         weights: WeightSet | None = None,
         progress: Callable[[str], object] = lambda step: None,

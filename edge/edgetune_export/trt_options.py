@@ -9,9 +9,10 @@ from edgetune_export.decoder.dialects.trt_fused import PROFILES, FusedTrtDialect
 from edgetune_export.decoder.linear import Linear
 from edgetune_export.decoder.weights import LINEARS, DecoderWeights
 from edgetune_export.job import ExportJob
+from edgetune_export.settings import Block, VisionPrecision
 from edgetune_runtime.errors import InputError
 
-BLOCKS = (128, 64)
+BLOCKS: tuple[Block, ...] = (128, 64)
 """Block lengths of TensorRT's INT4, the better one first. TensorRT-RTX reads shorter ones too."""
 
 
@@ -25,7 +26,8 @@ def resolve(job: ExportJob) -> tuple[ExportJob, type[DecomposedTrtDialect] | typ
     profile = options.trt_profile or ("10.16" if options.trt_targets else "10.3")
     if options.precision == "fp32" or options.head == "fp32" or options.vision_precision == "fp32":
         raise InputError("TensorRT bundles compute in float16", hint="choose precision fp16, int8 or int4")
-    vision = {None: "fp16", "int8": "int8-static"}.get(options.vision_precision, options.vision_precision)
+    asked = options.vision_precision or "fp16"
+    vision: VisionPrecision = "int8-static" if asked == "int8" else asked
     columns = {linear.columns for linear in _linears(job.decoder)}
     block = options.block_size or next((size for size in BLOCKS if not any(n % size for n in columns)), BLOCKS[-1])
     options = replace(

@@ -34,6 +34,16 @@ class EdgetuneError(Exception):
         super().__init__(" ".join(message.split()))
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the message and the attributes: an error crosses processes whatever its constructor takes."""
+        return _restored, (type(self), str(self), dict(self.__dict__))
+
+
+def _restored(kind: type[EdgetuneError], message: str, attributes: dict[str, object]) -> EdgetuneError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(attributes)
+    return error
+
 
 class InputError(EdgetuneError):
     """The user's input cannot be used as it is."""

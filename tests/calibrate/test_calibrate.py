@@ -21,7 +21,6 @@ from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.samples import calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
-from edgetune_calibrate.solve import SolveSettings
 from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.manifest import MANIFEST, sha256_tree
@@ -87,7 +86,7 @@ def test_the_result_is_a_weight_set_with_its_origin(
 
 
 def test_reported_errors_are_shares_of_the_layers_output_energy(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
-    settings = CalibrateSettings(SolveSettings(method="rtn", group_size=32))
+    settings = CalibrateSettings(method="rtn", group_sizes=(32,))
     result = calibrate(qwen3_vl, data, tmp_path, settings)
     source, model, name = Checkpoint.open(qwen3_vl), load(qwen3_vl), "model.language_model.layers.0.self_attn.q_proj"
     inputs: list[torch.Tensor] = []
@@ -166,9 +165,9 @@ def test_a_missing_gpu_is_told(qwen3_vl: Path, data: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"head": 5}, "must be 16, 8 or 4"),
-        ({"samples": 0}, "at least one"),
-        ({"modality_weights": {"image": 1, "prompt": -1, "answer": 1}}, "at least 0"),
+        ({"head": 5}, "--head: 5 is not one of 16, 8, 4"),
+        ({"samples": 0}, "--samples: 0 must be at least 1"),
+        ({"modality_weights": {"image": 1, "prompt": -1, "answer": 1}}, "prompt: -1.0 must be at least 0"),
         ({"modality_weights": {"image": 0, "prompt": 0, "answer": 0}}, "all 0"),
     ],
 )
@@ -209,7 +208,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
 
 
 def test_torn_and_damaged_remains_are_solved_again(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
-    settings = CalibrateSettings(SolveSettings(method="rtn", group_size=32))
+    settings = CalibrateSettings(method="rtn", group_sizes=(32,))
     whole, work = tmp_path / "whole", tmp_path / "work"
     for folder in (whole, work):
         folder.mkdir()
@@ -236,7 +235,7 @@ def test_torn_and_damaged_remains_are_solved_again(qwen3_vl: Path, data: Path, t
 
     with pytest.raises(Killed):
         calibrate(qwen3_vl, data, work, settings, progress=kill)
-    other = CalibrateSettings(SolveSettings(method="rtn", group_size=32, symmetric=True))
+    other = CalibrateSettings(method="rtn", group_sizes=(32,), symmetric=True)
     assert calibrate(qwen3_vl, data, work, other)["resumed_blocks"] == 0
 
 

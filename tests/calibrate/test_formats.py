@@ -20,7 +20,6 @@ from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.samples import calibration_set
 from edgetune_calibrate.sensitivity import drift
 from edgetune_calibrate.settings import CalibrateSettings
-from edgetune_calibrate.solve import SolveSettings
 from edgetune_core.coordinates import box_places, digit_tokens, expected_boxes
 from edgetune_core.weightset import HEAD, WeightSet
 
@@ -89,7 +88,7 @@ def test_a_budget_is_kept_and_spent(family: str, data: Path, tmp_path: Path, req
 def test_a_limit_of_the_drop_takes_the_fewest_bytes_within_it(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
     sizes = []
     for limit in (100.0, 20.0, 4.0):
-        settings = CalibrateSettings(SolveSettings(method="rtn"), (3, 4, 8), (32, 128), max_drop=limit)
+        settings = CalibrateSettings(method="rtn", bits=(3, 4, 8), group_sizes=(32, 128), max_drop=limit)
         (tmp_path / str(limit)).mkdir()
         choice = calibrate(qwen3_vl, data, tmp_path / str(limit), settings)["weightset"]["calibration"]["choice"]
         assert choice["expected_drop"] <= limit
@@ -107,7 +106,7 @@ def test_a_limit_of_the_drop_takes_the_fewest_bytes_within_it(qwen3_vl: Path, da
 def test_a_killed_run_measures_nothing_again(
     step: int, measured: int, qwen3_vl: Path, data: Path, tmp_path: Path
 ) -> None:
-    settings = CalibrateSettings(SolveSettings(method="rtn"), (4, 8), (32,), budget_mb=0.4)
+    settings = CalibrateSettings(method="rtn", bits=(4, 8), group_sizes=(32,), budget_mb=0.4)
 
     class Killed(Exception):
         pass
@@ -159,8 +158,8 @@ def test_each_layer_gets_the_largest_group_size_that_divides_it(data: Path, tmp_
         (("--group-size", "32,"), "'' is not one of 32, 64, 128"),
         (("--budget-mb", "1", "--max-drop", "1"), "exclude each other"),
         (("--budget-mb", "1", "--bits", "4"), "there is one format to choose from"),
-        (("--budget-mb", "0"), "the budget is 0.0, must be above 0"),
-        (("--max-drop", "nan"), "the limit of the drop is nan, must be above 0"),
+        (("--budget-mb", "0"), "--budget-mb': 0.0 must be above 0"),
+        (("--max-drop", "nan"), "--max-drop': nan is not a finite number"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgetune_calibrate.batches import ROLES, batch, roles, token_weights
+from edgetune_calibrate.batches import batch, roles, token_weights
 from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.samples import calibration_set, choose
+from edgetune_calibrate.settings import ROLES
 from edgetune_calibrate.strata import AXES, strata
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError

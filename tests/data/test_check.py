@@ -12,8 +12,9 @@ from PIL import Image
 
 from data.broken import MAX_PIXELS, MIN_PIXELS, Writer, against, broken, clean
 from edgetune.cli import cli
-from edgetune_data.check import Limits, Report, check, gather
+from edgetune_data.check import Report, check, gather
 from edgetune_data.model_view import ModelView
+from edgetune_data.settings import CheckLimits
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "model"
 
@@ -23,7 +24,7 @@ def run(*arguments: str | Path) -> Result:
 
 
 def look(path: Path, *others: Path, **limits: Any) -> Report:
-    return check(gather(path, model=ModelView.of_checkpoint(TINY), limits=Limits(**limits)), others)
+    return check(gather(path, model=ModelView.of_checkpoint(TINY), limits=CheckLimits(**limits)), others)
 
 
 def found(report: Report) -> dict[str, set[str]]:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgetune.cli import cli
-from edgetune_data.crop_window import CropRules, moved_into, window
+from edgetune_data.crop_window import moved_into, window
+from edgetune_data.settings import CropRules
 from edgetune_runtime.bench.metrics import iou
 from edgetune_runtime.records import read_entries
 from edgetune_runtime.records.dialogue import Place
@@ -62,7 +63,13 @@ def situations(draw: st.DrawFn) -> tuple[list[Place], int, int, CropRules]:
         places.append(Place((x[0], y[0]) if point else (x[0], y[0], x[1], y[1])))
     least = draw(st.integers(1, 400))
     most = draw(st.one_of(st.none(), st.integers(least, 2000)))
-    rules = CropRules(draw(st.floats(0, 3)), least, most, draw(st.floats(1, 10)), draw(st.floats(0.01, 1)))
+    rules = CropRules(
+        margin=draw(st.floats(0, 3)),
+        min_size=least,
+        max_size=most,
+        max_aspect=draw(st.floats(1, 10)),
+        min_visible=draw(st.floats(0.01, 1)),
+    )
     return places, width, height, rules
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from builders import copy_checkpoint
 from edgetune.cli import cli
-from edgetune_export.options import ExportOptions
+from edgetune_export.settings import ExportSettings
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError, ParityError
 
@@ -178,16 +178,16 @@ def test_unusable_checkpoints_are_refused(qwen3_vl: Path, tmp_path: Path, damage
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int3"}, "unknown precision 'int3'"),
-        ({"block_size": 48}, "unknown block size 48"),
-        ({"target": "tpu"}, "unknown target 'tpu'"),
-        ({"vision_precision": "int4"}, "unknown vision precision 'int4'"),
-        ({"max_length": 0}, "max length must be at least 1"),
+        ({"precision": "int3"}, "--precision: 'int3' is not one of fp32, fp16, int8, int4"),
+        ({"block_size": 48}, "--block-size: 48 is not one of 32, 64, 128"),
+        ({"target": "tpu"}, "--target: 'tpu' is not one of cpu, cuda"),
+        ({"vision_precision": "int4"}, "--vision-precision: 'int4' is not one of fp32"),
+        ({"max_length": 0}, "--max-length: 0 must be at least 1"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ExportOptions(**options)
+        ExportSettings(**options)
 
 
 def test_a_length_over_the_models_window_is_refused(qwen3_vl: Path, tmp_path: Path) -> None:

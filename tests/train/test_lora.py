@@ -11,7 +11,8 @@ from peft.tuners.lora import LoraLayer
 
 from edgetune_runtime.errors import InputError
 from edgetune_train.checkpoint import Checkpoint
-from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
+from edgetune_train.lora import lora_config, resolve_targets
+from edgetune_train.settings import LoraSettings
 
 LANGUAGE = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from edgetune.cli import cli
 from edgetune_train.adapt import adapted_model
+from edgetune_train.arguments import training_arguments
 from edgetune_train.checkpoint import Checkpoint
-from edgetune_train.settings import TrainSettings, training_arguments
+from edgetune_train.settings import TrainSettings
 from train.test_training import refuses, train, trained
 
 LEARN = ["--epochs", "10", "--learning-rate", "0.01"]

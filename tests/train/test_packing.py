@@ -22,9 +22,10 @@ from edgetune_runtime.records import read_entries
 from edgetune_train.attention import choose_attention, use_attention
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
-from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
+from edgetune_train.lora import lora_config, resolve_targets
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs, best_fit
+from edgetune_train.settings import LoraSettings
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
 from families.checkpoints import (
     build_idefics3,

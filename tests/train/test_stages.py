@@ -97,8 +97,8 @@ def test_a_killed_curriculum_goes_on_at_its_stage(qwen3_vl: Path, curriculum: st
         ("a.yaml", "dat: x\n", "unknown key 'dat'"),
         ("a.yaml", "rank: 4\n", "all stages train the same adapter"),
         ("a.toml", 'output = "x"\n', "give it on the command line"),
-        ("a.yaml", "epochs: [1]\n", "takes one value"),
-        ("a.yaml", "epochs: many\n", "'many' is not a valid float"),
+        ("a.yaml", "epochs: [1]\n", "key 'epochs': takes a number, not [1]"),
+        ("a.yaml", "epochs: many\n", "key 'epochs': 'many' is not a number"),
         ("a.yaml", "- data\n", "must hold options by name"),
         ("a.yaml", "data: [\n", "not valid YAML"),
         ("a.yaml", "epochs: 1\n", "needs 'data'"),
@@ -122,7 +122,7 @@ def test_stages_must_not_validate_on_what_an_earlier_one_trained(
     stages = f"{tmp_path / 'a.yaml'},{tmp_path / 'b.yaml'}"
     output = tmp_path / "adapter"
     refuses(staged(qwen3_vl, output, "--stage", stages), "its image is also trained on", output=output)
-    refuses(staged(qwen3_vl, output), "Missing option '--data'", output=output)
+    refuses(staged(qwen3_vl, output), "--data: no training records", output=output)
 
 
 def validations(folder: Path) -> list[dict[str, Any]]:

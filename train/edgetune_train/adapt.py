@@ -11,12 +11,13 @@ from transformers import TrainingArguments
 
 from edgetune_runtime.errors import InputError
 from edgetune_train.adapter import Adapter
+from edgetune_train.arguments import dtype_of
 from edgetune_train.attention import choose_attention, use_attention
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off
 from edgetune_train.launch import is_sharded
 from edgetune_train.lora import in_vision, lora_config, resolve_targets
 from edgetune_train.quantize import nf4
-from edgetune_train.settings import TrainSettings, dtype_of
+from edgetune_train.settings import TrainSettings
 from edgetune_train.unfreeze import check_apart, resolve_unfreeze, to_float32
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -21,8 +21,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from edgetune_runtime.errors import MissingDependency
+from edgetune_train.settings import Attention
 
-Attention = Literal["auto", "sdpa", "torch_varlen", "flash_attention_2", "flash_attention_3"]
 _VARLEN = "torch_varlen"
 
 

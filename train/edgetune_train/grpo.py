@@ -19,17 +19,18 @@ from edgetune_core.conversation import Sample, prepare, stop_ids
 from edgetune_core.generation import forget_sampling
 from edgetune_runtime.records import Record
 from edgetune_train.adapter import Adapter
+from edgetune_train.arguments import dtype_of
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
 from edgetune_train.folder import CHECKPOINTS, save_adapter
-from edgetune_train.grpo_settings import GrpoSettings, grpo_arguments
-from edgetune_train.lora import LoraSettings, lora_config, resolve_targets
+from edgetune_train.grpo_arguments import grpo_arguments
+from edgetune_train.lora import lora_config, resolve_targets
 from edgetune_train.progress import Progress
 from edgetune_train.prompts import SamplePrompts
 from edgetune_train.rewards import REWARDS
 from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer, answer_text
-from edgetune_train.settings import dtype_of
+from edgetune_train.settings import GrpoSettings
 from edgetune_train.template import check_own_template
 from edgetune_train.trainer import FiniteTraining, last_checkpoint
 from edgetune_train.vision import PixelInputs
@@ -154,7 +155,7 @@ def _policy(checkpoint: Checkpoint, adapter: Adapter | None, settings: GrpoSetti
             policy = get_peft_model(model, config)
             adapter.load_into(policy)
             return policy
-        lora = settings.lora or LoraSettings()
+        lora = settings.lora
         names = resolve_targets(model, checkpoint.modules, lora.targets, vision=lora.vision)
         return get_peft_model(model, lora_config(model, names, lora))
 

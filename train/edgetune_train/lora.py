@@ -5,39 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from peft import LoraConfig
 from torch import nn
 
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
+from edgetune_train.settings import LoraSettings
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The adapter's shape.
-
-    Attributes:
-        rank: inner size r of the update B·A (LoRA, arXiv 2106.09685).
-        alpha: the update is scaled by alpha/r, or alpha/√r with `rslora`.
-        dropout: probability of dropping an input of the update while training.
-        rslora: rank-stabilised scaling (arXiv 2312.03732).
-        dora: weight-decomposed update (arXiv 2402.09353): direction by LoRA, magnitude learned apart.
-        targets: "auto", names of linear layers (whole or the end of one, as "q_proj"), or regular
-            expressions matched against whole dotted names.
-        vision: let "auto" and plain names reach the vision tower too.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    rslora: bool = False
-    dora: bool = False
-    targets: tuple[str, ...] = ("auto",)
-    vision: bool = False
 
 
 def resolve_targets(model: nn.Module, modules: Modules, targets: Sequence[str], *, vision: bool) -> list[str]:

@@ -1,32 +1,48 @@
-"""The knobs of a training run, and how they become transformers' `TrainingArguments`."""
+"""What a user chooses about a training, supervised or by GRPO."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import torch
-from transformers import TrainingArguments
-
+from edgetune_core.options import Options, option
 from edgetune_runtime.errors import InputError
-from edgetune_train.attention import Attention
-from edgetune_train.checkpoint import library_warnings_off
-from edgetune_train.lora import LoraSettings
 
 Precision = Literal["auto", "bf16", "fp32"]
 Quantization = Literal["none", "nf4"]
+Attention = Literal["auto", "sdpa", "torch_varlen", "flash_attention_2", "flash_attention_3"]
 Keep = Literal["last", "best"]
-Arguments = TypeVar("Arguments", bound=TrainingArguments)
+DEFAULT_REWARDS: Mapping[str, float] = MappingProxyType({"format": 1.0, "iou": 1.0, "refusal": 1.0, "answer": 1.0})
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class LoraSettings:
+    """The adapter's shape.
+
+    Attributes:
+        rank: inner size r of the update B·A (LoRA, arXiv 2106.09685).
+        alpha: the update is scaled by alpha/r, or alpha/√r with `rslora`.
+        dropout: probability of dropping an input of the update while training.
+        rslora: rank-stabilised scaling (arXiv 2312.03732).
+        dora: weight-decomposed update (arXiv 2402.09353): direction by LoRA, magnitude learned apart.
+        targets: "auto", names of linear layers (whole or the end of one, as "q_proj"), or regular
+            expressions matched against whole dotted names.
+        vision: let "auto" and plain names reach the vision tower too.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+    targets: tuple[str, ...] = ("auto",)
+    vision: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Options):
     """What every kind of training depends on besides its input files.
 
     Attributes:
@@ -44,204 +60,168 @@ class RunSettings:
         seed: of initial weights, the order of records, and whatever else is random.
     """
 
-    epochs: float = 3.0
-    batch_size: int = 8
-    accumulate: int = 1
-    learning_rate: float = 2e-4
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
-    checkpoint_steps: int = 100
-    val_limit: int = 200
-    cache_mb: int = 2048
-    trainer_args: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    epochs: float = option(3.0, help="Passes over the records.", minimum=0, above=True)
+    batch_size: int = option(8, help="Records per device and step.", minimum=1)
+    accumulate: int = option(1, help="Steps added up per optimizer step.", minimum=1)
+    learning_rate: float = option(2e-4, help="Peak of the schedule.", minimum=0, above=True)
+    precision: Precision = option(
+        "auto", help="Dtype of base weights and compute; auto is bf16 where the hardware has it."
+    )
+    gradient_checkpointing: bool = option(False, help="Trade time for memory in the backward pass.")
+    checkpoint_steps: int = option(100, help="Steps between resume points.", minimum=1)
+    val_limit: int = option(200, help="Validation records to score.", minimum=1)
+    cache_mb: int = option(2048, help="Memory for image features, in MiB.", minimum=0)
+    seed: int = option(0, help="Seed of initial weights, order and dropout.")
+    trainer_args: Mapping[str, Any] = option(
+        {}, help="Any field of TrainingArguments.", flag="--trainer-arg", metavar="KEY=VALUE"
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings(RunSettings):
     """Everything that a training run depends on besides its input files.
 
     Attributes:
-        lora: the adapter's shape.
+        rank: see `LoraSettings`, as are alpha, dropout, rslora, dora and targets.
+        vision_lora: `LoraSettings.vision`.
         box_loss: weight of the box term in the loss, see `edgetune_train.box_loss`; 0 is cross entropy alone.
         pack: tokens of a sequence that records are packed into, one per device and step; 0 pads batches instead, and
             otherwise `batch_size` is that of validation only.
         attention: how the samples of a pack are kept apart, see `edgetune_train.attention`.
         quantize: "nf4" holds the language blocks in 4 bits (QLoRA, arXiv 2305.14314).
-        unfreeze: parts of the vision tower to train whole, "last:N" (blocks) and "merger".
+        unfreeze: parts of the vision tower to train whole, "vision.last:N" (blocks) and "merger".
         loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354); None is one for both.
         early_stop: validations without a better grounding score after which training ends; None goes on.
         keep: the adapter to keep, of the "last" step or of the "best" validation.
     """
 
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    box_loss: float = 0.0
-    pack: int = 0
-    attention: Attention = "auto"
-    quantize: Quantization = "none"
-    unfreeze: tuple[str, ...] = ()
-    loraplus_ratio: float | None = None
-    early_stop: int | None = None
-    keep: Keep = "last"
+    rank: int = option(16, help="LoRA rank.", minimum=1)
+    alpha: int = option(32, help="LoRA alpha: scales the update by alpha/rank.", minimum=1)
+    dropout: float = option(0.0, help="LoRA dropout.", minimum=0, maximum=1, below=True)
+    rslora: bool = option(False, help="Scale by alpha/sqrt(rank) (rank-stabilised LoRA).")
+    dora: bool = option(False, help="Train direction and magnitude apart (DoRA).")
+    targets: tuple[str, ...] = option(
+        ("auto",),
+        help="Layers to adapt: auto, a name such as q_proj, or a regular expression on whole names. Repeatable.",
+        flag="--target",
+    )
+    vision_lora: bool = option(False, help="Let auto and names reach the vision tower, frozen otherwise.")
+    box_loss: float = option(
+        0.0,
+        help="Weight of a term for how far the expected boxes are off (L1 + GIoU).",
+        metavar="WEIGHT",
+        minimum=0,
+    )
+    pack: int = option(
+        0,
+        help="Pack records into sequences of this length, one per device and step; 0 pads batches instead.",
+        metavar="TOKENS",
+        minimum=0,
+    )
+    attention: Attention = option(
+        "auto", help="Attention implementation when packing; auto is the fastest that is there."
+    )
+    quantize: Quantization = option(
+        "none", help="Hold the language blocks in 4 bits (QLoRA); merge takes the unquantized base."
+    )
+    unfreeze: tuple[str, ...] = option(
+        (),
+        help="Train parts of the vision tower whole: vision.last:N, merger, or both with a comma.",
+        metavar="PARTS",
+        commas=True,
+    )
+    loraplus_ratio: float | None = option(None, help="Learning rate of LoRA's B over that of A (LoRA+).", minimum=1)
+    early_stop: int | None = option(
+        None, help="Stop after this many validations without a better mIoU.", metavar="PATIENCE", minimum=1
+    )
+    keep: Keep = option("last", help="Which adapter to keep: the last one, or that of the best mIoU on --val.")
+
+    @property
+    def lora(self) -> LoraSettings:
+        """The adapter's shape."""
+        return LoraSettings(self.rank, self.alpha, self.dropout, self.rslora, self.dora, self.targets, self.vision_lora)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON values; the adapter's shape is an object of its own."""
+        lora = asdict(self.lora)
+        return {"lora": lora} | {key: value for key, value in asdict(self).items() if key not in (*lora, "vision_lora")}
 
 
-OPTION_OF_FIELD = {
-    "output_dir": "--output",
-    "num_train_epochs": "--epochs",
-    "per_device_train_batch_size": "--batch-size",
-    "gradient_accumulation_steps": "--accumulate",
-    "learning_rate": "--learning-rate",
-    "bf16": "--precision",
-    "gradient_checkpointing": "--gradient-checkpointing",
-    "save_steps": "--checkpoint-steps",
-    "seed": "--seed",
-}
-# Fields that this program relies on; another value would break resuming, scoring or the folder it writes.
-FIXED = {
-    "average_tokens_across_devices",
-    "dataloader_pin_memory",
-    "disable_tqdm",
-    "label_names",
-    "load_best_model_at_end",
-    "push_to_hub",
-    "remove_unused_columns",
-    "report_to",
-    "restore_callback_states_from_checkpoint",
-    "resume_from_checkpoint",
-    "save_only_model",
-    "save_strategy",
-}
+@dataclass(frozen=True, kw_only=True)
+class GrpoSettings(RunSettings):
+    """Everything that a GRPO run (arXiv 2402.03300) depends on besides its input files.
 
-
-def parse_trainer_args(
-    pairs: Sequence[str],
-    arguments: type[TrainingArguments] = TrainingArguments,
-    *,
-    options: Mapping[str, str] = OPTION_OF_FIELD,
-    fixed: Collection[str] = FIXED,
-) -> dict[str, Any]:
-    """Return `KEY=VALUE` texts as fields of `TrainingArguments`.
-
-    A value is read as JSON where it is JSON (`true`, `4`, `{"min_lr": 1e-5}`) and as text otherwise.
-
-    Args:
-        pairs: the texts.
-        arguments: the class whose fields they are.
-        options: fields that have an option of their own, and its name.
-        fixed: fields that must stay as they are.
-
-    Raises:
-        InputError: no such field, a field that has an option of its own, or one that must stay as it is.
+    Attributes:
+        rank: of a new adapter, as are alpha and targets; None is the default of `LoraSettings`. One that is trained
+            further has its own shape.
+        rewards: weight of each reward, see `edgetune_train.rewards.REWARDS`; those that are not named keep theirs, and
+            those of weight 0 are left out.
+        generations: answers that are sampled for a record and compared with each other.
+        temperature: of the sampling.
+        max_tokens: of an answer; None is the longest target of the data and half as much again.
+        beta: weight of the divergence (KL) from where training started; 0 does without.
+        clip: the policy's ratio is clipped to 1 - clip, 1 + clip (epsilon).
+        clip_high: the upper clip where it is another one (arXiv 2503.14476), or None.
+        batch_size: records per device and step, each with all its answers.
+        accumulate: steps whose gradients are added up; their answers are sampled together.
+        cache_mb: memory for preprocessed images, in MiB.
     """
-    known = {item.name for item in dataclasses.fields(arguments) if item.init}
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise InputError(f"--trainer-arg {pair!r}: must look like KEY=VALUE")
-        if key in options:
-            raise InputError(f"--trainer-arg {key}: has an option of its own", hint=f"use {options[key]}")
-        if key in fixed:
-            raise InputError(f"--trainer-arg {key}: cannot be changed, edgetune relies on it")
-        if key not in known:
-            near = difflib.get_close_matches(key, known - set(fixed), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"see {arguments.__name__} for the fields"
-            raise InputError(f"--trainer-arg {key}: {arguments.__name__} has no such field", hint=hint)
-        try:
-            found[key] = json.loads(text)
-        except json.JSONDecodeError:
-            found[key] = text
-    return found
 
+    rewards: Mapping[str, float] = option(
+        {},
+        help="Weight of format, iou, refusal or answer; each is 1 unless given.",
+        flag="--reward",
+        metavar="NAME=WEIGHT",
+        minimum=0,
+    )
+    generations: int = option(8, help="Answers sampled for each record.", minimum=2)
+    temperature: float = option(1.0, help="Sampling temperature.", minimum=0, above=True)
+    max_tokens: int | None = option(
+        None, help="Longest sampled answer, in tokens; by default the longest target and half as much again.", minimum=1
+    )
+    beta: float = option(0.0, help="Weight of the divergence from the start (KL).", minimum=0)
+    clip: float = option(0.2, help="Clipping bound of a token's probability ratio (epsilon).", minimum=0, above=True)
+    clip_high: float | None = option(
+        None, help="Upper clipping bound (epsilon); --clip unless given.", minimum=0, above=True
+    )
+    epochs: float = option(1.0, help="Passes over the records.", minimum=0, above=True)
+    batch_size: int = option(4, help="Records per device and step, each with all its answers.", minimum=1)
+    accumulate: int = option(
+        1, help="Steps added up per optimizer step; their answers are sampled together.", minimum=1
+    )
+    learning_rate: float = option(2e-5, help="Peak of the schedule.", minimum=0, above=True)
+    rank: int | None = option(None, help="LoRA rank of a new adapter; 16 unless given.", minimum=1)
+    alpha: int | None = option(None, help="LoRA alpha of a new adapter; 32 unless given.", minimum=1)
+    targets: tuple[str, ...] = option((), help="Layers of a new adapter, as in `train`. Repeatable.", flag="--target")
+    checkpoint_steps: int = option(50, help="Steps between resume points.", minimum=1)
+    cache_mb: int = option(2048, help="Memory for preprocessed images, in MiB.", minimum=0)
+    seed: int = option(0, help="Seed of initial weights, order and sampling.")
+    trainer_args: Mapping[str, Any] = option(
+        {}, help="Any field of TRL's GRPOConfig.", flag="--trainer-arg", metavar="KEY=VALUE"
+    )
 
-def training_arguments(settings: TrainSettings, folder: Path, *, validate: bool) -> TrainingArguments:
-    """Return the arguments of transformers' `Trainer`.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.rewards:
+            if name not in DEFAULT_REWARDS:
+                raise InputError(
+                    f"--reward {name}: no reward of this name", hint=f"the rewards are {', '.join(DEFAULT_REWARDS)}"
+                )
+        object.__setattr__(self, "rewards", {**DEFAULT_REWARDS, **self.rewards})
+        if not any(self.rewards.values()):
+            raise InputError("--reward: all weights are 0, so there is nothing to learn from")
 
-    Args:
-        settings: the run's settings.
-        folder: where the checkpoints to resume from go.
-        validate: score the validation records after each epoch.
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What was said of a new adapter."""
+        named = {"rank": self.rank, "alpha": self.alpha, "targets": self.targets}
+        return {name: value for name, value in named.items() if value}
 
-    Raises:
-        InputError: transformers refuses a value.
-    """
-    values: dict[str, Any] = {
-        "per_device_train_batch_size": 1 if settings.pack else settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "weight_decay": 0.0,
-        "logging_steps": 10,
-        "logging_first_step": True,
-        "label_names": ["labels"],
-    }
-    forced: dict[str, Any] = {}
-    if settings.gradient_checkpointing:
-        forced = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return make_arguments(TrainingArguments, "transformers", settings, folder, values, forced, validate=validate)
+    @property
+    def lora(self) -> LoraSettings:
+        """The shape of a new adapter."""
+        return LoraSettings(**self.shape)
 
-
-def make_arguments(
-    kind: type[Arguments],
-    owner: str,
-    settings: RunSettings,
-    folder: Path,
-    values: Mapping[str, Any],
-    forced: Mapping[str, Any] = MappingProxyType({}),
-    *,
-    validate: bool,
-) -> Arguments:
-    """Return the arguments of a trainer: what every run has, `values`, the user's own, and what is `forced`.
-
-    Args:
-        kind: the class of the arguments.
-        owner: whose it is, for the message.
-        settings: the run's settings.
-        folder: where the checkpoints to resume from go.
-        values: the fields of this kind of training.
-        forced: fields that no `trainer_args` change.
-        validate: score the validation records after each epoch.
-
-    Raises:
-        InputError: the class refuses a value.
-    """
-    common = {
-        "output_dir": str(folder),
-        "num_train_epochs": settings.epochs,
-        "gradient_accumulation_steps": settings.accumulate,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.03,
-        "bf16": dtype_of(settings.precision) == torch.bfloat16,
-        "use_cpu": not torch.accelerator.is_available(),
-        "eval_strategy": "epoch" if validate else "no",
-        "save_strategy": "steps",
-        "save_steps": settings.checkpoint_steps,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,
-        # The features of a frozen tower travel in a transformers output, which cannot be pinned; and nothing is gained
-        # where batches are made in the training process.
-        "dataloader_pin_memory": False,
-        "log_level": "error",
-        "seed": settings.seed,
-    }
-    try:
-        with library_warnings_off():
-            arguments = kind(**{**common, **values, **settings.trainer_args, **forced})
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{owner} refuses the training arguments: {error}") from error
-    # Several visible GPUs without a launcher would mean DataParallel, which cannot split a batch of image patches.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def dtype_of(precision: Precision) -> torch.dtype:
-    """Return the dtype that the base is held and computed in."""
-    if precision == "auto":
-        if torch.cuda.is_available():
-            native = torch.cuda.is_bf16_supported()
-        else:
-            native = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        return torch.bfloat16 if native else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the result besides the adapter's shape, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("rank", "alpha", "targets")}

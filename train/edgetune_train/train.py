@@ -17,6 +17,7 @@ from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import AnyRecord
 from edgetune_train.adapt import adapted_model
+from edgetune_train.arguments import dtype_of, training_arguments
 from edgetune_train.batch import Collator, blank_sample
 from edgetune_train.best import SCORE, BestAdapter, best_validation
 from edgetune_train.box_loss import BoxAware, BoxLocator
@@ -28,7 +29,7 @@ from edgetune_train.packing import Packs
 from edgetune_train.progress import Progress
 from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer
-from edgetune_train.settings import TrainSettings, dtype_of, training_arguments
+from edgetune_train.settings import TrainSettings
 from edgetune_train.template import check_own_template
 from edgetune_train.trainer import GroundingTrainer, last_checkpoint, logged_until
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from edgetune_data.check.findings import Finding, Report
-from edgetune_data.check.limits import Limits
 from edgetune_data.check.material import Material
 from edgetune_data.check.run import check, gather
+from edgetune_data.settings import CheckLimits
 
-__all__ = ["Finding", "Limits", "Material", "Report", "check", "gather"]
+__all__ = ["CheckLimits", "Finding", "Material", "Report", "check", "gather"]

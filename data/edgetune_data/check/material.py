@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_data.check.findings import Finding, Numbers
-from edgetune_data.check.limits import Limits
 from edgetune_data.image_facts import ImageFacts, Look
 from edgetune_data.model_view import ModelView
 from edgetune_data.read import Item
+from edgetune_data.settings import CheckLimits
 from edgetune_runtime.errors import ImageError
 
 
@@ -34,7 +34,7 @@ class Material:
     entries: Sequence[Item]
     pictures: Mapping[Path, ImageFacts | ImageError]
     model: ModelView | None
-    limits: Limits
+    limits: CheckLimits
     looks: Mapping[str, Look] = field(default_factory=dict)
 
     @property

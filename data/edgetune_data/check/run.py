@@ -9,11 +9,11 @@ from pathlib import Path
 from edgetune_data import read
 from edgetune_data.check import boxes, copies, frame, labels, picture_quality, texts
 from edgetune_data.check.findings import RULES, Finding, Report
-from edgetune_data.check.limits import Limits
 from edgetune_data.check.material import Material
 from edgetune_data.image_facts import ImageFacts, read_images
 from edgetune_data.model_view import ModelView
 from edgetune_data.redactors import Redactor
+from edgetune_data.settings import CheckLimits
 from edgetune_runtime.errors import ImageError
 
 
@@ -21,7 +21,7 @@ def gather(
     path: Path,
     *,
     model: ModelView | None = None,
-    limits: Limits | None = None,
+    limits: CheckLimits | None = None,
     redactors: Mapping[str, Redactor] | None = None,
 ) -> Material:
     """Read a data file and decode its pictures.
@@ -33,7 +33,7 @@ def gather(
     looks = {name: redactor.find for name, redactor in (redactors or {}).items()}
     images = chain.from_iterable(entry.images for entry in entries)
     pictures = read_images(images, quality=True, looks=looks)
-    return Material(path, entries, pictures, model, limits or Limits(), looks)
+    return Material(path, entries, pictures, model, limits or CheckLimits(), looks)
 
 
 def check(material: Material, against: Sequence[Path] = ()) -> Report:

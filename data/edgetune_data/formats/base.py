@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from edgetune_data.formats.sniffing import Sniffed, is_json_lines
 from edgetune_data.pictures import Pictures
+from edgetune_data.settings import BoxFormat, ReadSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import decode_line
 from edgetune_runtime.records.forms import FormError
@@ -25,44 +26,11 @@ from edgetune_runtime.records.forms import FormError
 Value = dict[str, Any]
 """A canonical record as decoded JSON, its pictures as paths from the current folder (or absolute ones)."""
 
-BOX_FORMATS = ("xyxy", "xywh", "xyxy-norm1", "xywh-norm1", "cxcywh-norm1", "xyxy-norm1000")
+BOX_FORMATS = get_args(BoxFormat)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a data set is read; None and empty leave it to the format.
-
-    Attributes:
-        image_root: the folder that relative picture paths start from, in place of the data file's own.
-        split: read only this split.
-        box_format: what the numbers of a box mean, one of `BOX_FORMATS`; without "norm" they are pixels.
-        orientation: whether boxes were drawn on pictures turned upright by their EXIF tag, or as they are stored.
-        annotations: the second file of a format that has two.
-        columns: our name -> the file's name of a column.
-        questions: the name of a labelling control -> the question that it answers.
-        group: rows with the same picture and phrase are one record.
-        crowd: what a region that is marked as a crowd is: "keep" takes its box for one object, "skip" leaves it out,
-            None refuses its record.
-        text_boxes: the frame of boxes that are written as text into conversations, see `edgetune_data.text_boxes`; None
-            leaves them text.
-        allow_download: fetch pictures from http(s) addresses.
-    """
-
-    image_root: Path | None = None
-    split: str | None = None
-    box_format: str | None = None
-    orientation: Literal["upright", "stored"] | None = None
-    annotations: Path | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    questions: Mapping[str, str] = field(default_factory=dict)
-    group: bool = False
-    crowd: Literal["keep", "skip"] | None = None
-    text_boxes: Literal["pixels", "norm1000", "norm1", "padded1", "auto"] | None = None
-    allow_download: bool = False
-
-    def given(self) -> set[str]:
-        """Return the names of the options that are set."""
-        return {name for name, value in vars(self).items() if value}
+Options = ReadSettings
+"""How a data set is read, as a format's reader sees it."""
 
 
 @dataclass

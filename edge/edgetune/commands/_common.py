@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 import click
 
 from edgetune.commands._config import load_config
+from edgetune.commands._options import parameters
+from edgetune_core.options import Options
 from edgetune_runtime.errors import EdgetuneError
 from edgetune_runtime.signals import Terminated, sigterm_raises
 
@@ -38,6 +41,28 @@ EXTRA_OF_MODULE = {
     "rapidocr": "redact",
 }
 """Which extra of `edgetune` installs a module that a verb may find missing."""
+
+
+class _Notes(logging.Handler):
+    """Prints what the stages remark, a line each, to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one remark."""
+        click.echo(record.getMessage(), err=True)
+
+
+def print_notes() -> None:
+    """Send the remarks of the Python API (logger "edgetune") to stderr, once however often this is called."""
+    log = logging.getLogger("edgetune")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def main_process() -> bool:
+    """Whether this process speaks to the user: under `torchrun` or `accelerate launch` the first one does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Console:
@@ -143,6 +168,7 @@ class Program(click.Command):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run; in standalone mode print errors and exit with the code that the documentation promises."""
+        print_notes()
         run = functools.partial(super().main, *args, standalone_mode=False, **extra)
         if not standalone_mode:
             return run()
@@ -210,13 +236,20 @@ def _report(message: str, hint: str | None, code: int) -> int:
 
 
 def verb(
-    *, writes: bool = False, subcommands: Mapping[str, click.Command] | None = None
+    options: type[Options] | None = None,
+    *,
+    writes: bool = False,
+    subcommands: Mapping[str, click.Command] | None = None,
 ) -> Callable[[Callable[..., object]], Program]:
     """Make a click command of a function, with the options that every verb has.
 
     Adds `--json` and `--config FILE`, and `--dry-run` and `--force` when the verb writes a stage folder. The
     function gets a `Console` first, then its own options by name, then `force` and `dry_run` where they apply.
-    `subcommands` are run instead when their name comes first.
+
+    Args:
+        options: dataclass that the verb's options are made from; None takes those that click's decorators declare.
+        writes: the verb writes a stage folder, where its options do not say so themselves.
+        subcommands: are run instead when their name comes first.
     """
 
     def decorate(function: Callable[..., object]) -> Program:
@@ -225,6 +258,8 @@ def verb(
             return function(Console(as_json=as_json), **arguments)
 
         own = list(reversed(getattr(function, "__click_params__", [])))
+        if options is not None:
+            own += parameters(options)
         for param in own:
             if type(param.type) is click.Choice:
                 param.type = Choice(param.type.choices, param.type.case_sensitive)

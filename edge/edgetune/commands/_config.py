@@ -1,15 +1,14 @@
-"""Option values from files, held to the same rules as the command line: `--config FILE`, and the stages of `train`."""
+"""`--config FILE`: option values from a file, held to the same rules as the command line."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import click
 
+from edgetune_core.option_files import read_values
 from edgetune_runtime.errors import InputError
 
 
@@ -31,30 +30,10 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     }
 
 
-def read_options(ctx: click.Context, path: Path, apart: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of a verb's options in a file, parsed, by the names of the verb's arguments.
-
-    Args:
-        ctx: of the verb.
-        path: TOML, or YAML where the name ends so.
-        apart: options that the file may not hold -> why not.
-
-    Raises:
-        InputError: as `load_config`, and a key of `apart`.
-    """
-    options = {_key(option): option for option in ctx.command.params if isinstance(option, click.Option)}
-    found = {}
-    for key, value, option in _known(path, options):
-        if _key(option) in apart:
-            raise InputError(f"{path}: key {key!r} cannot stand here: {apart[_key(option)]}")
-        found[str(option.name)] = option.type_cast_value(ctx, _typed(path, key, value, option, ctx))
-    return found
-
-
 def _known(path: Path, options: Mapping[str, click.Option]) -> list[tuple[str, object, click.Option]]:
     """Return a file's keys and values with the options that they mean."""
     found = []
-    for key, value in _values(path).items():
+    for key, value in read_values(path).items():
         option = options.get(key.replace("_", "-"))
         if option is None:
             near = get_close_matches(key, options, n=1)
@@ -62,24 +41,6 @@ def _known(path: Path, options: Mapping[str, click.Option]) -> list[tuple[str, o
             raise InputError(f"{path}: unknown key {key!r}", hint=hint)
         found.append((key, value, option))
     return found
-
-
-def _values(path: Path) -> dict[str, object]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix not in (".yaml", ".yml"):
-            return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise InputError(f"{path}: must hold options by name")
-    return values
 
 
 def _key(option: click.Parameter) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import transformers
 
 from edgetune_export.check.reference import Case, Sample
-from edgetune_export.options import ExportOptions
+from edgetune_export.settings import ExportSettings
 from edgetune_runtime.backends import Backend, ImageFeatures
 from edgetune_runtime.decode import Prompt, prefill, step
 from edgetune_runtime.errors import ParityError
@@ -150,7 +150,7 @@ def teacher_forced(backend: Backend, prompt: Prompt, tokens: list[int]) -> Float
     return np.stack(rows)
 
 
-def require(parity: Parity, options: ExportOptions) -> None:
+def require(parity: Parity, options: ExportSettings) -> None:
     """Raise `ParityError` where an export is worse than rounding explains; see the constants of this module."""
     for name, value in parity.to_dict().items():
         if isinstance(value, float) and not np.isfinite(value):

@@ -3,70 +3,87 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from edgetune_core.weightset import HEAD, WeightSet
+from edgetune_core.options import Options, option
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.blocks import BlockFormat
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
-VISION_PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
-"""int8 finds the scale of activations at each call, int8-static has it from calibration."""
+if TYPE_CHECKING:
+    from edgetune_core.weightset import WeightSet
+    from edgetune_runtime.quant.blocks import BlockFormat
 
-TARGETS = ("cpu", "cuda")
-BLOCK_SIZES = (32, 64, 128)
-DIALECTS = ("ort", "plain")
-"""Operators of format "onnx": onnxruntime's own, or those of the ONNX standard only."""
-
-ACCURACY_LEVELS = (0, 4)
-"""Of quantized products: 0 leaves activations alone, 4 lets CPU kernels round them to int8 by block, the fast path."""
-
-TRT_PROFILES = ("10.3", "10.13", "10.16")
-"""Oldest TensorRT that is to read the graphs."""
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+VisionPrecision = Literal["fp32", "fp16", "int8", "int8-static"]
+Block = Literal[32, 64, 128]
 DEFAULT_BLOCK = 32
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Options):
     """Settings of one export.
 
     Attributes:
         precision: of the decoder's weights. fp16 also computes in float16.
-        vision_precision: of the vision encoder; None follows `precision`, int8 standing in for int4.
+        vision_precision: of the vision encoder; None follows `precision`, int8 standing in for int4. int8 finds the
+            scale of activations at each call, int8-static has it from calibration.
         head_precision: of the language model head; None follows `precision`, int8 standing in for int4.
         target: "cuda" computes in float16, which onnxruntime's CUDA attention needs.
         block_size: weights that share a scale, along the input; None is 32, and for TensorRT 128 or 64.
         symmetric: leave zero points out of int4 weights.
-        max_length: prompt and answer together, in tokens; None derives it from the image limit.
-        accuracy_level: see ACCURACY_LEVELS.
-        dialect: see DIALECTS.
-        trt_profile: see TRT_PROFILES; None is the oldest, or the newest where `trt_targets` names RTX GPUs.
+        accuracy_level: of quantized products: 0 leaves activations alone, 4 lets CPU kernels round them to int8 by
+            block, the fast path.
+        dialect: operators of format "onnx": onnxruntime's own, or those of the ONNX standard only.
+        trt_profile: oldest TensorRT that is to read the graphs; None is the oldest, or the newest where `trt_targets`
+            names RTX GPUs.
         trt_targets: compute capabilities, such as "8.6", to build TensorRT-RTX engines for.
+        max_length: prompt and answer together, in tokens; None derives it from the image limit.
     """
 
-    precision: str = "int4"
-    vision_precision: str | None = None
-    head_precision: str | None = None
-    target: str = "cpu"
-    block_size: int | None = None
-    symmetric: bool = False
-    max_length: int | None = None
-    accuracy_level: int = 4
-    dialect: str = "ort"
-    trt_profile: str | None = None
-    trt_targets: tuple[str, ...] = ()
+    precision: Precision = option("int4", help="Decoder weights.")
+    vision_precision: VisionPrecision | None = option(
+        None,
+        help="Vision encoder; by default the decoder's, int8 for int4, and fp16 for int8 and int4 on cuda. "
+        "int8-static takes the activations' scales from the weight set.",
+    )
+    head_precision: Precision | None = option(
+        None, help="Language model head; by default the weight set's, else the decoder's, int8 for int4."
+    )
+    target: Literal["cpu", "cuda"] = option("cpu", help="Device of the bundle; cuda computes in float16.")
+    block_size: Block | None = option(
+        None,
+        help="Weights that share a scale where they are rounded to nearest.",
+        shown="32; for trt 128 or 64",
+    )
+    symmetric: bool = option(False, help="Rounded int4 without zero points: smaller, a little less accurate.")
+    accuracy_level: Literal[0, 4] = option(
+        4,
+        help="Activation rounding in quantized matrix products: 4 lets CPUs round activations to int8 by block, which "
+        "is fast; 0 does not.",
+    )
+    dialect: Literal["ort", "plain"] = option(
+        "ort",
+        help="Operators of onnx: onnxruntime's own, or those of the ONNX standard only, for other runtimes.",
+    )
+    trt_profile: Literal["10.3", "10.13", "10.16"] | None = option(
+        None, help="Oldest TensorRT to support with trt graphs: 10.3 is that of JetPack 6.2."
+    )
+    trt_targets: tuple[str, ...] = option(
+        (),
+        help="RTX GPUs to build engines for here, such as sm86,sm120.",
+        flag="--trt-target",
+        commas=True,
+    )
+    max_length: int | None = option(
+        None, help="Prompt and answer in tokens; by default 1024 beside an image.", minimum=1
+    )
 
     def __post_init__(self) -> None:
-        _choose("precision", self.precision, PRECISIONS)
-        _choose("target", self.target, TARGETS)
-        _choose("block size", self.block_size, (None, *BLOCK_SIZES))
-        _choose("vision precision", self.vision, VISION_PRECISIONS)
-        _choose("head precision", self.head, PRECISIONS)
-        _choose("dialect", self.dialect, DIALECTS)
-        _choose("accuracy level", self.accuracy_level, ACCURACY_LEVELS)
-        _choose("TensorRT profile", self.trt_profile, (None, *TRT_PROFILES))
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError(f"max length must be at least 1, not {self.max_length}")
+        super().__post_init__()
+        if not self.trt_targets:
+            return
+        from edgetune_runtime.backends.trt.build_engine import parse_target
+
+        object.__setattr__(self, "trt_targets", tuple(parse_target(name) for name in self.trt_targets))
 
     @property
     def half(self) -> bool:
@@ -99,6 +116,8 @@ class ExportOptions:
 
     def block_format(self, precision: str) -> BlockFormat | None:
         """Weight format of a precision; None for dense weights in the activation dtype."""
+        from edgetune_runtime.quant.blocks import BlockFormat
+
         block = self.block_size or DEFAULT_BLOCK
         if precision == "int4":
             return BlockFormat(4, block, self.symmetric)
@@ -117,6 +136,8 @@ class ExportOptions:
                 f"precision {self.precision} and the weight set {weights.folder} exclude each other",
                 hint="the set has the decoder's weights: leave one of the two out",
             )
+        from edgetune_core.weightset import HEAD
+
         if self.head_precision is not None and HEAD in weights:
             raise InputError(
                 f"head precision {self.head_precision}, but the weight set {weights.folder} has the head already",
@@ -126,9 +147,3 @@ class ExportOptions:
     def to_dict(self) -> dict[str, Any]:
         """The settings with defaults resolved, as JSON values."""
         return {**asdict(self), "vision_precision": self.vision, "head_precision": self.head}
-
-
-def _choose(what: str, value: object, known: tuple[object, ...]) -> None:
-    if value not in known:
-        names = ", ".join(str(name) for name in known if name is not None)
-        raise InputError(f"unknown {what} {value!r}", hint=f"choose one of: {names}")

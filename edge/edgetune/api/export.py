@@ -1,0 +1,147 @@
+"""`edgetune.export`: a merged checkpoint becomes a bundle for one engine, or one for each of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune_core.options import StageOptions, option, takes
+from edgetune_core.processes import apart
+from edgetune_core.stage import StageResult, run_stage
+from edgetune_export.formats import FORMATS, find_format
+from edgetune_export.settings import ExportSettings
+from edgetune_runtime.errors import EdgetuneError, InputError
+from edgetune_runtime.manifest import MANIFEST
+
+WEIGHTS = "weights"
+"""Folder of the weight set beside the bundles, when it is calibrated here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places(StageOptions):
+    checkpoint: Path = option(help="Hugging Face checkpoint, merged (not an adapter).")
+    weights: Path | None = option(None, help="Weight set of edgetune calibrate.")
+    data: Path | None = option(None, help="Records to calibrate on first; needs --formats.")
+    output: Path = option(help="Folder of the bundle.")
+    format: str | None = option(None, help="Kind of bundle.", metavar=f"[{'|'.join(FORMATS)}]", shown="onnx")
+    formats: tuple[str, ...] = option(
+        (), help="Several, such as onnx,gptq: bundles OUTPUT/onnx and OUTPUT/gptq.", commas=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ExportSettings, _Places):
+    """Options of `edgetune.export` and `edgetune.export_formats`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format and self.formats:
+            raise InputError("--format and --formats exclude each other")
+        if self.weights and self.data:
+            raise InputError("--weights and --data exclude each other", hint="the weight set is calibrated already")
+        if self.data and not self.formats:
+            raise InputError(
+                "--data needs --formats: the weight set is written beside the bundles", hint="--formats onnx"
+            )
+        for name in self.formats or (self.format or "onnx",):
+            if find_format(name).needs_weights and not (self.weights or self.data):
+                raise InputError(
+                    f"format {name} is written from a weight set",
+                    hint="calibrate first: edgetune calibrate, or give --data and --formats",
+                )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `edgetune.export_formats` wrote.
+
+    Attributes:
+        weights: the weight set that all formats are written from.
+        bundles: format -> its bundle.
+        failures: format -> why it was not written.
+    """
+
+    weights: Path | None
+    bundles: dict[str, StageResult]
+    failures: dict[str, EdgetuneError]
+
+
+@takes(ExportOptions)
+def export(options: ExportOptions) -> StageResult:
+    """Write a bundle from a merged checkpoint, checked against transformers.
+
+    Raises:
+        InputError: the checkpoint, the weight set or an option cannot be exported.
+        ParityError: the bundle does not answer as the checkpoint does.
+    """
+    if options.formats:
+        raise InputError("several formats are written by `edgetune.export_formats`", hint="or give one format")
+    settings = options.narrow(ExportSettings)
+    return run_stage(
+        "export",
+        options.output,
+        inputs={"checkpoint": options.checkpoint} | ({"weights": options.weights} if options.weights else {}),
+        settings={"format": options.format or "onnx", **settings.to_dict()},
+        build=lambda work: _build(options, settings, work),
+        force=options.force,
+        dry_run=options.dry_run,
+    )
+
+
+def _build(options: ExportOptions, settings: ExportSettings, work: Path) -> dict[str, Any]:
+    """Export with a progress bar (none off a terminal)."""
+    from tqdm import tqdm
+
+    from edgetune_core.weightset import WeightSet
+    from edgetune_export.job import OPENING, ExportJob
+
+    format_ = find_format(options.format or "onnx")
+    steps = (*OPENING, *format_.steps)
+    with tqdm(total=len(steps), desc="export", unit="step", disable=None, delay=2, leave=False) as bar:
+
+        def progress(step: str) -> None:
+            bar.update(steps.index(step) - bar.n)
+            bar.set_postfix_str(step)
+
+        # The stage has compared the set's files with its manifest already.
+        calibrated = None if options.weights is None else WeightSet.load(options.weights, verify=False)
+        job = ExportJob.open(options.checkpoint, work, settings, weights=calibrated, progress=progress)
+        return format_.load()(job)
+
+
+@takes(ExportOptions)
+def export_formats(options: ExportOptions) -> Exported:
+    """Write several formats of one checkpoint from one calibration, which is made here where records are given.
+
+    Each is a process of its own, so that none can take another down, and a stage of its own: an unchanged one is kept,
+    an interrupted calibration is continued.
+
+    Raises:
+        InputError: the output is itself a result of edgetune, or options exclude each other.
+        EdgetuneError: the calibration failed.
+    """
+    if not options.formats:
+        raise InputError("no format given", hint="give formats, such as onnx and gptq")
+    if (options.output / MANIFEST).is_file():
+        raise InputError(f"{options.output}: is a bundle or another result itself", hint="choose another --output")
+    weights = options.weights
+    flags: dict[str, Any] = {"force": options.force, "dry_run": options.dry_run}
+    if options.data:
+        from edgetune.api.calibrate import calibrate
+
+        weights = options.output / WEIGHTS
+        apart(calibrate, checkpoint=options.checkpoint, data=options.data, output=weights, **flags)
+    bundles: dict[str, StageResult] = {}
+    failures: dict[str, EdgetuneError] = {}
+    settings: dict[str, Any] = vars(options.narrow(ExportSettings))
+    for name in options.formats:
+        place: dict[str, Any] = {"checkpoint": options.checkpoint, "weights": weights, "output": options.output / name}
+        if options.dry_run and weights is not None and not weights.is_dir():
+            bundles[name] = StageResult(options.output / name, {}, False)
+            continue
+        try:
+            bundles[name] = apart(export, format=name, **place, **settings, **flags)
+        except EdgetuneError as error:
+            failures[name] = error
+    return Exported(weights, bundles, failures)

@@ -1,0 +1,101 @@
+"""`edgetune.grpo`: an adapter trained further on its own answers, rewarded for their boxes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgetune_core.options import StageOptions, option, takes
+from edgetune_core.stage import StageResult, run_stage
+from edgetune_runtime.errors import InputError
+from edgetune_train.settings import GrpoSettings
+
+log = logging.getLogger("edgetune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places(StageOptions):
+    checkpoint: Path = option(help="Hugging Face folder of the base.")
+    adapter: Path | None = option(None, help="Adapter to start from, as `train` writes it.")
+    data: Path = option(help="Training records, in any format that data convert reads.")
+    val: Path | None = option(None, help="Records that are scored after each epoch.")
+    output: Path = option(help="Folder to write the adapter to.")
+    limit: int | None = option(None, help="Train on the first N records only.", minimum=1)
+    allow_overlap: bool = option(False, help="Accept validation images that are trained on.")
+    allow_text_boxes: bool = option(False, help="Learn boxes that answers hold as text as they stand there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoOptions(GrpoSettings, _Places):
+    """Options of `edgetune.grpo`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter and self.shape:
+            raise InputError(
+                f"--{next(iter(self.shape)).removesuffix('s')}: the adapter to start from has its own",
+                hint="leave it out, or leave out --adapter",
+            )
+
+
+@takes(GrpoOptions)
+def grpo(options: GrpoOptions) -> StageResult:
+    """Train an adapter on its own sampled answers and what their boxes earn (GRPO, through TRL).
+
+    The same call continues an interrupted run from its last resume point.
+
+    Raises:
+        InputError: a record or a setting cannot be used, or validation images are trained on.
+    """
+    from edgetune_data.read import load, stage_inputs
+    from edgetune_data.text_boxes import refuse
+    from edgetune_runtime.records import scored
+    from edgetune_train.adapter import Adapter
+    from edgetune_train.checkpoint import Checkpoint
+    from edgetune_train.grpo import grpo as train
+    from edgetune_train.grpo_arguments import parse_grpo_args
+    from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
+    from edgetune_train.launch import main_process, work_folder
+
+    settings = replace(options.narrow(GrpoSettings), trainer_args=parse_grpo_args(options.trainer_args))
+    base = Checkpoint.open(options.checkpoint)
+    start = Adapter.open(options.adapter) if options.adapter else None
+    if start:
+        start.check_base(base)
+    records = scored(load(options.data), options.data)[: options.limit]
+    val_records = scored(load(options.val), options.val) if options.val else []
+    if not options.allow_text_boxes:
+        refuse(records)
+    images = image_hashes([*records, *val_records])
+    if val_records and not options.allow_overlap:
+        remark = check_disjoint(records, val_records)
+        if remark:
+            log.info(remark)
+
+    def build(folder: Path) -> dict[str, Any]:
+        return train(base, start, records, val_records, settings, folder)
+
+    inputs = {"checkpoint": options.checkpoint} | ({"adapter": options.adapter} if options.adapter else {})
+    inputs |= stage_inputs("data", options.data) | (stage_inputs("val", options.val) if options.val else {})
+    shape = None if start else asdict(settings.lora)
+    stage = partial(
+        run_stage,
+        "grpo",
+        options.output,
+        inputs=inputs,
+        settings=settings.to_dict() | {"lora": shape, "limit": options.limit, "images_sha256": tree_hash(images)},
+        build=build,
+        seed=settings.seed,
+        force=options.force,
+        resumable=True,
+    )
+    facts = {"records": len(records)}
+    if main_process():
+        return replace(stage(dry_run=options.dry_run), facts=facts)
+    planned = stage(dry_run=True)
+    if not (options.dry_run or planned.skipped):
+        build(work_folder(options.output))
+    return replace(planned, facts=facts)
