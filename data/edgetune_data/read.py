@@ -22,6 +22,7 @@ from edgetune_core.stage import check_input
 from edgetune_data import text_boxes
 from edgetune_data.formats import find
 from edgetune_data.formats.base import FLAGS, Format, Options, Row, Source, Value
+from edgetune_data.formats.sniffing import is_json_lines
 from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
 from edgetune_runtime.errors import InputError
@@ -310,7 +311,9 @@ def _is_plain(path: Path, format: str, options: Options | None) -> bool:
     """Whether the runtime's own reader does."""
     if path.is_dir() or (options and options.given()):
         return False
-    return not path.exists() or (find(format, path).name == "edgetune" and not _holds_pictures(path))
+    if not path.exists():
+        return True
+    return find(format, path).name == "edgetune" and is_json_lines(path) and not _holds_pictures(path)
 
 
 _PICTURE = re.compile(rb'"(?:data:|https?:|file:|[A-Za-z0-9+/\\]{200})', re.IGNORECASE)

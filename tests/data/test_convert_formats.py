@@ -229,6 +229,16 @@ def test_the_command_line_knows_the_formats() -> None:
     assert record_schema()["$id"].endswith(f":{VERSION}")
 
 
+def test_records_of_edgetune_may_be_an_array(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    value = {"image": "desk.png", "text": "cup", "bbox": [1, 2, 30, 40]}
+    path = write_json(tmp_path / "array.json", [value])
+    assert sniff(path).name == "edgetune"
+    assert convert(path, tmp_path / "out").exit_code == 0
+    assert lines(tmp_path / "out" / "data.jsonl") == [{**value, "image": "../desk.png"}]
+    assert [(record.source, record.images) for record in load(path)] == [("array.json#0", (tmp_path / "desk.png",))]
+
+
 def test_what_is_no_known_format_is_named(tmp_path: Path) -> None:
     result = convert(write_json(tmp_path / "a.json", {"rows": []}), tmp_path / "out")
     assert result.exit_code == 2

@@ -60,7 +60,9 @@ def _messages(value: Value) -> Value:
 def _sniff(found: Sniffed) -> bool:
     if found.is_folder:
         return (found.path / DATA).is_file()
-    return found.is_json_lines and not found.telling
+    if found.is_json_lines:
+        return not found.telling
+    return bool(found.records) and {"image", "text", "bbox"} <= set(found.records[0])
 
 
 FORMAT = Format(
