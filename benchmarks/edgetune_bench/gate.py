@@ -219,18 +219,18 @@ def _floor(results: Results, row: Measured, metric: str, least: float) -> Check:
     share, interval = METRICS[metric].share(row)
     if share is None:
         raise InputError(f"{row.name}: no {metric} in the results", hint="the records have nothing that it counts")
-    value = 100 * share
+    value = round(100 * share, 9)  # 100 times 0.57 is a little less than 57
     check = Check(row.name, metric, "fail", f"{_hundredths(value)} %", value=value, floor=least)
     if value < least:
         return replace(check, remark=f"{least - value:.2f} points under")
     if interval is None:
-        remark = "one picture alone does not tell"
+        remark = "the results have no interval for it: only one picture counts, or an earlier version measured"
         return replace(check, outcome="inconclusive", remark=remark)
     level = results.statistics.level
     spread = 100 * (interval.value - interval.low)
     lower = max(0.0, value - max(spread, 100 * least_width_below(interval.images, level)))
-    check = replace(check, figure=f"{_hundredths(value)} % [{_hundredths(lower)}, ", lower=lower)
-    check = replace(check, figure=f"{check.figure}{_hundredths(100 * interval.high)}]")
+    ends = f"[{_hundredths(lower)}, {_hundredths(100 * interval.high)}]"
+    check = replace(check, figure=f"{check.figure} {ends}", lower=lower)
     if lower >= least:
         return replace(check, outcome="pass")
     needed = _records_above(interval, value - least, spread, level)
