@@ -24,16 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from edgetune_bench.average_precision import coco_results, coco_truth
 from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.predictions import GroundPrediction, Prediction, VqaPrediction, grounding, questions
 from edgetune_runtime.errors import InputError, MissingDependency
-from edgetune_runtime.images.load import load_image, upright_size
+from edgetune_runtime.images.load import load_image, read_header, upright_size
 
 _SPLIT = "test"  # of EvalScope's refcoco set
-_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 def write(answers: Answers, folder: Path, form: str, *, name: str) -> list[str]:
@@ -266,9 +263,8 @@ def said(row: GroundPrediction) -> str:
 
 def picture_bytes(path: Path) -> bytes:
     """The file as it is, or upright as PNG where it is stored on its side, which other readers may not turn."""
-    with Image.open(path) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-    if not turned:
+    *_, turn = read_header(path)
+    if turn == 1:
         return path.read_bytes()
     buffer = io.BytesIO()
     load_image(path).save(buffer, "PNG")

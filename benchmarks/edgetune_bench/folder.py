@@ -13,7 +13,7 @@ from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.predictions import Prediction
 from edgetune_runtime.bench.results import Results
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.typed_json import load
+from edgetune_runtime.json_file import decode_json
 
 RESULTS, TABLE, PREDICTIONS, REPORT = "results.json", "table.md", "predictions", "report.html"
 
@@ -90,7 +90,7 @@ def _read_lines(file: Path, row: str) -> tuple[Prediction, ...]:
     lines = file.read_bytes().splitlines()
     answers = []
     for number, line in enumerate(lines, 1):
-        value = load(line, f"{file}:{number}")
+        value = decode_json(line, f"{file}:{number}")
         try:
             answers.append(predictions.read(value))
         except InputError as error:

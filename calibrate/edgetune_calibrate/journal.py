@@ -10,6 +10,8 @@ from typing import Any
 from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.quantize import SolvedBlock
 from edgetune_core.weightset import HEAD, WeightSet, write_block
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.manifest import sha256_file
 from edgetune_runtime.quant.blocks import BlockFormat
 
@@ -39,8 +41,8 @@ class _Lines:
         entries: list[dict[str, Any]] = []
         for number, line in enumerate(lines):
             try:
-                entry = json.loads(line)
-            except ValueError:
+                entry = decode_json(line)
+            except InputError:
                 break
             if number == 0:
                 if entry != {"key": key}:

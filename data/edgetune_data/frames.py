@@ -13,9 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import ExifTags, Image
-
-from edgetune_runtime.images.load import upright_size
+from edgetune_runtime.images.load import changed_at, read_header
 from edgetune_runtime.records.forms import FormError
 
 Unit = Literal["pixel", "norm1", "norm1000"]
@@ -96,10 +94,8 @@ def corners(box: Sequence[float], box_format: str) -> tuple[list[float], Unit]:
 
 @lru_cache(maxsize=4096)
 def _facts(path: str, _changed: int) -> tuple[int, int, int]:
-    width, height = upright_size(Path(path))
-    with Image.open(path) as image:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return width, height, turn if turn in range(1, 9) else 1
+    width, height, turn = read_header(Path(path))
+    return (height, width, turn) if turn >= 5 else (width, height, turn)
 
 
 def frame_of(
@@ -118,8 +114,7 @@ def frame_of(
         FormError: the file has another size than declared, what is declared is no size, or a turned picture's boxes
             could mean either frame.
     """
-    file = Path(path)
-    width, height, turn = _facts(path, file.stat().st_mtime_ns if file.exists() else 0)
+    width, height, turn = _facts(path, changed_at(Path(path)))
     upright = (width, height)
     stored = (height, width) if turn >= 5 else upright
     if declared is not None and any(isinstance(side, bool) or not isinstance(side, int | float) for side in declared):

@@ -9,13 +9,13 @@ Paths are relative to the folder of `dataset.json`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import DATASET, sha256_file, sha256_tree
 
 NAME = DATASET
@@ -88,13 +88,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, broken, or of another version.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict) or value.get("version") != VERSION:
+    value = read_json(path)
+    if value.get("version") != VERSION:
         raise InputError(f"{path}: not a data set's manifest of version {VERSION}")
     return value
 

@@ -27,6 +27,7 @@ from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
+from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.manifest import verify_listed
 from edgetune_runtime.records import AnyRecord, read_entries, record_of
 from edgetune_runtime.records.dialogue import Name, Picture, Place
@@ -72,8 +73,8 @@ class Item:
         if not isinstance(self.raw, bytes):
             return self.raw
         try:
-            return json.loads(self.raw)
-        except (ValueError, RecursionError):
+            return decode_json(self.raw)
+        except InputError:
             return self.raw.decode("utf-8", errors="replace").rstrip("\n")
 
     @property

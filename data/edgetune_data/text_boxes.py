@@ -20,6 +20,7 @@ from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.errors import ImageError, InputError
 from edgetune_runtime.families import FAMILIES
+from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.records.checks import FormError
 from edgetune_runtime.records.dialogue import Dialogue
 from edgetune_runtime.records.forms import Conversation, Parts
@@ -328,8 +329,8 @@ def _alone(said: _Said, names: list[str]) -> tuple[str, list[str]]:
     numbers = iter([json.dumps(box.numbers) for box in said.boxes])
     filled = re.sub("<bbox>", lambda _: next(numbers), body)
     try:
-        json.loads(filled)
-    except (ValueError, RecursionError):
+        decode_json(filled)
+    except InputError:
         return said.text, names
     reading = grammar.read(filled, _AS_JSON)
     same = [box.numbers for box in reading.boxes] == [box.numbers for box in said.boxes]

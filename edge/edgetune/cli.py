@@ -74,4 +74,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `edgetune` script."""
+    from edgetune_runtime.terminal import prepare
+
+    prepare()
     cli(prog_name="edgetune")

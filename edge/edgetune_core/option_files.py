@@ -19,18 +19,14 @@ def read_values(path: Path) -> dict[str, object]:
     Raises:
         InputError: the file is not TOML or YAML, or does not hold values by name.
     """
+    language = "YAML" if path.suffix in (".yaml", ".yml") else "TOML"
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix not in (".yaml", ".yml"):
-            return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        values = _yaml(text) if language == "YAML" else tomllib.loads(text)
+    except RecursionError:
+        raise InputError(f"{path}: not valid {language}: nested too deeply") from None
+    except ValueError as error:  # broken syntax, bytes that are not UTF-8, a whole number of thousands of digits
+        raise InputError(f"{path}: not valid {language}: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{path}: must hold options by name")
     return values
@@ -85,3 +81,12 @@ def _plain(kind: Any, commas: bool, value: object) -> object:
         if len(pairs) == len(value):
             return {name: text for name, _, text in pairs}
     return value
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None

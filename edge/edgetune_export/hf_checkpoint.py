@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.quant.blocks import BlockWeight
 
 WEIGHTS = "model.safetensors"
@@ -37,7 +38,7 @@ def weight_files(folder: Path) -> list[Path]:
         InputError: there are none in the safetensors format.
     """
     if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         return [folder / name for name in sorted(set(index["weight_map"].values()))]
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: no {WEIGHTS}", hint="save the checkpoint with save_pretrained of transformers")

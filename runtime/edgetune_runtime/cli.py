@@ -6,7 +6,8 @@ import argparse
 import errno
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from typing import Any
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.signals import Terminated, sigterm_raises
+from edgetune_runtime.terminal import drop, finish, prepare, report, say
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""What the names of drawn pictures end in."""
 VERBS = {"bench": "edgetune_runtime.bench.command", "build-engine": "edgetune_runtime.backends.trt.build_engine"}
 """First words that are not a bundle: modules with `build_parser()` and `run(options)`. A folder of such a name is
 ./NAME."""
@@ -48,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 a row of `bench` failed, 2 bad input, 3 something is not installed or the disk is full, 130 Ctrl-C,
     143 SIGTERM.
     """
+    if arguments is None:  # this is the program, and not a call
+        prepare()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser, action = build_parser(), run
     if words and words[0] in VERBS:
@@ -64,10 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", None, 130)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail(f"{error.filename}: no space left on the disk", "choose another --out", 3)
-        return _fail(f"{error.filename}: {error.strerror}", None, 2)
-    return 0
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"{where}no space left on the disk", "choose another place for the output", 3)
+        if error.errno == errno.EPIPE:
+            drop(sys.stdout)  # the reader left; nothing more can be written
+            return 1
+        return _fail(f"{where}{error.strerror or error}", None, 2)
+    return finish(0)
 
 
 def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] | None = None) -> None:
@@ -80,7 +90,7 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] |
     from edgetune_runtime.images.load import load_image
 
     if options.out is not None:
-        check_picture(options.out, asking=options.ask)
+        check_picture(options.out, asking=options.ask, source=Path(options.image))
     image = load_image(options.image)
     session = (load or _session)(options)
     limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
@@ -96,17 +106,15 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] |
         row["timings"] = session.last_timings.to_dict()
         rows.append(row)
         if not options.json:
-            print("\n".join(describe(row)), flush=True)
+            say("\n".join(describe(row)))
     if options.out is not None:
         from edgetune_runtime.draw import draw_detections
 
-        draw_detections(image, found).save(options.out)
+        with naming(options.out):
+            draw_detections(image, found).save(options.out)
     if options.json:
-        print(
-            json.dumps(
-                {"image": options.image, "width": image.width, "height": image.height, "results": rows}, indent=2
-            )
-        )
+        told = {"image": options.image, "width": image.width, "height": image.height, "results": rows}
+        say(json.dumps(told, indent=2))
 
 
 def _session(options: argparse.Namespace) -> Any:
@@ -149,27 +157,41 @@ def describe(row: dict[str, Any]) -> list[str]:
     return [row["phrase"], *lines, cost]
 
 
-def check_picture(path: Path, *, asking: bool) -> None:
-    """Refuse an output picture that could not be written, before any work is done.
+def check_picture(path: Path, *, asking: bool, source: Path) -> None:
+    """Refuse an output picture that could not be written, or that would replace its source, before any work is done.
 
     Raises:
-        InputError: questions give no boxes to draw, the folder is missing, or Pillow does not write the format.
+        InputError: questions give no boxes to draw, the folder is missing, the format is none of `PICTURES`, or the
+            file is the source.
     """
-    from PIL import Image
-
     if asking:
         raise InputError("answers in words have no boxes to draw", hint="leave out --out or --ask")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such folder")
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InputError(f"{path}: cannot write this kind of picture", hint="end the name in .png or .jpg")
+    if path.suffix.lower() not in PICTURES:
+        raise InputError(f"{path}: cannot write this kind of picture", hint=f"end the name in {', '.join(PICTURES)}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder", hint="--out names the picture to write")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise InputError(f"{path}: is the picture that is asked about", hint="choose another --out; it stays as it is")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file that was being written in whatever Pillow raises, whose streams do not know it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # Pillow's own
+            raise InputError(f"{path}: cannot be written: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except ValueError as error:  # more pixels than the format can hold
+        raise InputError(f"{path}: cannot be written: {error}") from error
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-    return code
+    report(message, hint)
+    return finish(code)
 
 
 if __name__ == "__main__":

@@ -17,21 +17,27 @@ line that says what is wrong and where; the hint says how to fix it.
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
+from typing import Any
+
+MAX_MESSAGE = 2000
+"""Characters of a message, of which the middle is left out where it has more."""
 
 
 class EdgetuneError(Exception):
     """Base of all expected failures.
 
     Args:
-        message: what went wrong and where. Line breaks are folded so that `str()` is one line.
+        message: what went wrong and where. Line breaks are folded so that `str()` is one line, and what is longer than
+            `MAX_MESSAGE` loses its middle.
         hint: how to fix it, shown on a line of its own.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(shortened(" ".join(message.split()), MAX_MESSAGE))
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -94,3 +100,49 @@ class MissingDependency(EdgetuneError):
     """Something has to be installed first; `hint` holds the command."""
 
     exit_code = 3
+
+
+def excerpt(value: Any, most: int = 200) -> str:
+    """Return a value as an error message quotes it: its repr, cut short where it is longer than `most` characters.
+
+    Whatever the value, little of it is looked at, so a picture as text or a list of a million boxes costs nothing.
+
+    >>> excerpt([1.5, "a"])
+    "[1.5, 'a']"
+    >>> len(excerpt("A" * 20_000))
+    100
+    """
+    return shortened(_EXCERPT.repr(value), most)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text, its middle replaced by "…" where it has more than `most` characters."""
+    head = most // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
+
+
+def not_utf8(text: str) -> str | None:
+    """Return what keeps a text from being written as UTF-8, for a message, or None.
+
+    Half of a surrogate pair does: JSON can spell one, and Python makes one of each byte of an argument or a file name
+    that is not UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"{text[error.start]!a}, which is no character of UTF-8"
+    return None
+
+
+class _Excerpt(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict = 4, 8, 8, 8
+        self.maxstring = self.maxother = self.maxlong = 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write out a whole number of thousands of digits."""
+        return repr(x) if x.bit_length() < 200 else f"<a whole number of {x.bit_length()} bits>"
+
+
+_EXCERPT = _Excerpt()

@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.errors import BundleError, InputError, excerpt
+from edgetune_runtime.json_file import read_json, read_json_value
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -92,14 +92,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         missing = f"{folder}: no such folder" if not folder.is_dir() else f"{folder}: no {MANIFEST} in this folder"
         raise BundleError(missing, hint="give a folder that an edgetune command wrote to the end")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: not valid JSON: {error}") from error
+        manifest = read_json_value(path)
+    except InputError as error:
+        raise BundleError(str(error), hint=error.hint) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise BundleError(f"{path}: not a manifest: it must be an object with 'files'")
     if manifest.get("schema") != SCHEMA:
         raise BundleError(
-            f"{path}: schema {manifest.get('schema')!r}, this version reads schema {SCHEMA}",
+            f"{path}: schema {excerpt(manifest.get('schema'))}, this version reads schema {SCHEMA}",
             hint="write the folder again with this version of edgetune, or install the version that wrote it",
         )
     for name, entry in manifest["files"].items():
@@ -161,7 +161,6 @@ def verify_listed(paths: Iterable[Path]) -> None:
 def _listed(path: Path) -> dict[str, str]:
     """Return the sha256 of each file that a manifest lists; none where it is missing or of another program's making."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: entry["sha256"] for name, entry in content["files"].items()}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {name: entry["sha256"] for name, entry in read_json(path)["files"].items()}
+    except (InputError, KeyError, TypeError, AttributeError):
         return {}

@@ -18,16 +18,14 @@ by their `Literal` field of one value. Keys that no field has are left alone, so
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import InputError, excerpt
 
 T = TypeVar("T")
 _SHOWN = 40  # characters of a wrong value that a message repeats
@@ -52,34 +50,6 @@ Number = Annotated[int, Range(1, 1e12)]
 _ABSENT = "absent"
 OrAbsent = Annotated[Optional[T], _ABSENT]  # noqa: UP045  # `|` takes no type variable in Python 3.10
 """A value, or None, which is then not written."""
-
-
-def load(text: str | bytes, where: str) -> Any:
-    """Read a JSON text whose numbers are all finite; bytes are UTF-8, with or without a byte order mark.
-
-    Raises:
-        InputError: the text is not JSON, is nested too deep, or holds NaN or Infinity; the message starts with `where`.
-    """
-    try:
-        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        return json.loads(decoded, parse_constant=_refuse)
-    except ValueError as error:
-        raise InputError(f"{where}: not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: not valid JSON: nested too deep") from error
-
-
-def load_file(path: Path) -> Any:
-    """Read a JSON file; see `load`.
-
-    Raises:
-        InputError: the file cannot be read or holds something else.
-    """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    return load(text, str(path))
 
 
 def decode(kind: type[T], value: object) -> T:
@@ -216,13 +186,8 @@ def _expected(kind: Any, limits: Range) -> str:
 
 def _wrong(where: str, expected: str, value: object) -> InputError:
     words = {None: "null", True: "true", False: "false"}
-    shown = words[value] if value is None or isinstance(value, bool) else repr(value)
-    shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
+    shown = words[value] if value is None or isinstance(value, bool) else excerpt(value, _SHOWN)
     return InputError(f"{where + ': ' if where else ''}must be {expected}, not {shown}")
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not a number of JSON")
 
 
 def _may_be_absent(kind: Any) -> bool:

@@ -57,6 +57,9 @@ def test_a_question(command: str, qwen3_vl_bundle: Path, image: Path) -> None:
         (["{bundle}", "missing.png", "x"], 2, "error: missing.png: no such image file"),
         (["missing", "{image}", "x"], 2, "missing: no such folder"),
         (["{bundle}", "{image}", "x", "--out", "boxes.xyz"], 2, "error: boxes.xyz: cannot write this kind of picture"),
+        (["{bundle}", "{image}", "x", "--out", "boxes.blp"], 2, "error: boxes.blp: cannot write this kind of picture"),
+        (["{bundle}", "{image}", "x", "--out", "{image}"], 2, "photo.png: is the picture that is asked about"),
+        (["{bundle}", "{image}", "x", "--threads", "2147483648"], 2, "error: 2147483648 threads: at most"),
         (["{bundle}", "{image}", "x", "--out", "nowhere/boxes.png"], 2, "error: nowhere: no such folder"),
         (["{bundle}", "{image}", "x", "--ask", "--out", "a.png"], 2, "error: answers in words have no boxes to draw"),
         (["{bundle}", "{image}", " "], 2, "error: the phrase is empty"),
@@ -71,3 +74,13 @@ def test_errors(
     assert done.returncode == code
     assert done.stderr.startswith("error: ") and message in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_picture_that_cannot_be_written_is_named(qwen3_vl_bundle: Path, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    done = run(qwen3_vl_bundle, image, "x", "--max-new-tokens", 1, "--out", tmp_path / "full.png")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        3,
+        f"error: {tmp_path / 'full.png'}: no space left on the disk",
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import doctest
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from edgetune_runtime import typed_json
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.typed_json import Count, OrAbsent, Share, decode, encode, load, load_file
+from edgetune_runtime.typed_json import Count, OrAbsent, Share, decode, encode
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,3 @@ def test_a_wrong_value_is_named_by_its_place(change: dict[str, Any], message: st
     with pytest.raises(InputError) as caught:
         decode(Shelf, SHELF | change)
     assert str(caught.value).startswith(message)
-
-
-@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "[1", "[" * 100_000, "9" * 5000, b"\xff"])
-def test_what_is_not_json_is_refused(text: str | bytes) -> None:
-    with pytest.raises(InputError, match=r"^here: not valid JSON: "):
-        load(text, "here")
-
-
-def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes('﻿[1, "ü"]'.encode())
-    assert load_file(tmp_path / "a.json") == [1, "ü"]
-    with pytest.raises(InputError, match=r"b\.json: No such file"):
-        load_file(tmp_path / "b.json")

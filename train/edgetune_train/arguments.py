@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import decode_json
 from edgetune_train.checkpoint import library_warnings_off
 from edgetune_train.settings import Precision, RunSettings, TrainSettings
 
@@ -81,8 +81,8 @@ def parse_trainer_args(
             raise InputError(f"--trainer-arg {key}: {arguments.__name__} has no such field", hint=hint)
         found[key] = value
         if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                found[key] = json.loads(value)
+            with contextlib.suppress(InputError):
+                found[key] = decode_json(value, finite=False)
     return found
 
 

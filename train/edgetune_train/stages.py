@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.records import AnyRecord
 from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.folder import ADAPTER_FILES
@@ -59,7 +60,7 @@ def train_stages(checkpoint: Checkpoint, stages: Sequence[Stage], folder: Path) 
         place = folder / stage.name
         done = place / _DONE
         if done.is_file():
-            result = json.loads(done.read_text(encoding="utf-8"))
+            result = read_json(done)
         else:
             if main_process():
                 place.mkdir(exist_ok=True)

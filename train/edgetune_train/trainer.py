@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,8 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from edgetune_runtime.errors import DivergenceError
+from edgetune_runtime.errors import DivergenceError, InputError
+from edgetune_runtime.json_file import read_json
 from edgetune_train.batch import IGNORE, SOURCES
 from edgetune_train.objective import Objective, answer_loss
 from edgetune_train.packing import Packs
@@ -204,9 +204,7 @@ class GroundingTrainer(FiniteTraining):
 
 def logged_until(checkpoint: Path) -> list[dict[str, float]]:
     """Return what the run had logged when it wrote a checkpoint."""
-    history: list[dict[str, float]] = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))[
-        "log_history"
-    ]
+    history: list[dict[str, float]] = read_json(checkpoint / TRAINER_STATE_NAME, finite=False)["log_history"]
     return history
 
 
@@ -222,8 +220,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit())
     for path in sorted(found, key=step, reverse=True):
         try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            read_json(path / TRAINER_STATE_NAME, finite=False)
+        except (OSError, InputError):
             continue
         return path
     return None

@@ -8,7 +8,6 @@ A format of another package is a `Format` under the entry point group `edgetune.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from edgetune_data.formats.sniffing import Sniffed, is_json_lines
 from edgetune_data.pictures import Pictures
 from edgetune_data.settings import BoxFormat, ReadSettings
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records import decode_line
 from edgetune_runtime.records.forms import FormError
 
@@ -121,7 +121,7 @@ def object_rows(path: Path, convert: Convert, *, key: str | None = None) -> Iter
                 if line.strip():
                     yield Row(path, f":{number}", line, partial(_from_line, line, number, convert))
         return
-    values = read_json(path)
+    values = read_json_value(path)
     if isinstance(values, dict):
         values = values.get(key) if key else [values]
     if not isinstance(values, list):
@@ -178,21 +178,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-
-
-def read_json(path: Path) -> Any:
-    """Return the one JSON value of a file.
-
-    Raises:
-        InputError: the file is missing, not UTF-8 or not JSON.
-    """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: not valid JSON: nested too deeply") from error
 
 
 def objects_of(path: Path, value: Any, key: str) -> list[dict[str, Any]]:

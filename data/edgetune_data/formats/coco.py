@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.formats.base import BOXES, Format, Row, Source, Value, objects_of, read_json
+from edgetune_data.formats.base import BOXES, Format, Row, Source, Value, objects_of
 from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records.forms import FormError
 
 Entry = Mapping[str, Any]
@@ -29,7 +30,7 @@ class Instances:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        value = read_json(path)
+        value = read_json_value(path)
         self.images = self._by_id(value, "images")
         self.categories = self._by_id(value, "categories")
         self.annotations = self._by_id(value, "annotations")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from edgetune_data.formats.base import BOXES, Format, Row, Source, Value, read_json
+from edgetune_data.formats.base import BOXES, Format, Row, Source, Value
 from edgetune_data.formats.sniffing import is_json_lines
 from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records.forms import FormError
 
 _RECTANGLES = ("rectanglelabels", "rectangle", "labels")
@@ -41,7 +42,7 @@ def rows(source: Source) -> Iterator[Row]:
     Raises:
         InputError: the file is no export in the "JSON" format.
     """
-    tasks = [] if is_json_lines(source.path) else read_json(source.path)
+    tasks = [] if is_json_lines(source.path) else read_json_value(source.path)
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "data" in task for task in tasks) or not tasks:
         raise InputError(f"{source.path}: not a Label Studio export", hint='export as "JSON", not "JSON-MIN" or others')
     one_tag = len(_tags(tasks)) == 1

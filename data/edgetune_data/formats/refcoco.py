@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.formats.base import BOXES, Format, Options, Row, Source, Value, read_json
+from edgetune_data.formats.base import BOXES, Format, Options, Row, Source, Value
 from edgetune_data.formats.coco import Instances
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records.forms import FormError
 
 _INSTANCES = "instances.json"
@@ -67,7 +68,7 @@ def rows(source: Source) -> Iterator[Row]:
 
 
 def _refs(path: Path) -> list[dict[str, Any]]:
-    value = load_plain_pickle(path) if path.suffix in _PICKLES else read_json(path)
+    value = load_plain_pickle(path) if path.suffix in _PICKLES else read_json_value(path)
     if not isinstance(value, list) or not all(isinstance(ref, dict) for ref in value):
         raise InputError(f"{path}: refs must be a list of objects")
     return value

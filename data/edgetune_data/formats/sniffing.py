@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_data.pictures import is_path
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import decode_json, read_json_value
 
 TURNS = ("messages", "conversations", "conversation")
 QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
@@ -65,12 +68,18 @@ class Sniffed:
 
     @cached_property
     def value(self) -> Any:
-        """The one JSON value of a file, or None where it holds none."""
+        """The one JSON value of a file, or None where it holds none.
+
+        Raises:
+            InputError: the file is called JSON and is not.
+        """
         if self.is_folder or self.is_json_lines:
             return None
         try:
-            return json.loads(self.path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError):
+            return read_json_value(self.path)
+        except InputError:
+            if self.suffix == ".json":
+                raise
             return None
 
     @cached_property
@@ -95,16 +104,18 @@ def is_json_lines(path: Path) -> bool:
         return False
     try:
         json.loads(first)
-    except ValueError:
+    except json.JSONDecodeError:
         return False  # an object over several lines
+    except (ValueError, RecursionError):
+        return True  # a line with a number or a nesting that its reader refuses
     return True
 
 
 def _decoded(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
-            value = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
+            value = decode_json(line.removeprefix(codecs.BOM_UTF8))
+        except InputError:
             continue  # its reader tells what is wrong with it
         if isinstance(value, dict):
             yield value

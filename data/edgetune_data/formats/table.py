@@ -19,7 +19,8 @@ from typing import Any
 from edgetune_data.formats import swift
 from edgetune_data.formats.base import TURNS_OPTIONS, Format, Options, Row, Source, Value
 from edgetune_data.frames import corners, frame_of
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import InputError, excerpt
+from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.records.forms import FormError
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -196,9 +197,9 @@ def _answer(row: Mapping[str, Any]) -> Any:
 def _parsed(text: str, name: str) -> Any:
     """Return the JSON list that a cell holds, with or without its brackets."""
     try:
-        return json.loads(text if text.strip().startswith("[") else f"[{text}]")
-    except ValueError as error:
-        raise FormError(f"{name} {text!r} is no list", hint='write it as JSON: "[1, 2, 3, 4]"') from error
+        return decode_json(text if text.strip().startswith("[") else f"[{text}]")
+    except InputError as error:
+        raise FormError(f"{name} {excerpt(text)} is no list", hint='write it as JSON: "[1, 2, 3, 4]"') from error
 
 
 def _boxes(source: Source, image: str, row: Mapping[str, Any]) -> list[list[float]]:

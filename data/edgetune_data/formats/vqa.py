@@ -21,10 +21,10 @@ from edgetune_data.formats.base import (
     carried,
     object_rows,
     objects_of,
-    read_json,
 )
 from edgetune_data.formats.sniffing import Sniffed, is_json_lines
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records.forms import FormError
 
 _IDS = ("id", "question_id", "questionId")
@@ -71,15 +71,15 @@ def rows(source: Source) -> Iterator[Row]:
     if is_json_lines(path):
         yield from object_rows(path, partial(_flat, source))
         return
-    value = read_json(path)
+    value = read_json_value(path)
     key = next((key for key in ("data", "questions", "annotations") if isinstance(value, dict) and key in value), None)
     yield from object_rows(path, partial(_flat, source), key=key)
 
 
 def _pair(source: Source, questions: Path, annotations: Path) -> Iterator[Row]:
-    whole = read_json(questions)
+    whole = read_json_value(questions)
     answers: dict[Any, Mapping[str, Any]] = {}
-    for entry in objects_of(annotations, read_json(annotations), "annotations"):
+    for entry in objects_of(annotations, read_json_value(annotations), "annotations"):
         if entry.get("question_id") in answers:
             raise InputError(f"{annotations}: question {entry.get('question_id')} is answered twice")
         answers[entry.get("question_id")] = entry

@@ -21,6 +21,7 @@ from edgetune.commands._options import parameters
 from edgetune_core.options import Options
 from edgetune_runtime.errors import EdgetuneError
 from edgetune_runtime.signals import Terminated, sigterm_raises
+from edgetune_runtime.terminal import drop, finish, printable, report, say
 
 EXTRA_OF_MODULE = {
     "torch": "train",
@@ -74,11 +75,11 @@ class Console:
     def line(self, text: str = "") -> None:
         """Print a line to stdout, unless under `--json`."""
         if not self.as_json:
-            click.echo(text)
+            say(text)
 
     def note(self, text: str) -> None:
         """Print a remark to stderr."""
-        click.echo(text, err=True)
+        say(text, error=True)
 
     def table(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Print rows under the keys of the first one, numbers to the right, unless under `--json`."""
@@ -90,18 +91,18 @@ class Console:
         widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
         for line in [columns, ["-" * w for w in widths], *cells]:
             parts = [t.rjust(w) if numeric[c] else t.ljust(w) for c, t, w in zip(columns, line, widths, strict=True)]
-            click.echo("  ".join(parts).rstrip())
+            say("  ".join(parts).rstrip())
 
     def result(self, result: Mapping[str, object]) -> None:
         """Print the verb's result as JSON when under `--json`."""
         if self.as_json:
-            click.echo(json.dumps(_to_json(result), indent=2, ensure_ascii=False))
+            say(json.dumps(_to_json(result), indent=2, ensure_ascii=False))
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value)).replace("\n", "\\n")
 
 
 def _to_json(value: Any) -> object:
@@ -176,10 +177,11 @@ class Program(click.Command):
 
 
 def _exit_code(run: Callable[[], object]) -> int:
+    """Run, report what went wrong, and return the program's exit code."""
     try:
         with sigterm_raises():
             code = run()
-        return code if isinstance(code, int) else 0
+        return finish(code if isinstance(code, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
         return 2
@@ -212,13 +214,13 @@ def _report_system_error(error: OSError) -> int:
         hint = "raise the limit (ulimit -f), or choose an --output on a file system that holds larger files"
         return _report(f"{where}a file would be larger than the system allows", hint, 3)
     if error.errno == errno.EPIPE:
-        sys.stdout = None  # the reader left; nothing more can be written
+        drop(sys.stdout)  # the reader left; nothing more can be written
         return 1
     if not error.filename and not _working_folder():
         return _report("the current folder was deleted", "cd to a folder that exists", 2)
     if error.errno is None:
         raise error
-    return _report(f"{where}{error.strerror}", None, 2)
+    return _report(f"{where}{error.strerror or error}", None, 2)
 
 
 def _working_folder() -> str | None:
@@ -229,10 +231,8 @@ def _working_folder() -> str | None:
 
 
 def _report(message: str, hint: str | None, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    if hint:
-        click.echo(f"hint: {hint}", err=True)
-    return code
+    report(message, hint)
+    return finish(code)
 
 
 def verb(

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from edgetune_core.option_files import read_values
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import InputError, excerpt
 
 
 def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -51,12 +51,18 @@ def _typed(path: Path, key: str, value: object, option: click.Option, ctx: click
     """Return the value as command line text (a list of it for an option with several values)."""
     several = option.multiple or option.nargs != 1
     if several != isinstance(value, list) or isinstance(value, dict):
-        raise InputError(f"{path}: key {key!r} takes {'a list' if several else 'one value'}, not {value!r}")
-    text = [_text(item) for item in value] if isinstance(value, list) else _text(value)
+        raise InputError(f"{path}: key {key!r} takes {'a list' if several else 'one value'}, not {excerpt(value)}")
+    items = value if isinstance(value, list) else [value]
+    strange = [item for item in items if isinstance(item, list | dict) or (isinstance(item, int) and abs(item) >> 128)]
+    if strange:
+        raise InputError(f"{path}: key {key!r} cannot take {excerpt(strange[0])}")
+    text = [_text(item) for item in items] if isinstance(value, list) else _text(value)
     try:
         option.type_cast_value(ctx, text)
     except click.BadParameter as error:
         raise InputError(f"{path}: key {key!r}: {error.message}") from None
+    except ValueError as error:  # a path with a null character
+        raise InputError(f"{path}: key {key!r}: {error}") from None
     return text
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from edgetune_runtime.bench.results import Failed, Measured, Options, Row
 from edgetune_runtime.errors import GateFailed, InputError
+from edgetune_runtime.terminal import say
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,14 +74,14 @@ def run(options: argparse.Namespace) -> None:
         baseline=parse(options.baseline, identify) if options.baseline else None,
     )
     with tempfile.TemporaryDirectory() as folder:
-        note = partial(print, file=sys.stderr, flush=True)
+        note = partial(say, error=True)
         results, answers = plan.run(Path(folder), note=note, watch=report_lines(note))
     rows = [replace(row, answers=answers[row.name]) if isinstance(row, Measured) else row for row in results.rows]
     results = replace(results, rows=tuple(rows))
     partial_file = output.with_name(output.name + ".partial")
     partial_file.write_text(json.dumps(results.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial_file, output)
-    print("\n".join(describe(row) for row in results.rows))
+    say("\n".join(describe(row) for row in results.rows))
     if failed := [row.name for row in results.failed]:
         raise GateFailed(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from edgetune_runtime.bench.predictions import Prediction
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import InputError, excerpt
+from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.typed_json import (
     Bytes,
     Change,
@@ -28,7 +29,6 @@ from edgetune_runtime.typed_json import (
     Share,
     decode,
     encode,
-    load_file,
 )
 
 SCHEMA: Literal[1] = 1
@@ -424,13 +424,13 @@ def read_results(path: Path) -> Results:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file", hint="give what edgetune bench or edgetune-run bench wrote")
-    value = load_file(path)
+    value = read_json_value(path)
     if not (isinstance(value, dict) and isinstance(value.get("rows"), list) and "data" in value):
         raise InputError(f"{path}: not the results of a measurement (no 'rows' or no 'data')")
     schema = value.get("schema")
     if type(schema) is not int or schema != SCHEMA:
         raise InputError(
-            f"{path}: schema {json.dumps(schema)[:20]}, this version reads schema {SCHEMA}",
+            f"{path}: schema {excerpt(schema, 40)}, this version reads schema {SCHEMA}",
             hint="measure again with this version of edgetune",
         )
     try:

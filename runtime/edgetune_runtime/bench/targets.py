@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from edgetune_runtime.bench.results import check_row_name
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.manifest import MANIFEST
 
 BUNDLE = "bundle"
@@ -142,8 +142,8 @@ def _tail(target: Target) -> tuple[str, ...]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = read_json_value(path / MANIFEST)
+    except (OSError, InputError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 

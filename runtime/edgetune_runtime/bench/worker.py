@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgetune_runtime import terminal
 from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction, VqaPrediction
 from edgetune_runtime.bench.results import Options, Report
 from edgetune_runtime.codec.grounding import Answer
@@ -122,9 +123,7 @@ def run(
         size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
         _write(options.output, Report(size_bytes=size, **header, **measured))
     except EdgetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        terminal.report(str(error), error.hint)
         return error.exit_code
     except BrokenPipeError:
         return 1  # whoever started this process and reads its progress is gone

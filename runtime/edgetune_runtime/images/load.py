@@ -8,33 +8,19 @@ import struct
 import threading
 import unicodedata
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from edgetune_runtime.errors import ImageError
+from edgetune_runtime.errors import ImageError, shortened
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Default limit on width x height, Pillow's own: a quarter of a gigabyte as RGB."""
 
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
-# What Pillow's decoders are known to raise on broken files.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,  # some formats tell a size in the header and another one later
-)
 _LIMIT_LOCK = threading.Lock()
 
 
@@ -47,13 +33,13 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
     Args:
         source: a path, the bytes of an image file, a Pillow image, or a uint8 array [H, W], [H, W, 1],
             [H, W, 3] (RGB) or [H, W, 4] (RGBA).
-        max_image_pixels: refuse pictures with more pixels than this before decoding them.
+        max_image_pixels: refuse pictures and arrays with more pixels than this before decoding them.
 
     Raises:
         ImageError: no such file, not an image, truncated, empty, too many pixels, float pixels.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, max_image_pixels)
     name = "image" if isinstance(source, bytes | Image.Image) else str(source)
     image = source if isinstance(source, Image.Image) else _open(source, name, max_image_pixels)
     try:
@@ -61,7 +47,9 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
         image.load()
         upright = ImageOps.exif_transpose(image)
         rgb = _to_rgb(upright, name)
-    except _DECODE_ERRORS as error:
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on broken files
         raise ImageError(f"{name}: broken or truncated image: {error}", hint="replace the file") from error
     finally:
         if image is not source:
@@ -75,32 +63,55 @@ def upright_size(path: Path, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tup
     Raises:
         ImageError: no such file, not an image, empty, too many pixels.
     """
+    width, height, turn = read_header(path, max_image_pixels=max_image_pixels)
+    return (height, width) if turn >= 5 else (width, height)
+
+
+def read_header(path: Path, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int, int]:
+    """Return a picture's stored width and height in pixels, and its EXIF orientation: 1 to 8, from 5 on it lies.
+
+    Raises:
+        ImageError: as `upright_size`.
+    """
     with _open(path, str(path), max_image_pixels) as image:
         _check_size(image, str(path), max_image_pixels)
         try:
             # A PNG's own getexif() decodes the picture, to see what comes after it; only few have anything there.
             header_only = image.format == "PNG" and not _png_has_trailer(path)
             exif = Image.Image.getexif(image) if header_only else image.getexif()
-            sideways = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        except _DECODE_ERRORS as error:
+            turn = exif.get(ExifTags.Base.Orientation, 1)
+        except Exception as error:  # as above
             raise ImageError(f"{path}: broken EXIF data: {error}", hint="replace the file") from error
-        return (image.height, image.width) if sideways else image.size
+        return *image.size, turn if turn in range(1, 9) else 1
+
+
+def changed_at(path: Path) -> int:
+    """Return when a file was changed, in nanoseconds, 0 where there is none: part of a key for what is kept of it."""
+    try:
+        return path.stat().st_mtime_ns
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return 0
 
 
 def _open(source: str | Path | bytes, name: str, max_image_pixels: int) -> Image.Image:
     if not isinstance(source, bytes):
         source = Path(source)
-        if not source.is_file():
-            if source.is_dir():
-                raise ImageError(f"{name}: is a folder")
-            raise ImageError(f"{name}: no such image file", hint=_why_missing(source))
+        shown = shortened(name, 300)
+        try:
+            found = source.is_file()
+        except OSError as error:  # such as a name of more than 255 characters
+            raise ImageError(f"{shown}: cannot be read: {error.strerror}") from error
+        if not found and source.is_dir():
+            raise ImageError(f"{shown}: is a folder")
+        if not found:
+            raise ImageError(f"{shown}: no such image file", hint=_why_missing(source))
     try:
         return _open_any_size(source, max_image_pixels)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image, or in a format that Pillow cannot read") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: over the limit of {max_image_pixels} pixels: {error}") from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # as above
         raise ImageError(f"{name}: cannot be read: {error}") from error
 
 
@@ -185,7 +196,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+def _from_array(array: npt.NDArray[np.uint8], max_image_pixels: int) -> Image.Image:
     if array.dtype != np.uint8:
         raise ImageError(f"image arrays must be uint8, got {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
@@ -194,7 +205,9 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
         raise ImageError(f"image arrays must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
     if 0 in array.shape:
         raise ImageError(f"the image is empty: {array.shape[1]}x{array.shape[0]} pixels")
-    return _to_rgb(Image.fromarray(array), "image")
+    image = Image.fromarray(array)
+    _check_size(image, "image", max_image_pixels)
+    return _to_rgb(image, "image")
 
 
 def image_hash(image: Image.Image) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import InputError, excerpt, not_utf8
 
 MAX_BOXES = 10_000
 """Boxes and points of one record: far more than fit in an answer, and few enough to be compared with each other."""
@@ -37,14 +37,16 @@ def check_keys(record: Mapping[str, Any], required: Sequence[str], optional: Seq
 
 
 def text_of(record: Mapping[str, Any], key: str) -> str:
-    """Return a text that is not empty.
+    """Return a text that is not empty and that UTF-8 can hold.
 
     Raises:
-        FormError: it is.
+        FormError: it is anything else.
     """
     value = record[key]
     if not isinstance(value, str) or not value.strip():
-        raise FormError(f"{key!r} must be a text that is not empty, got {value!r}")
+        raise FormError(f"{key!r} must be a text that is not empty, got {excerpt(value)}")
+    if broken := not_utf8(value):
+        raise FormError(f"{key!r} holds {broken}")
     return value
 
 
@@ -55,7 +57,7 @@ def box_of(value: Any) -> list[float]:
         FormError: it is anything else.
     """
     if not _is_numbers(value) or len(value) != 4:
-        raise FormError(f"a bbox is four numbers [x1, y1, x2, y2], got {value!r}")
+        raise FormError(f"a bbox is four numbers [x1, y1, x2, y2], got {excerpt(value)}")
     return [float(number) for number in value]
 
 
@@ -76,7 +78,7 @@ def numbers_of(value: Any) -> list[float]:
         FormError: it is anything else.
     """
     if not _is_numbers(value) or len(value) not in (2, 4):
-        raise FormError(f"a place is four numbers [x1, y1, x2, y2] or a point [x, y], got {value!r}")
+        raise FormError(f"a place is four numbers [x1, y1, x2, y2] or a point [x, y], got {excerpt(value)}")
     return [float(number) for number in value]
 
 
@@ -84,4 +86,4 @@ def _is_numbers(value: Any) -> bool:
     if not isinstance(value, list):
         return False
     plain = all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
-    return plain and all(math.isfinite(number) for number in value)
+    return plain and all(abs(number) <= sys.float_info.max for number in value)  # also of a whole number

@@ -17,7 +17,7 @@ Boxes are xyxy in pixels of the original image, upright. Everything is checked w
 
 from __future__ import annotations
 
-import json
+import codecs
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +30,9 @@ import numpy.typing as npt
 
 from edgetune_runtime.errors import ImageError, InputError, RecordError
 from edgetune_runtime.families.base import Family
-from edgetune_runtime.images.load import upright_size
+from edgetune_runtime.images.load import changed_at, upright_size
 from edgetune_runtime.images.smart import check_aspect
+from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.manifest import verify_listed
 from edgetune_runtime.records.dialogue import Dialogue
 from edgetune_runtime.records.forms import FormError, Parts, read_form
@@ -176,16 +177,12 @@ def decode_line(line: bytes, number: int) -> Mapping[str, Any]:
     """Return the JSON object on a line of a data file; `number`, from 1, tells whether it may have a byte order mark.
 
     Raises:
-        FormError: it is not UTF-8, not JSON or not an object.
+        FormError: it is no object of JSON, or as `decode_json`.
     """
     try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise FormError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise FormError(f"not valid JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise FormError("not valid JSON: nested too deeply") from error
+        value = decode_json(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+    except InputError as error:
+        raise FormError(str(error), hint=error.hint) from error
     if not isinstance(value, dict):
         raise FormError(f"a record is a JSON object, got {type(value).__name__}")
     return value
@@ -200,7 +197,7 @@ def _checked_size(image: Path, _changed: int) -> tuple[int, int]:
 
 
 def _size(image: Path) -> tuple[int, int]:
-    return _checked_size(image, image.stat().st_mtime_ns if image.exists() else 0)
+    return _checked_size(image, changed_at(image))
 
 
 def _check_place(numbers: Sequence[float], width: int, height: int, image: str) -> None:

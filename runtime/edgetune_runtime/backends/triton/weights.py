@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +12,7 @@ from edgetune_runtime.backends.triton.model import Decoder, Layer, Sizes
 from edgetune_runtime.backends.triton.packing import Linear, dense, pack, stack
 from edgetune_runtime.bundle import Bundle, Rope
 from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.layouts import LAYOUTS
 
@@ -47,9 +47,9 @@ class Checkpoint:
         self._bundle = bundle
         self._stack = ExitStack()
         try:
-            self.config: dict[str, Any] = json.loads((bundle.folder / "config.json").read_text(encoding="utf-8"))
+            self.config: dict[str, Any] = read_json(bundle.folder / "config.json")
             opened = [self._open(role) for role in packed["files"]]
-        except (OSError, ValueError, SafetensorError) as error:
+        except (InputError, OSError, ValueError, SafetensorError) as error:
             raise BundleError(f"{bundle.folder}: {error}", hint="export the bundle again") from error
         self._places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not iterable
 

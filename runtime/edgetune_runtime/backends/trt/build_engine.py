@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.terminal import say
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     capability = target or Cuda().capability
     told: dict[str, Any] = {"bundle": str(bundle.folder), "library": library.flavour, "version": library.version}
     if not options.json:
-        print(f"{library.title}, compute capability {capability}", flush=True)
+        say(f"{library.title}, compute capability {capability}")
     engines, new = build_engines(
         bundle.folder,
         graphs_of(bundle),
@@ -60,16 +61,16 @@ def run(options: argparse.Namespace) -> None:
         capability,
         listed=bundle.manifest["files"],
         force=options.force,
-        progress=lambda part: None if options.json else print(f"  building {part} ...", flush=True),
+        progress=lambda part: None if options.json else say(f"  building {part} ..."),
     )
     told |= {"capability": capability, "folder": str(engines.folder), "built": new, "parts": engines.parts}
     if options.json:
-        print(json.dumps(told, indent=2))
+        say(json.dumps(told, indent=2))
         return
     for name, part in engines.parts.items():
         cost = f"{part['seconds']:.1f} s, {part['peak_rss_mb']:.0f} MB of memory"
-        print(f"  {name}: {part['size'] / 1e6:.1f} MB; built in {cost}")
-    print(f"{engines.folder}: {'written' if new else 'unchanged, kept'}")
+        say(f"  {name}: {part['size'] / 1e6:.1f} MB; built in {cost}")
+    say(f"{engines.folder}: {'written' if new else 'unchanged, kept'}")
 
 
 def parse_target(text: str) -> str:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_runtime.backends.trt.build import BuildJob, Profile, build_apart
 from edgetune_runtime.backends.trt.library import TITLES, Library
-from edgetune_runtime.errors import BundleError
+from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import DEVICE_FILES, sha256_file
 
 if TYPE_CHECKING:
@@ -106,11 +107,11 @@ def read_engines(bundle: Path) -> list[Engines]:
     found = []
     for path in sorted((bundle / DEVICE_FILES).glob(f"[!.]*/{SIDECAR}")):  # not what a killed build left
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            told = read_json(path)
             if told["schema"] != SCHEMA:
                 raise ValueError(f"schema {told['schema']!r}, this version reads {SCHEMA}")
             engines = Engines(path.parent, told["library"], told["version"], told["capability"], told["parts"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (InputError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"{path}: not a list of engines: {error!r}", hint="delete the folder, build again"
             ) from error
