@@ -273,9 +273,9 @@ class _Data:
     def _collect_corners(self, values: Mapping[str, Any], label: str) -> bool:
         """Add a box whose four numbers have a name each; return whether there is one."""
         for names in _CORNER_KEYS:
-            numbers = [values.get(name) for name in names]
-            if all(isinstance(number, Number) for number in numbers):
-                self._add(numbers, "x y w h" if names[0] == "x" else "x1 y1 x2 y2", label)  # type: ignore[arg-type]
+            numbers = [value for name in names if isinstance(value := values.get(name), Number)]
+            if len(numbers) == len(names):
+                self._add(numbers, "x y w h" if names[0] == "x" else "x1 y1 x2 y2", label)
                 return True
         return False
 
