@@ -36,7 +36,7 @@ def decode_json(data: str | bytes, where: str = "", *, finite: bool = True) -> A
     try:
         return _decode(data, finite)
     except InputError as error:
-        raise InputError(f"{where}: {error}" if where else str(error)) from error
+        raise InputError(f"{where}: {error}" if where else str(error), hint=error.hint) from error
 
 
 def read_json_value(path: Path, *, finite: bool = True) -> Any:
@@ -77,10 +77,13 @@ def _decode(data: str | bytes, finite: bool) -> Any:
             parse_constant=_refuse_constant if finite else None,
         )
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise InputError(
+            f"not UTF-8 text: {error.reason} at byte {error.start}", hint="save the file as UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if "\n" in error.doc.rstrip("\n") else ""
-        raise InputError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from error
+        hint = _how_to_mend(error)
+        raise InputError(f"not valid JSON: {error.msg} at {line}column {error.colno}", hint=hint) from error
     except RecursionError as error:
         raise InputError("not valid JSON: nested too deeply") from error
     if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -88,6 +91,20 @@ def _decode(data: str | bytes, finite: bool) -> Any:
     if "\\ud" in text or "\\uD" in text:
         _check_texts(value)
     return value
+
+
+def _how_to_mend(error: json.JSONDecodeError) -> str | None:
+    """Return what to do about a text that is no JSON, where its mistake is a common one."""
+    before, after = error.doc[: error.pos].rstrip(" \t"), error.doc[error.pos :].lstrip()
+    if after.startswith("'"):
+        return "JSON has double quotes; Python's json.dumps writes them"
+    if (before.endswith(",") and after[:1] in ("}", "]")) or "trailing comma" in error.msg:
+        return "leave out the comma before the closing bracket"
+    if error.msg == "Extra data" and before.endswith("\r"):
+        return "end lines with a line feed, not with a carriage return alone"
+    if error.doc.strip() in ("{", "["):
+        return "a JSONL file has one whole object a line; name a file of one JSON value .json"
+    return None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

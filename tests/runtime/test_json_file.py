@@ -55,6 +55,24 @@ def test_what_is_refused(text: str | bytes, message: str) -> None:
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("{'a': 1}", "double quotes"),
+        ('{"a": 1,}', "leave out the comma"),
+        ('{"a": [1, 2, ]}', "leave out the comma"),
+        ('{"a": 1}\r{"a": 2}\r', "a line feed"),
+        ("{\n", "one whole object a line"),
+        ('{"a": 1}'.encode("utf-16"), "as UTF-8"),
+        ('{"a": "\u00e0"}'.encode("latin-1"), "as UTF-8"),
+    ],
+)
+def test_common_mistakes_come_with_the_way_to_mend_them(text: str | bytes, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        decode_json(text, "there:1")
+    assert hint in str(caught.value.hint)
+
+
 def test_what_is_close_to_it_is_read() -> None:
     assert decode_json("[" * 100 + "]" * 100) == json.loads("[" * 100 + "]" * 100)
     assert decode_json("[" + "[]," * 500 + "[]]") == [[]] * 501

@@ -184,7 +184,8 @@ def decode_line(line: bytes, number: int) -> Mapping[str, Any]:
     except InputError as error:
         raise FormError(str(error), hint=error.hint) from error
     if not isinstance(value, dict):
-        raise FormError(f"a record is a JSON object, got {type(value).__name__}")
+        hint = "name a file that holds an array .json" if isinstance(value, list) else None
+        raise FormError(f"a record is a JSON object, got {type(value).__name__}", hint=hint)
     return value
 
 
