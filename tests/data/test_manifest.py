@@ -88,6 +88,18 @@ def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "none.json")
 
 
+def test_a_verb_ends_with_its_output_and_the_verb_that_comes_next(converted: Path, tmp_path: Path) -> None:
+    done = convert(converted.parent / "input.json", tmp_path / "new")
+    data = tmp_path / "new" / "data.jsonl"
+    assert done.stdout.startswith(f"{data}: 2 records")
+    assert done.stderr == f"next: edgetune data check {data}\n"
+    assert (
+        CliRunner()
+        .invoke(cli, done.stderr.split()[2:])
+        .stdout.endswith("2 records, 2 pictures, 0 errors, 0 warnings\n")
+    )
+
+
 VERBS = {
     "stats": "data stats {data}",
     "stats of the folder": "data stats {folder}",

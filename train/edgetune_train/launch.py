@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import Store, rendezvous
+from torch.distributed.rendezvous import rendezvous
 from transformers import TrainingArguments
 
 from edgetune_core.stage import StageResult
@@ -55,7 +55,7 @@ def build_together(output: Path, stage: Callable[[Build], StageResult], build: B
     return StageResult(output, {}, skipped=not folder)
 
 
-def _lead(store: Store, key: str, stage: Callable[[Build], StageResult], build: Build) -> StageResult:
+def _lead(store: Any, key: str, stage: Callable[[Build], StageResult], build: Build) -> StageResult:
     told = False
 
     def tell_and_build(folder: Path) -> Mapping[str, Any]:
