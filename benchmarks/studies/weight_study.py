@@ -39,7 +39,7 @@ from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.graph import save_model
-from edgetune_runtime.backends import Float, ImageFeatures, Int
+from edgetune_runtime.backends import Arrays, ImageFeatures
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.bench.predictions import Prediction, read
 from edgetune_runtime.bench.scores import compare, summarise
@@ -235,14 +235,14 @@ class KeptPictures(OnnxBackend):
         self._kept = kept
         kept.mkdir(exist_ok=True)
 
-    def encode_images(self, pixel_values: Float, grids: Int) -> ImageFeatures:
+    def encode_images_impl(self, images: Arrays) -> ImageFeatures:
         """Look the features up on disk, or compute and keep them."""
-        place = self._kept / f"{hashlib.sha256(pixel_values.tobytes()).hexdigest()}.npz"
+        place = self._kept / f"{hashlib.sha256(images['pixel_values'].tobytes()).hexdigest()}.npz"
         if place.is_file():
             with np.load(place) as file:
                 arrays = [file[name] for name in file.files]
             return ImageFeatures(arrays[0], tuple(arrays[1:]))
-        features = super().encode_images(pixel_values, grids)
+        features = super().encode_images_impl(images)
         np.savez(place, features.embeddings, *features.deepstack)
         return features
 

@@ -15,6 +15,7 @@ from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_export.checkpoint import Checkpoint
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.settings import ExportSettings
+from edgetune_runtime.bundle import SCHEMA
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, data_hashes, read_manifest
 
@@ -45,13 +46,14 @@ def describe(
     calibration = None if weights is None else calibration_of(weights)
     head = None if calibration is None else calibration["head_bits"]
     return {
+        "schema": SCHEMA,
         "precision": options.precision if calibration is None else f"int{calibration['bits']}",
         "vision_precision": options.vision,
         "head_precision": options.head if head is None else f"int{head}",
         "target": options.target,
         "calibration": calibration,
         "family": family.name,
-        "box_frame": family.box_format.frame,
+        "boxes": family.box_format.to_dict(),
         "image": checkpoint.spec.to_dict(),
         "chat": asdict(family.chat),
         "ground_prompt": family.ground_prompt,

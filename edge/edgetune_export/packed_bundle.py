@@ -94,7 +94,8 @@ def _export(
     filled = read_weights([work / name for name in names], layout, products, half=options.half)
     measured = check_graphs(job, filled)
     roles = {"weights" if len(names) == 1 else f"weights.{i}": name for i, name in enumerate(names)}
-    packed = {"files": list(roles), "products": products}
+    names_of = {"blocks": modules.blocks, "text_root": modules.text_root, "vision_root": modules.vision_root}
+    packed = {"files": list(roles), "modules": names_of, "products": products}
     return job.result(format_, {**FILES, **roles}, measured, accuracy_level=options.accuracy_level, packed=packed)
 
 

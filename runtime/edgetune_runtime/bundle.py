@@ -7,14 +7,27 @@ of the model, no configuration class and no template engine is asked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edgetune_runtime.chat import Chat
+from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.errors import BundleError, InputError
-from edgetune_runtime.families import Chat, Family, get_family
+from edgetune_runtime.images.base import Preprocessing
+from edgetune_runtime.images.rules import rule_from_dict
 from edgetune_runtime.images.smart import ImageSpec
-from edgetune_runtime.manifest import MANIFEST, read_manifest, verify_files
+from edgetune_runtime.manifest import MANIFEST, read_manifest, refuse_unlisted, verify_files
+
+SCHEMA = 2
+"""Of `result.bundle`. Bundles of schema 1 left boxes, refusals and module names to a registry in the runtime."""
+PHRASE = "{phrase}"
+"""Where the phrase stands in a bundle's request for a box."""
+
+_PRECISIONS = ("fp32", "fp16", "int8", "int4", "int3")
+_MODEL = ("layers", "hidden", "kv_heads", "head_dim", "vocabulary")
+_MOST = 1 << 24
+"""Over every count of tokens, layers and channels of a real model."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +50,30 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded description; the weights stay on disk.
+    """A loaded description; the weights stay on disk. Everything in it was checked.
+
+    >>> from edgetune_runtime import Bundle
+    >>> bundle = Bundle.load("runs/onnx-int4")
+    >>> bundle.format, bundle.box_format.frame, bundle.request("the owl")
+    ('onnx', 'norm1000', 'Locate the owl and output its bbox coordinates in JSON format.')
 
     Attributes:
         folder: where the bundle is, absolute.
-        format: "onnx", ...: which backend runs it.
-        precision: "fp32", "fp16", "int8" or "int4", of the decoder.
+        format: "onnx", ...: which engine runs it.
+        precision: "fp32", "fp16", "int8", "int4" or "int3", of the decoder.
         half: whether it computes in float16.
-        family: the family's facts; chat and grounding request as stored in the bundle.
-        spec: image preprocessing.
+        family: the name of the model family, for people; nothing is looked up by it.
+        box_format: how the model writes boxes and says that there is none.
+        chat: the prompt's pieces.
+        ground_prompt: the request for a box, with `{phrase}`.
+        spec: image preprocessing, any of the rules in `edgetune_runtime.images`.
         eos: token ids that end an answer.
         tokens: role -> token id ("image", "vision_start", ...).
         rope: rotary embedding.
-        model: sizes ("layers", "kv_heads", "head_dim", "hidden", "deepstack", ...).
+        model: sizes ("layers", "kv_heads", "head_dim", "hidden", "vocabulary", "deepstack").
         limits: length limits.
+        accuracy_level: of products with quantized weights, see docs/bundle.md; None where the format has none.
+        packed: what a bundle that is a quantized checkpoint says of its tensors, or None: see docs/bundle.md.
         files: role -> absolute path ("vision", "embed", "decoder", "tokenizer").
         manifest: the whole manifest, as read.
     """
@@ -59,20 +82,28 @@ class Bundle:
     format: str
     precision: str
     half: bool
-    family: Family
-    spec: ImageSpec
+    family: str
+    box_format: BoxFormat
+    chat: Chat
+    ground_prompt: str
+    spec: Preprocessing
     eos: tuple[int, ...]
     tokens: Mapping[str, int]
     rope: Rope
     model: Mapping[str, int]
     limits: Limits
+    accuracy_level: int | None
+    packed: Mapping[str, Any] | None
     files: Mapping[str, Path]
     manifest: Mapping[str, Any]
 
-    @property
-    def chat(self) -> Chat:
-        """The prompt's pieces."""
-        return self.family.chat
+    def request(self, phrase: str) -> str:
+        """Return the user's words that ask for what a phrase names.
+
+        Raises:
+            InputError: the phrase is empty or no text.
+        """
+        return self.ground_prompt.replace(PHRASE, check_phrase(phrase))
 
     @classmethod
     def load(cls, folder: Path | str, *, verify: bool = True, skip_larger_than: int | None = None) -> Bundle:
@@ -80,66 +111,193 @@ class Bundle:
 
         Args:
             folder: the bundle.
-            verify: compare every file with its sha256; without it only the manifest is read.
+            verify: compare every file with its sha256; without it only the manifest and the names are checked.
             skip_larger_than: compare files of more bytes than this by their size only, for a faster start.
 
         Raises:
-            BundleError: not a bundle, a file that is missing or was changed, or a field that is missing,
-                of the wrong type or unknown to this version.
+            BundleError: not a bundle, or one of another schema; a file that is missing, was changed or is not listed;
+                a field that is missing, of the wrong type, out of range or at odds with another.
         """
         folder = Path(folder).absolute()
         manifest = read_manifest(folder)
-        fields = (manifest.get("result") or {}).get("bundle")
-        if not isinstance(fields, dict):
+        result = manifest.get("result")
+        values = result.get("bundle") if isinstance(result, dict) else None
+        if not isinstance(values, dict):
             raise BundleError(
                 f"{folder / MANIFEST}: a {manifest.get('stage')!r} folder, not a bundle",
                 hint="give a folder written by `edgetune export`",
             )
+        if (schema := values.get("schema", 1)) != SCHEMA:
+            raise BundleError(
+                f"{folder / MANIFEST}: a bundle of schema {schema!r}, this version runs schema {SCHEMA}",
+                hint="export the checkpoint again with this version of edgetune",
+            )
+        refuse_unlisted(folder, manifest)
         if verify:
             verify_files(folder, max_bytes=skip_larger_than)
         try:
-            return cls._from_fields(folder, fields, manifest)
-        except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-            what = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-            raise BundleError(f"{folder / MANIFEST}: {what}", hint="export the bundle again") from error
+            return cls._from_fields(folder, _Fields(values), manifest)
+        except InputError as error:
+            raise BundleError(f"{folder / MANIFEST}: result.bundle: {error}", hint="export the bundle again") from error
 
     @classmethod
-    def _from_fields(cls, folder: Path, fields: Mapping[str, Any], manifest: Mapping[str, Any]) -> Bundle:
-        family = get_family(fields["family"])
-        if fields["box_frame"] != family.box_format.frame:
-            raise InputError(
-                f"box_frame {fields['box_frame']!r} is not that of {family.title}: {family.box_format.frame!r}"
-            )
-        spec = ImageSpec.from_dict(fields["image"])
-        tokens = dict(fields["tokens"])
-        eos = tuple(tokens.pop("eos"))
-        rope = fields["rope"]
+    def _from_fields(cls, folder: Path, told: _Fields, manifest: Mapping[str, Any]) -> Bundle:
+        format_, precision, target = told.text("format"), told.choice("precision", _PRECISIONS), told.text("target")
+        lengths = told.part("limits")
+        limits = Limits(lengths.whole("max_length", 1), lengths.whole("max_image_tokens", 1))
+        model = {name: told.part("model").whole(name, 1) for name in _MODEL}
+        model["deepstack"] = told.part("model").whole("deepstack", 0, model["layers"])
+        tokens = told.part("tokens")
+        ids = {role: tokens.whole(role, 0, model["vocabulary"] - 1) for role in tokens.values if role != "eos"}
+        if "image" not in ids:
+            raise InputError("tokens.image is missing")
+        prompt = told.text("ground_prompt")
+        if PHRASE not in prompt:
+            raise InputError(f"ground_prompt has no {PHRASE}: {prompt!r}")
+        level = told.whole("accuracy_level", 0, 4) if "accuracy_level" in told.values else None
+        files = {role: _inside(folder, told.part("files").text(role), manifest) for role in told.part("files").values}
+        for role in ("vision", "embed", "decoder", "tokenizer"):
+            if role not in files:
+                raise InputError(f"files.{role} is missing")
         return cls(
             folder=folder,
-            format=fields["format"],
-            precision=fields["precision"],
-            half=fields["precision"] == "fp16" or fields["target"] == "cuda",
-            family=replace(
-                family,
-                chat=Chat(**fields["chat"]),
-                ground_prompt=fields["ground_prompt"],
-                patch_size=spec.patch_size,
-                temporal_patch_size=spec.temporal_patch_size,
-                merge_size=spec.merge_size,
-            ),
-            spec=spec,
-            eos=eos,
-            tokens=tokens,
-            rope=Rope(rope["theta"], tuple(rope["mrope_section"]), rope["interleaved"], rope["head_dim"]),
-            model=dict(fields["model"]),
-            limits=Limits(**fields["limits"]),
-            files={role: _inside(folder, name, manifest) for role, name in fields["files"].items()},
+            format=format_,
+            precision=precision,
+            half=precision == "fp16" or target == "cuda",
+            family=told.text("family"),
+            box_format=BoxFormat.from_dict(told.values.get("boxes")),
+            chat=_chat(told.part("chat")),
+            ground_prompt=prompt,
+            spec=_spec(told.values.get("image"), limits),
+            eos=tokens.wholes("eos", 0, model["vocabulary"] - 1),
+            tokens=ids,
+            rope=_rope(told.part("rope"), model["head_dim"]),
+            model=model,
+            limits=limits,
+            accuracy_level=level,
+            packed=_packed(told.part("packed"), files) if "packed" in told.values else None,
+            files=files,
             manifest=manifest,
         )
+
+
+def check_phrase(phrase: Any) -> str:
+    """Return a phrase that a model can be asked for.
+
+    Raises:
+        InputError: it is empty or no text.
+    """
+    if not isinstance(phrase, str):
+        raise InputError(f"a phrase is a text, got {type(phrase).__name__}")
+    if not phrase.strip():
+        raise InputError("the phrase is empty")
+    return phrase
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """An object of the manifest; complaints begin with a field's place in it, such as `limits.max_length`."""
+
+    values: Mapping[str, Any]
+    place: str = ""
+
+    def _value(self, name: str, kinds: type | tuple[type, ...], what: str) -> Any:
+        value = self.values.get(name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            found = f"must be {what}, got {_short(value)}" if name in self.values else "is missing"
+            raise InputError(f"{self.place}{name} {found}")
+        return value
+
+    def part(self, name: str) -> _Fields:
+        return _Fields(self._value(name, dict, "an object"), f"{self.place}{name}.")
+
+    def text(self, name: str, *, empty: bool = False) -> str:
+        value: str = self._value(name, str, "a text")
+        if not (value or empty):
+            raise InputError(f"{self.place}{name} is empty")
+        return value
+
+    def choice(self, name: str, known: tuple[str, ...]) -> str:
+        if (value := self.text(name)) not in known:
+            raise InputError(f"{self.place}{name} must be one of {', '.join(known)}, got {value!r}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value: bool = self._value(name, bool, "true or false")
+        return value
+
+    def whole(self, name: str, low: int, high: int = _MOST) -> int:
+        value: int = self._value(name, int, "a whole number")
+        if not low <= value <= high:
+            raise InputError(f"{self.place}{name} must be from {low} to {high}, got {_short(value)}")
+        return value
+
+    def wholes(self, name: str, low: int, high: int = _MOST) -> tuple[int, ...]:
+        values = self._value(name, list, "a list of whole numbers")
+        items = _Fields({str(index): value for index, value in enumerate(values)}, f"{self.place}{name}.")
+        if not values:
+            raise InputError(f"{self.place}{name} is empty")
+        return tuple(items.whole(index, low, high) for index in items.values)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        values = self._value(name, list, "a list of texts")
+        items = _Fields({str(index): value for index, value in enumerate(values)}, f"{self.place}{name}.")
+        return tuple(items.text(index) for index in items.values)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _chat(told: _Fields) -> Chat:
+    """The prompt's pieces; those that no prompt can do without must not be empty."""
+    names = [field.name for field in fields(Chat)]
+    if wrong := sorted(set(told.values) ^ set(names)):
+        raise InputError(f"{told.place}{wrong[0]} is {'missing' if wrong[0] in names else 'unknown'}")
+    needed = ("prefix", "image_token", "suffix", "end")
+    return Chat(**{name: told.text(name, empty=name not in needed) for name in names})
+
+
+def _spec(values: Any, limits: Limits) -> Preprocessing:
+    try:
+        spec = rule_from_dict(values)
+    except InputError as error:
+        raise InputError(f"image.{error}") from error
+    if isinstance(spec, ImageSpec) and spec.max_pixels // spec.factor**2 != limits.max_image_tokens:
+        raise InputError(
+            f"image allows {spec.max_pixels} pixels and a token for {spec.factor}x{spec.factor} of them, "
+            f"but limits.max_image_tokens is {limits.max_image_tokens}"
+        )
+    return spec
+
+
+def _rope(told: _Fields, head_dim: int) -> Rope:
+    theta = told._value("theta", (int, float), "a number")
+    if not 1 <= theta <= 1e12:
+        raise InputError(f"rope.theta must be from 1 to 1e12, got {theta}")
+    rope = Rope(theta, told.wholes("mrope_section", 0), told.flag("interleaved"), told.whole("head_dim", 2))
+    if rope.head_dim != head_dim or len(rope.mrope_section) != 3 or 2 * sum(rope.mrope_section) != head_dim:
+        raise InputError(f"rope does not fit heads of {head_dim} (model.head_dim): {dict(told.values)}")
+    return rope
+
+
+def _packed(told: _Fields, files: Mapping[str, Path]) -> Mapping[str, Any]:
+    """What the format of a quantized checkpoint adds, as read."""
+    for role in told.texts("files"):
+        if role not in files:
+            raise InputError(f"packed.files names {role!r}, which is not in files")
+    for name in ("blocks", "text_root", "vision_root"):
+        told.part("modules").text(name)
+    products = told.part("products")
+    for name in products.values:
+        product = products.part(name)
+        product.texts("layers"), product.whole("bits", 1, 8), product.whole("group_size", 1), product.flag("symmetric")
+    return told.values
 
 
 def _inside(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
     """Return the path of a bundle file, which must be one that the manifest lists and so verifies."""
     if PurePosixPath(name).as_posix() not in manifest["files"]:
-        raise ValueError(f"{name!r} is used but not listed in 'files'")
+        raise InputError(f"{name!r} is used but not listed in 'files'")
     return folder / name

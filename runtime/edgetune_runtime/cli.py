@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.signals import Terminated, sigterm_raises
 from edgetune_runtime.terminal import drop, finish, prepare, report, say
+
+if TYPE_CHECKING:
+    from edgetune_runtime.answer import Answer, Runner
+    from edgetune_runtime.timing import Timings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """What the names of drawn pictures end in."""
@@ -80,12 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return finish(0)
 
 
-def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] | None = None) -> None:
+def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Runner] | None = None) -> None:
     """Answer every phrase and write what was asked for; raises what `Session` raises.
 
     Args:
         options: of `build_parser`.
-        load: makes what answers in a session's place, with its `ground`, `ask`, `last_answer` and `last_timings`.
+        load: makes what answers in a session's place.
     """
     from edgetune_runtime.images.load import load_image
 
@@ -97,13 +101,16 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] |
     rows, found = [], []
     for phrase in options.phrases:
         row: dict[str, Any]
+        timings: Timings | None
         if options.ask:
-            row = {"question": phrase, "answer": session.ask(image, phrase, **limit)}
+            stream = session.stream(image, phrase, **limit)
+            row, timings = {"question": phrase, "answer": "".join(stream).strip()}, stream.timings
         else:
-            found += session.ground(image, phrase, **limit)
-            row = {"phrase": phrase, **_boxes(session)}
-        assert session.last_timings is not None
-        row["timings"] = session.last_timings.to_dict()
+            answer = session.answer(image, session.request(phrase), **limit)
+            found += answer.detections
+            row, timings = {"phrase": phrase, **_boxes(answer)}, answer.timings
+        assert timings is not None
+        row["timings"] = timings.to_dict()
         rows.append(row)
         if not options.json:
             say("\n".join(describe(row)))
@@ -117,7 +124,7 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Any] |
         say(json.dumps(told, indent=2))
 
 
-def _session(options: argparse.Namespace) -> Any:
+def _session(options: argparse.Namespace) -> Runner:
     from edgetune_runtime.session import Session
 
     return Session.load(
@@ -129,12 +136,12 @@ def _session(options: argparse.Namespace) -> Any:
     )
 
 
-def _boxes(session: Any) -> dict[str, Any]:
-    answer = session.last_answer
+def _boxes(answer: Answer) -> dict[str, Any]:
     return {
         "detections": [{"label": item.label, "box": list(item.box), "score": item.score} for item in answer.detections],
         "status": answer.status,
         "problem": answer.problem,
+        "text": answer.text,
     }
 
 

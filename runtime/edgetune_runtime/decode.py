@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,8 +87,7 @@ def greedy_steps(
 ) -> Iterator[Step]:
     """Generate as `greedy` does, each token with its probability unless that is not wanted."""
     size = len(prompt.token_ids)
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    _check_count(max_new_tokens)
     if size + max_new_tokens > max_length:
         raise InputError(
             f"the prompt takes {size} tokens and the answer up to {max_new_tokens}: over the bundle's {max_length}",
@@ -106,6 +105,11 @@ def greedy_steps(
             return
         if count + 1 < max_new_tokens:
             logits = step(backend, token, prompt.next_position + count)
+
+
+def _check_count(max_new_tokens: Any) -> None:
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}")
 
 
 def _probability(logits: Float, token: int) -> float:

@@ -112,6 +112,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def refuse_unlisted(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse files that the manifest does not list: one that is loaded all the same would be verified by nobody.
+
+    Hidden files, such as those that file managers leave, and what a device adds under `DEVICE_FILES` are left alone.
+
+    Raises:
+        BundleError: there is one; it is named.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        known = name.as_posix() in manifest["files"] or name.as_posix() == MANIFEST or name.parts[0] == DEVICE_FILES
+        if not known and path.is_file() and not any(part.startswith(".") for part in name.parts):
+            raise BundleError(
+                f"{path}: not listed in {MANIFEST}, so nobody knows whether it belongs to the bundle",
+                hint="delete the file, or export the bundle again",
+            )
+
+
 def verify_files(folder: Path, *, max_bytes: int | None = None, progress: Progress | None = None) -> None:
     """Check every file that the folder's manifest lists.
 

@@ -2,58 +2,100 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
 
 import numpy as np
+from PIL import Image
 
+from edgetune_runtime.answer import Answer, Detection, Stream
 from edgetune_runtime.backends import Backend, ImageFeatures, Int, load_backend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
-from edgetune_runtime.codec.grounding import Answer, Detection, parse
+from edgetune_runtime.codec.grounding import parse
 from edgetune_runtime.decode import Prompt, Step, greedy_steps
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, image_hash, load_image
-from edgetune_runtime.images.smart import preprocess
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.rope import mrope_positions
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
 
+Texts = list[str] | tuple[str, ...]
+
+_NO_GRID = np.empty((0, 3), np.int64)
+
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture after the vision encoder."""
+    """A picture after the vision encoder: its sizes, what stands for it in a prompt, and its features."""
 
     geometry: Geometry
+    pieces: Pieces
     grid_thw: Int
-    image_tokens: int
     features: ImageFeatures
 
 
+@dataclass
+class _Clock:
+    """When the stages of an answer ended, in seconds of `time.perf_counter`, and the share of the vision encoder."""
+
+    started: float
+    vision: float = 0.0
+    ready: float = 0.0
+    first: float = 0.0
+    tokens: int = 0
+
+    def timings(self) -> Timings:
+        """What the answer cost up to now."""
+        ended = time.perf_counter()
+        return Timings(
+            preprocess=self.ready - self.started - self.vision,
+            vision=self.vision,
+            prefill=self.first - self.ready,
+            decode=ended - self.first,
+            total=ended - self.started,
+            tokens=self.tokens,
+        )
+
+
 class Session:
-    """One bundle in memory. Use `Session.load`; a session serves one thread at a time.
+    """One bundle in memory.
+
+    >>> from edgetune_runtime import Session
+    >>> session = Session.load("runs/onnx-int4")
+    >>> session.ground("photo.png", "the owl", max_new_tokens=12)  # an untrained model finds nothing
+    []
+    >>> session.close()
+
+    Threads may share a session: their calls queue, and each gets its own answer. A model has one sequence, so a
+    `stream` that was not read to its end is ended by the next call and says so when it is read on.
 
     Attributes:
         bundle: the description of what is loaded.
-        last_timings: what the latest answer cost, or None before the first.
-        last_answer: the latest boxes with their raw text and status, or None before the first.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, tokenizer: TextTokenizer, *, cached_images: int = 8) -> None:
+        _check_tokens(bundle, tokenizer)
         self.bundle = bundle
-        self.last_timings: Timings | None = None
-        self.last_answer: Answer | None = None
         self._backend = backend
         self._tokenizer = tokenizer
         self._stop = frozenset(bundle.eos)
         self._cached_images = cached_images
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._lock = threading.RLock()
+        self._turn = 0  # counts calls, so that a stream notices that it is no longer the latest
+        self._closed = False
 
     @classmethod
     def load(
@@ -72,133 +114,252 @@ class Session:
         Args:
             folder: written by `edgetune export`.
             backend: a loaded engine to use instead of the bundle's own.
-            device: "cpu" or "cuda".
+            device: "cpu", "cuda", or one of several GPUs such as "cuda:1".
             threads: CPU threads; None leaves the choice to the engine.
             engine: name of an installed engine (see `load_backend`) in place of the runtime's own for the format.
             verify: compare all files with their sha256 first.
             cached_images: how many images' features are kept, so that further questions about them skip the encoder.
 
         Raises:
-            BundleError: the folder is not an intact bundle.
+            BundleError: the folder is not an intact bundle, or its parts contradict each other.
             InputError: an argument makes no sense.
             MissingDependency: the engine or its provider for the device is not installed.
         """
         bundle = Bundle.load(folder, verify=verify)
+        tokenizer = TextTokenizer(bundle.files["tokenizer"])
+        _check_tokens(bundle, tokenizer)
         if backend is None:
             backend = load_backend(bundle, device=device, threads=threads, engine=engine)
-        return cls(bundle, backend, TextTokenizer(bundle.files["tokenizer"]), cached_images=cached_images)
+        return cls(bundle, backend, tokenizer, cached_images=cached_images)
 
-    def ground(self, image: ImageSource, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]:
-        """Find what a phrase names; an empty list when it is not there.
+    def __enter__(self) -> Session:
+        """Return the session, which is closed at the end of the `with` block."""
+        return self
 
-        `last_answer` tells an absent object from an answer that could not be read.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the session."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the engine's memory back, after the call that runs now. The session takes no further calls."""
+        with self._lock:
+            self._closed = True
+            self._turn += 1
+            self._images.clear()
+            self._backend.close()
+
+    def warm_up(self, width: int = 640, height: int = 480) -> Timings:
+        """Answer once about a grey picture, so that the first real answer does not pay for what engines do once.
 
         Args:
-            image: path, encoded bytes, PIL image or array.
-            phrase: such as "the left clock".
+            width: of the pictures to come, in pixels; engines prepare for sizes.
+            height: of the pictures to come, in pixels.
+
+        Returns:
+            What it cost.
+        """
+        grey = Image.new("RGB", (width, height), (127, 127, 127))
+        with self._lock:
+            clock = self._begin()
+            # Some engines run the first step plainly and prepare those after it.
+            return self._read(self._encode(grey, clock, keep=False), self.request("nothing"), 4, clock).timings
+
+    def request(self, phrase: str) -> str:
+        """Return the user's words that ask for what a phrase names; see `Bundle.request`."""
+        return self.bundle.request(phrase)
+
+    @overload
+    def ground(self, image: ImageSource, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]: ...
+
+    @overload
+    def ground(self, image: ImageSource, phrase: Texts, *, max_new_tokens: int = 128) -> list[list[Detection]]: ...
+
+    def ground(
+        self, image: ImageSource, phrase: str | Texts, *, max_new_tokens: int = 128
+    ) -> list[Detection] | list[list[Detection]]:
+        """Find what a phrase names; an empty list when it is not there.
+
+        Short for `answer(image, request(phrase)).detections`; an answer also tells an absent object from a text that
+        could not be read.
+
+        Args:
+            image: see `load_image`; arrays are uint8 RGB, so give frames of OpenCV as `frame[..., ::-1]`.
+            phrase: such as "the left clock", or a list of phrases about the same image, which is encoded once.
             max_new_tokens: longest answer.
 
         Returns:
-            Boxes (x1, y1, x2, y2) in float pixels of the original upright image.
+            Boxes (x1, y1, x2, y2) in float pixels of the original upright image; for a list of phrases, a list for
+            each of them.
 
         Raises:
             ImageError: the image cannot be used.
-            InputError: the phrase is empty or spells a control token, or the prompt exceeds the bundle's limit.
+            InputError: a phrase is empty or spells a control token, the prompt exceeds the bundle's limit, or the
+                session is closed.
         """
-        if not phrase.strip():
-            raise InputError("the phrase is empty")
-        request = self.bundle.family.ground_prompt.replace("{phrase}", phrase)
-        return self.answer(image, request, max_new_tokens=max_new_tokens).detections
+        if isinstance(phrase, list | tuple):
+            answers = self.answer(image, [self.request(each) for each in phrase], max_new_tokens=max_new_tokens)
+            return [answer.detections for answer in answers]
+        return self.answer(image, self.request(phrase), max_new_tokens=max_new_tokens).detections
 
-    def answer(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128) -> Answer:
-        """Send the user's whole words and read the reply as boxes, with its text and status. Raises as `ground`."""
+    @overload
+    def answer(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128) -> Answer: ...
+
+    @overload
+    def answer(self, image: ImageSource, prompt: Texts, *, max_new_tokens: int = 128) -> list[Answer]: ...
+
+    def answer(self, image: ImageSource, prompt: str | Texts, *, max_new_tokens: int = 128) -> Answer | list[Answer]:
+        """Send the user's whole words and read the reply as boxes.
+
+        Args:
+            image: as in `ground`.
+            prompt: the words, such as `request` gives them, or a list of such texts about the same image.
+            max_new_tokens: longest answer.
+
+        Returns:
+            The answer; for a list, one for each. The first of them has the time of the encoder.
+
+        Raises:
+            ImageError, InputError: as `ground`.
+        """
+        answers = []
+        with self._lock:
+            clock = self._begin()
+            encoded = self._encode(image, clock)
+            for words in prompt if isinstance(prompt, list | tuple) else [prompt]:
+                answers.append(self._read(encoded, words, max_new_tokens, clock))
+                clock = _Clock(time.perf_counter())
+        return answers if isinstance(prompt, list | tuple) else answers[0]
+
+    def ask(self, image: ImageSource | None, question: str, *, max_new_tokens: int = 256) -> str:
+        """Answer a question about an image (None: about no image) in words. Raises as `ground`."""
+        with self._lock:
+            return "".join(self.stream(image, question, max_new_tokens=max_new_tokens)).strip()
+
+    def stream(self, image: ImageSource | None, prompt: str, *, max_new_tokens: int = 256) -> Stream:
+        """Give the reply to the user's whole words piece by piece, as it is generated.
+
+        The next call of the session ends a stream, which then raises `InputError` when it is read on.
+
+        Raises:
+            ImageError, InputError: as `ground`.
+        """
+        with self._lock:
+            clock = self._begin()
+            encoded = None if image is None else self._encode(image, clock)
+            steps = self._generate(encoded, prompt, max_new_tokens, clock, probabilities=False)
+            return Stream(self._pieces(steps, self._turn, clock))
+
+    def _begin(self) -> _Clock:
+        """Start a call, which ends a stream that is still open."""
+        if self._closed:
+            raise InputError("the session is closed", hint="load the bundle again")
+        self._turn += 1
+        return _Clock(time.perf_counter())
+
+    def _encode(self, source: ImageSource, clock: _Clock, *, keep: bool = True) -> EncodedImage:
+        """Load, preprocess and encode an image, or take it from the cache."""
+        image = load_image(source)
+        keep = keep and self._cached_images > 0
+        key = image_hash(image) if keep else ""
+        if key in self._images:
+            self._images.move_to_end(key)
+            return self._images[key]
+        spec = self.bundle.spec
+        plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
         started = time.perf_counter()
-        encoded, vision_s = self._encode(image)
-        steps = list(self._generate(encoded, prompt, max_new_tokens, started, vision_s, probabilities=True))
+        features = self._backend.encode_images(arrays)
+        clock.vision = time.perf_counter() - started
+        if len(features.embeddings) != plan.image_tokens:
+            raise BundleError(
+                f"{self.bundle.folder}: the vision encoder gives {len(features.embeddings)} features where the "
+                f"manifest's image preprocessing makes {plan.image_tokens} tokens",
+                hint="export the bundle again",
+            )
+        encoded = EncodedImage(plan.geometry, plan.pieces, arrays.get("image_grid_thw", _NO_GRID), features)
+        if keep:
+            self._images[key] = encoded
+            while len(self._images) > self._cached_images:
+                self._images.popitem(last=False)
+        return encoded
+
+    def _read(self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: _Clock) -> Answer:
+        """Generate a reply and read it as boxes."""
+        steps = list(self._generate(encoded, prompt, max_new_tokens, clock, probabilities=True))
+        timings = clock.timings()
         # Some families write boxes with control tokens, so these stay in the text.
         decode = partial(self._tokenizer.decode, keep_control=True)
         ids = [step.token for step in steps]
         known = [step.probability for step in steps if step.probability is not None]
         tokens = token_probabilities(ids, known, decode) if len(known) == len(ids) else []
-        self.last_answer = parse(decode(ids), encoded.geometry, self.bundle.family.box_format, tokens)
-        return self.last_answer
+        return Answer.of(parse(decode(ids), encoded.geometry, self.bundle.box_format, tokens), timings)
 
-    def ask(self, image: ImageSource | None, question: str, *, max_new_tokens: int = 256) -> str:
-        """Answer a question about an image (None: about no image) in words. Raises as `ground`."""
-        return "".join(self.stream(image, question, max_new_tokens=max_new_tokens)).strip()
-
-    def stream(self, image: ImageSource | None, prompt: str, *, max_new_tokens: int = 256) -> Iterator[str]:
-        """Yield the answer to the user's whole words piece by piece, as it is generated. Raises as `ground`."""
-        started = time.perf_counter()
-        encoded, vision_s = (None, 0.0) if image is None else self._encode(image)
+    def _pieces(self, steps: Iterator[Step], turn: int, clock: _Clock) -> Generator[str, None, Timings]:
+        """The text of steps, taken one by one under the lock while no later call has begun; returns the cost."""
         text = TextStream(self._tokenizer.decode)
-        for step in self._generate(encoded, prompt, max_new_tokens, started, vision_s, probabilities=False):
+        while True:
+            with self._lock:
+                if turn != self._turn:
+                    raise InputError(
+                        "this stream was ended by a later call of its session",
+                        hint="read a stream to its end first, or load a second session",
+                    )
+                step = next(steps, None)
+            if step is None:
+                break
             if piece := text.push(step.token):
                 yield piece
+        timings = clock.timings()
         if piece := text.finish():
             yield piece
-
-    def _encode(self, source: ImageSource) -> tuple[EncodedImage, float]:
-        """Load, preprocess and encode an image, or take it from the cache; also the seconds in the encoder."""
-        image = load_image(source)
-        key = image_hash(image)
-        if key in self._images:
-            self._images.move_to_end(key)
-            return self._images[key], 0.0
-        pixels = preprocess(image, self.bundle.spec)
-        started = time.perf_counter()
-        features = self._backend.encode_images(pixels.pixel_values, pixels.grid_thw)
-        seconds = time.perf_counter() - started
-        encoded = EncodedImage(pixels.geometry, pixels.grid_thw, pixels.image_tokens, features)
-        if self._cached_images > 0:
-            self._images[key] = encoded
-            while len(self._images) > self._cached_images:
-                self._images.popitem(last=False)
-        return encoded, seconds
+        return timings
 
     def _generate(
-        self,
-        encoded: EncodedImage | None,
-        text: str,
-        max_new_tokens: int,
-        started: float,
-        vision_s: float,
-        *,
-        probabilities: bool,
+        self, encoded: EncodedImage | None, prompt: str, max_new_tokens: int, clock: _Clock, *, probabilities: bool
     ) -> Iterator[Step]:
-        """Yield generated tokens without the stop token, and leave the timings behind."""
-        prompt = self._prompt(encoded, text)
-        ready = time.perf_counter()
-        first = ready
-        count = 0
+        """Yield generated tokens without the stop token."""
         steps = greedy_steps(
             self._backend,
-            prompt,
+            self._prompt(encoded, prompt),
             stop=self._stop,
             max_new_tokens=max_new_tokens,
             max_length=self.bundle.limits.max_length,
             probabilities=probabilities,
         )
-        for count, step in enumerate(steps, start=1):
-            if count == 1:
-                first = time.perf_counter()
+        clock.ready = clock.first = time.perf_counter()
+        for step in steps:
+            clock.tokens += 1
+            if clock.tokens == 1:
+                clock.first = time.perf_counter()
             if step.token not in self._stop:
                 yield step
-        ended = time.perf_counter()
-        self.last_timings = Timings(
-            preprocess=ready - started - vision_s,
-            vision=vision_s,
-            prefill=first - ready,
-            decode=ended - first,
-            total=ended - started,
-            tokens=count,
-        )
 
-    def _prompt(self, encoded: EncodedImage | None, text: str) -> Prompt:
+    def _prompt(self, encoded: EncodedImage | None, text: Any) -> Prompt:
+        if not isinstance(text, str):
+            raise InputError(f"a prompt is a text, got {type(text).__name__}")
         image_token = self.bundle.tokens["image"]
-        count, grid = (0, np.empty((0, 3), np.int64)) if encoded is None else (encoded.image_tokens, encoded.grid_thw)
-        ids = self._tokenizer.prompt(self.bundle.chat, text, image_tokens=count, image_token=image_token)
-        positions, following = mrope_positions(
-            ids, grid, image_token=image_token, merge_size=self.bundle.spec.merge_size
+        pieces, grid = (0, _NO_GRID) if encoded is None else (encoded.pieces, encoded.grid_thw)
+        ids = self._tokenizer.prompt(self.bundle.chat, text, image_tokens=pieces, image_token=image_token)
+        features = None if encoded is None else encoded.features
+        if not isinstance(self.bundle.spec, ImageSpec):  # without M-RoPE all three positions are the token's own
+            return Prompt(ids, np.tile(np.arange(len(ids)), (3, 1)), len(ids), image_token, features)
+        merge = self.bundle.spec.merge_size
+        positions, following = mrope_positions(ids, grid, image_token=image_token, merge_size=merge)
+        return Prompt(ids, positions, following, image_token, features)
+
+
+def _check_tokens(bundle: Bundle, tokenizer: TextTokenizer) -> None:
+    """Refuse a manifest whose token ids are not those of the tokenizer beside it."""
+    image, end = (tokenizer.id_of(token) for token in (bundle.chat.image_token, bundle.chat.end))
+    if image != bundle.tokens["image"]:
+        raise BundleError(
+            f"{bundle.folder}: tokens.image is {bundle.tokens['image']} in the manifest, but the tokenizer has "
+            f"{bundle.chat.image_token!r} as {image}",
+            hint="export the bundle again",
         )
-        return Prompt(ids, positions, following, image_token, None if encoded is None else encoded.features)
+    if end not in bundle.eos:
+        raise BundleError(
+            f"{bundle.folder}: tokens.eos {list(bundle.eos)} lacks {bundle.chat.end!r}, whose id is {end}",
+            hint="export the bundle again",
+        )

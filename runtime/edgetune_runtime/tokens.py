@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from edgetune_runtime.chat import Chat
 from edgetune_runtime.errors import BundleError, InputError
-from edgetune_runtime.families.base import Chat
 from edgetune_runtime.images.base import Pieces
 
 

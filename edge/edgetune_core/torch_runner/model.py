@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from edgetune_core.conversation import stop_ids
 from edgetune_core.generation import generate_greedily
 from edgetune_core.torch_runner.inputs import Inputs, LibraryInputs, OwnInputs
+from edgetune_runtime.answer import Answer, Stream
 from edgetune_runtime.bench.worker import Reply
+from edgetune_runtime.bundle import PHRASE, check_phrase
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
-from edgetune_runtime.codec.grounding import Answer, Detection, parse
+from edgetune_runtime.codec.grounding import Answer as ParsedAnswer
+from edgetune_runtime.codec.grounding import parse
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.families import family_of
 from edgetune_runtime.images.config import read_preprocessor
-from edgetune_runtime.images.load import load_image
+from edgetune_runtime.images.load import ImageSource, load_image
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.records import Record
 from edgetune_runtime.timing import Timings
@@ -48,10 +50,6 @@ class TorchModel:
         device: "cpu" or "cuda".
         max_new_tokens: longest answer.
 
-    Attributes:
-        last_timings: what the latest answer cost, or None before the first.
-        last_answer: the latest boxes with their raw text and status, or None before the first.
-
     Raises:
         InputError: the checkpoint's family is not run under torch, or a file of it is missing or wrong.
         MissingDependency: an adapter without peft.
@@ -73,46 +71,46 @@ class TorchModel:
         self._clock = _Clock(self._model.get_submodule(self._family.modules.vision_root), self._model, self._device)
         self._stop = stop_ids(tokenizer, self._family)
         self._limit = max_new_tokens
-        self.last_timings: Timings | None = None
-        self.last_answer: Answer | None = None
 
     @property
     def dtype(self) -> str:
         """Precision of the weights as torch names it, e.g. `bfloat16`."""
         return str(self._model.dtype).removeprefix("torch.")
 
-    def answer(self, record: Record) -> Reply:
+    def reply(self, record: Record) -> Reply:
         """Answer one record; boxes come back in pixels of the original image."""
-        started = time.perf_counter()
-        image = load_image(record.image)
-        found = self._generate(image, record.prompt(self._family), started)
+        words = record.prompt(self._family)
         if record.kind == "ground":
-            answer = self._read(found)
-            return Reply(answer.text, answer, found.timings)
+            answer = self.answer(record.image, words, max_new_tokens=self._limit)
+            return Reply(answer.text, answer, answer.timings)
+        found = self._generate(record.image, words, self._limit)
         return Reply(self._text(found.ids, keep_control=True), None, found.timings)
 
-    def ground(self, image: Image.Image, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]:
-        """Find what a phrase names, as `Session.ground` does; the image is from `load_image`.
+    def request(self, phrase: str) -> str:
+        """Return the user's words that ask for what a phrase names, as `Session.request` does."""
+        return self._family.ground_prompt.replace(PHRASE, check_phrase(phrase))
+
+    def answer(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128) -> Answer:
+        """Send the user's whole words and read the reply as boxes, as `Session.answer` does.
 
         Raises:
-            InputError: the phrase is empty or spells a control token.
+            ImageError: the image cannot be used.
+            InputError: the words spell a control token.
         """
-        if not phrase.strip():
-            raise InputError("the phrase is empty")
-        request = self._family.ground_prompt.replace("{phrase}", phrase)
-        self._limit = max_new_tokens
-        found = self._generate(image, request, time.perf_counter())
-        self.last_timings, self.last_answer = found.timings, self._read(found)
-        return self.last_answer.detections
+        found = self._generate(image, prompt, max_new_tokens)
+        return Answer.of(self._read(found), found.timings)
 
-    def ask(self, image: Image.Image, question: str, *, max_new_tokens: int = 256) -> str:
-        """Answer a question in words, as `Session.ask` does. Raises as `ground`."""
-        self._limit = max_new_tokens
-        found = self._generate(image, question, time.perf_counter())
-        self.last_timings = found.timings
-        return self._text(found.ids, keep_control=False).strip()
+    def stream(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 256) -> Stream:
+        """Send the user's whole words and give the reply in words, in one piece. Raises as `answer`."""
+        found = self._generate(image, prompt, max_new_tokens)
 
-    def _read(self, found: _Generated) -> Answer:
+        def pieces() -> Generator[str, None, Timings]:
+            yield self._text(found.ids, keep_control=False)
+            return found.timings
+
+        return Stream(pieces())
+
+    def _read(self, found: _Generated) -> ParsedAnswer:
         """Return the boxes of an answer, with their scores."""
         chosen = [
             float(step[0].float().softmax(-1)[token]) for step, token in zip(found.logits, found.ids, strict=False)
@@ -125,9 +123,10 @@ class TorchModel:
         """Return what the tokens say; some families write boxes with control tokens, which have to stay for reading."""
         return self._tokenizer.decode(ids, keep_control=keep_control).removeprefix(self._family.chat.before_answer)
 
-    def _generate(self, image: Image.Image, text: str, started: float) -> _Generated:
-        """Answer an image and a text; the cost counts from `started`."""
-        inputs, geometry = self._inputs(image, text)
+    def _generate(self, image: ImageSource, text: str, max_new_tokens: int) -> _Generated:
+        """Answer an image and a text."""
+        started = time.perf_counter()
+        inputs, geometry = self._inputs(load_image(image), text)
         inputs = {name: value.to(self._device) for name, value in inputs.items()}
         preprocess = time.perf_counter() - started
         with torch.inference_mode(), self._clock.running():
@@ -136,7 +135,7 @@ class TorchModel:
                 inputs,
                 stop=self._stop,
                 pad=self._stop[-1],
-                max_new_tokens=self._limit,
+                max_new_tokens=max_new_tokens,
                 output_logits=True,
             )
         new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()

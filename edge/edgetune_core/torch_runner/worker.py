@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.checkpoint, adapter=options.adapter, device=options.device, max_new_tokens=options.max_new_tokens
         )
         header["precision"] = model.dtype
-        answer: Callable[[Record], Reply] = model.answer
+        answer: Callable[[Record], Reply] = model.reply
         return answer
 
     folders = [options.checkpoint, *([options.adapter] if options.adapter else [])]

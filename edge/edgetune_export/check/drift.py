@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgetune_export.check.parity import MAX_LOST_INFORMATION, Predictions, compare, prompt_of, teacher_forced
 from edgetune_export.check.reference import Sample
 from edgetune_export.checkpoint import Checkpoint
-from edgetune_runtime.backends import Backend, Float, ImageFeatures, Int
+from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int
 from edgetune_runtime.bench.metrics import sample_iou
 from edgetune_runtime.codec.grounding import Answer, parse
 from edgetune_runtime.decode import Prompt, greedy
@@ -139,7 +139,7 @@ def measure_drift(checkpoint: Checkpoint, samples: Sequence[Sample], backend: Ba
     rows, equal, overlaps = [], 0, []
     for sample in samples:
         pixels = sample.case.pixels
-        prompt = answers.prompt(sample, backend.encode_images(pixels.pixel_values, pixels.grid_thw))
+        prompt = answers.prompt(sample, backend.encode_images(pixels.arrays))
         rows.append(teacher_forced(backend, prompt, sample.tokens))
         tokens = answers.generate(sample, backend, prompt)
         equal += tokens == sample.tokens
@@ -175,24 +175,25 @@ def _boxes(detections: Sequence[Any]) -> npt.NDArray[np.float64]:
     return np.array([detection.box for detection in detections], np.float64).reshape(-1, 4)
 
 
-class _Embedded:
+class _Embedded(Backend):
     """A backend that looks token embeddings up in the checkpoint's own table."""
 
     def __init__(self, backend: Backend, table: Float) -> None:
+        super().__init__(backend.shape)
         self._backend, self._table = backend, table
 
-    def encode_images(self, pixel_values: Float, grids: Int) -> ImageFeatures:
+    def encode_images_impl(self, images: Arrays) -> ImageFeatures:
         """As the backend."""
-        return self._backend.encode_images(pixel_values, grids)
+        return self._backend.encode_images(images)
 
-    def embed(self, token_ids: Int) -> Float:
+    def embed_impl(self, token_ids: Int) -> Float:
         """Rows [S, H] of the table, not rounded as the export's."""
         return self._table[token_ids].copy()
 
-    def reserve(self, length: int) -> None:
+    def reserve_impl(self, length: int) -> None:
         """As the backend."""
         self._backend.reserve(length)
 
-    def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
+    def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """As the backend."""
         return self._backend.forward(embeddings, positions, deepstack)

@@ -88,12 +88,10 @@ class Parity(Predictions):
 
 def measure(samples: list[Sample], backend: Backend, *, image_token: int, merge_size: int) -> Parity:
     """Compare a backend with the reference."""
-    encoded = [
-        backend.encode_images(sample.case.pixels.pixel_values, sample.case.pixels.grid_thw) for sample in samples
-    ]
+    encoded = [backend.encode_images(sample.case.pixels.arrays) for sample in samples]
+    names = samples[0].case.pixels.arrays
     packed = backend.encode_images(
-        np.concatenate([sample.case.pixels.pixel_values for sample in samples]),
-        np.concatenate([sample.case.pixels.grid_thw for sample in samples]),
+        {name: np.concatenate([sample.case.pixels.arrays[name] for sample in samples]) for name in names}
     )
     ours, theirs = _stack([_features(image) for image in encoded]), _stack([sample.features for sample in samples])
     cosine = (ours * theirs).sum(-1) / np.maximum(

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgetune_runtime.backends import Float, ImageFeatures, Int
+from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int, ModelShape
 
 
-class OnnxTrtBackend:
-    """Implements `edgetune_runtime.backends.Backend` for the graphs that TensorRT eats.
+class OnnxTrtBackend(Backend):
+    """Runs the graphs that TensorRT eats; export makes it from their files, so it claims no format.
 
     Args:
         vision: vision encoder of one frame.
@@ -24,20 +24,31 @@ class OnnxTrtBackend:
         self._vision, self._decoder = _open(vision), _open(decoder)
         self._table = np.load(embeddings, mmap_mode="r")
         inputs = {node.name: node for node in self._decoder.get_inputs()}
-        self._dtype = np.float16 if inputs["inputs_embeds"].type == "tensor(float16)" else np.float32
+        caches = [node.shape for name, node in inputs.items() if name.endswith(".key")]
         self._deepstack = sorted(name for name in inputs if name.startswith("deepstack_embeds."))
+        super().__init__(
+            ModelShape(
+                hidden=self._table.shape[1],
+                vocabulary=self._table.shape[0],
+                deepstack=len(self._deepstack),
+                layers=len(caches),
+                kv_heads=caches[0][1],
+                head_dim=caches[0][-1],
+            )
+        )
+        self._dtype = np.float16 if inputs["inputs_embeds"].type == "tensor(float16)" else np.float32
         # No cache is cleared between sequences, as on a device.
         self._cache = {
             name: np.zeros(node.shape, self._dtype)
             for name, node in inputs.items()
             if name.startswith("past_key_values.")
         }
-        self._length = 0
 
-    def encode_images(self, pixel_values: Float, grids: Int) -> ImageFeatures:
+    def encode_images_impl(self, images: Arrays) -> ImageFeatures:
         """Run the vision encoder frame by frame."""
         parts, start = [], 0
-        for frames, rows, columns in grids.tolist():
+        pixel_values = images["pixel_values"]
+        for frames, rows, columns in images["image_grid_thw"].tolist():
             for _ in range(frames):
                 end = start + rows * columns
                 grid = np.array([[1, rows, columns]], np.int64)
@@ -46,25 +57,23 @@ class OnnxTrtBackend:
         first, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return ImageFeatures(first, tuple(others))
 
-    def embed(self, token_ids: Int) -> Float:
+    def embed_impl(self, token_ids: Int) -> Float:
         """Look up token embeddings."""
         rows: Float = self._table[token_ids].astype(np.float32)
         return rows
 
-    def reserve(self, length: int) -> None:
-        """Start anew."""
-        self._length = 0
+    def reserve_impl(self, length: int) -> None:
+        """Nothing: old rows are never seen."""
 
-    def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
+    def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens and return the last one's logits."""
         states = embeddings[None].astype(self._dtype)
-        rows = np.arange(self._length, self._length + len(embeddings))
+        rows = np.arange(self.length, self.length + len(embeddings))
         feeds = {"inputs_embeds": states, "position_ids": positions[:, None], "cache_position": rows, **self._cache}
         for number, name in enumerate(self._deepstack):
             feeds[name] = deepstack[number][None].astype(self._dtype) if deepstack else np.zeros_like(states)
         logits, *present = self._decoder.run(None, feeds)
         self._cache = dict(zip(self._cache, present, strict=True))
-        self._length += len(embeddings)
         last: Float = logits[0, 0]
         return last
 

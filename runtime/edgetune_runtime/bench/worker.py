@@ -170,14 +170,14 @@ def _box(numbers: Sequence[float]) -> Box:
 
 def answer_record(session: Session, record: Record, max_new_tokens: int) -> Reply:
     """Answer one record with a bundle."""
-    words = record.prompt(session.bundle.family)
+    words = record.prompt(session.bundle)
     if record.kind == "ground":
         answer = session.answer(record.image, words, max_new_tokens=max_new_tokens)
-        raw = answer.text
-    else:
-        answer, raw = None, session.ask(record.image, words, max_new_tokens=max_new_tokens)
-    assert session.last_timings is not None
-    return Reply(raw, answer, session.last_timings)
+        return Reply(answer.text, answer, answer.timings)
+    stream = session.stream(record.image, words, max_new_tokens=max_new_tokens)
+    raw = "".join(stream).strip()
+    assert stream.timings is not None
+    return Reply(raw, None, stream.timings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

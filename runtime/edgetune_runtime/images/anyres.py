@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb
+from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
 
 _SHRINK_OVER = 1.1
@@ -42,6 +43,17 @@ class AnyResolution(Preprocessing):
     max_tiles: int
     resample: Image.Resampling
     normalise: Normalise
+
+    rule: ClassVar[str] = "anyres"
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "side", "patch", "max_tiles")
+        if not self.canvases:
+            raise InputError("canvases must hold at least one size")
+        for canvas in self.canvases:
+            edges: object = canvas
+            if not isinstance(edges, tuple) or len(edges) != 2 or not all(map(self._whole_tiles, edges)):
+                raise InputError(f"canvases must be (height, width) in whole tiles of {self.side}, got {canvas!r}")
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> AnyResolution:
@@ -127,6 +139,9 @@ class AnyResolution(Preprocessing):
             "pixel_values": self.normalise([overview, *tiles]),
             "image_sizes": np.array([[image.height, image.width]], np.int64),
         }
+
+    def _whole_tiles(self, edge: object) -> bool:
+        return type(edge) is int and self.side <= edge <= 1 << 16 and edge % self.side == 0
 
     def _inside(self, width: int, height: int, canvas: tuple[int, int]) -> tuple[int, int]:
         """Return the (width, height) of the picture on its canvas; it touches two opposite edges."""

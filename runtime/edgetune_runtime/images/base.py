@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
-from edgetune_runtime.errors import ImageError
+from edgetune_runtime.errors import ImageError, InputError
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The image part of a transformers model's keyword arguments, by name."""
@@ -42,16 +42,25 @@ class Plan:
 class Preprocessing(ABC):
     """A checkpoint's image preprocessing, equal to that of transformers' processor of its family (PIL backend).
 
+    A rule is a frozen dataclass; what its fields are is what a bundle says of it.
+
     Attributes:
+        rule: the rule's name in bundles and among the facts of families.
         typed_tokens: whether the model is also told which tokens are image tokens (mm_token_type_ids).
     """
 
+    rule: ClassVar[str]
     typed_tokens: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def token_pixels(self) -> int:
         """Pixels per side of one image token, in the picture that the model sees."""
+
+    @property
+    def patch_values(self) -> int | None:
+        """Values of one row of `pixel_values` where rows are flat patches, else None."""
+        return None
 
     @property
     def remark(self) -> str | None:
@@ -77,6 +86,31 @@ class Preprocessing(ABC):
     def join(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Return the arrays of several images, in the order of their tokens, as the model takes them."""
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rule's name and its fields as JSON values, which `rules.rule_from_dict` reads."""
+        return {"rule": self.rule, **_plain(self)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a field of a rule as a JSON value."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.repr}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, Image.Resampling) else value
+
+
+def check_sizes(rule: object, *names: str) -> None:
+    """Refuse fields of a rule that are no sizes, which are whole numbers from 1 to 2^31.
+
+    Raises:
+        InputError: the first that is not; the message begins with its name.
+    """
+    for name in names:
+        value = getattr(rule, name)
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise InputError(f"{name} must be a positive whole number, got {value!r}")
 
 
 def check_rgb(image: Image.Image) -> None:

@@ -176,9 +176,12 @@ class Settings:
         for channels in (mean, std):
             if not isinstance(channels, list) or len(channels) != 3 or not all(map(_is_number, channels)):
                 raise InputError(f"{self.path}: image_mean and image_std must be three numbers, got {channels!r}")
-        if min(std) <= 0 or not _is_number(rescale):
-            raise InputError(f"{self.path}: image_std must be positive and rescale_factor a number")
-        return Normalise(tuple(mean), tuple(std), rescale)
+        if not _is_number(rescale):
+            raise InputError(f"{self.path}: rescale_factor must be a number, got {rescale!r}")
+        try:
+            return Normalise(tuple(mean), tuple(std), rescale)
+        except InputError as error:
+            raise InputError(f"{self.path}: image_{error}") from error
 
     def resample(self) -> Image.Resampling:
         """Return Pillow's resampling filter.
@@ -201,11 +204,23 @@ class Normalise:
         mean: per RGB channel, subtracted after rescaling.
         std: per RGB channel, divided by after that.
         rescale: factor on 8-bit values.
+
+    Raises:
+        InputError: a value is no number, or none that a model can have been trained with.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rescale: float
+
+    def __post_init__(self) -> None:
+        channels: list[tuple[str, tuple[float, ...], float, float]]
+        channels = [("mean", self.mean, -256, 256), ("std", self.std, 1e-3, 256)]
+        for name, values, low, high in channels:
+            if len(values) != 3 or not all(_is_number(value) and low <= value <= high for value in values):
+                raise InputError(f"{name} must be three numbers from {low:g} to {high:g}, got {list(values)}")
+        if not (_is_number(self.rescale) and 1e-3 <= self.rescale <= 1):
+            raise InputError(f"rescale must be a number from 0.001 to 1, got {self.rescale!r}")
 
     def table(self) -> npt.NDArray[np.float32]:
         """Return what each 8-bit value becomes, float32 [3, 256]: only 256 exist, so each is computed once."""

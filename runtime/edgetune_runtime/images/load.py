@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import io
+import os
 import struct
 import threading
 import unicodedata
 import warnings
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +19,19 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from edgetune_runtime.errors import ImageError, shortened
 
+
+class SupportsArray(Protocol):
+    """An array, or what numpy can read as one: tensors of torch on the CPU, of jax, and others."""
+
+    def __array__(self) -> npt.NDArray[Any]:
+        """Return the pixels."""
+
+
 MAX_IMAGE_PIXELS = 89_478_485
 """Default limit on width x height, Pillow's own: a quarter of a gigabyte as RGB."""
 
-ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | SupportsArray
+"""What `load_image` takes; see there."""
 
 _LIMIT_LOCK = threading.Lock()
 
@@ -31,16 +43,18 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
     clipped to 8 bits, also as they do, with a warning when that loses something.
 
     Args:
-        source: a path, the bytes of an image file, a Pillow image, or a uint8 array [H, W], [H, W, 1],
-            [H, W, 3] (RGB) or [H, W, 4] (RGBA).
+        source: a path, the bytes of an image file or a binary file object of one (such as `io.BytesIO`), a data URI
+            ("data:image/png;base64,..."), a Pillow image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] (RGB) or
+            [H, W, 4] (RGBA), also as a tensor that numpy can read. OpenCV's frames are BGR: give `frame[..., ::-1]`.
         max_image_pixels: refuse pictures and arrays with more pixels than this before decoding them.
 
     Raises:
-        ImageError: no such file, not an image, truncated, empty, too many pixels, float pixels.
+        ImageError: no such file, not an image, truncated, empty, too many pixels, float pixels, or none of these forms.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source, max_image_pixels)
-    name = "image" if isinstance(source, bytes | Image.Image) else str(source)
+    if not isinstance(source, Image.Image) and hasattr(source, "__array__"):
+        return _from_array(cast(SupportsArray, source), max_image_pixels)
+    source = _resolved(source)
+    name = str(source) if isinstance(source, Path) else "image"
     image = source if isinstance(source, Image.Image) else _open(source, name, max_image_pixels)
     try:
         _check_size(image, name, max_image_pixels)
@@ -55,6 +69,46 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
         if image is not source:
             image.close()
     return rgb
+
+
+def _resolved(source: Any) -> Path | bytes | Image.Image:
+    """Return the path, bytes or picture that a source stands for.
+
+    Raises:
+        ImageError: it is none that is known, or cannot be read.
+    """
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return _from_data_uri(source)
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, Image.Image):
+        return source
+    if callable(getattr(source, "read", None)):
+        try:
+            content = source.read()
+        except (OSError, ValueError) as error:  # closed, or not open for reading
+            raise ImageError(f"image: the file object cannot be read: {error}") from error
+        if isinstance(content, bytes):
+            return content
+        raise ImageError("image: the file object gives text, not bytes", hint='open the file with mode "rb"')
+    kind = "None, which cameras and OpenCV give when they have no picture" if source is None else type(source).__name__
+    raise ImageError(
+        f"not an image: {kind}",
+        hint="give a path, bytes, a file object, a data URI, a Pillow image or a uint8 RGB array [H, W, 3]",
+    )
+
+
+def _from_data_uri(text: str) -> bytes:
+    """Return the bytes of a base64 data URI (RFC 2397)."""
+    head, comma, body = text.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise ImageError(f"image: a data URI must be data:image/...;base64,..., got {text[:40]!r}")
+    try:
+        return binascii.a2b_base64("".join(body.split()), strict_mode=False)
+    except binascii.Error as error:
+        raise ImageError(f"image: the data URI is not valid base64: {error}") from error
 
 
 def upright_size(path: Path, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
@@ -93,14 +147,15 @@ def changed_at(path: Path) -> int:
         return 0
 
 
-def _open(source: str | Path | bytes, name: str, max_image_pixels: int) -> Image.Image:
+def _open(source: Path | bytes, name: str, max_image_pixels: int) -> Image.Image:
     if not isinstance(source, bytes):
-        source = Path(source)
         shown = shortened(name, 300)
         try:
             found = source.is_file()
         except OSError as error:  # such as a name of more than 255 characters
             raise ImageError(f"{shown}: cannot be read: {error.strerror}") from error
+        except ValueError:  # a NUL byte, before Python 3.13
+            found = False
         if not found and source.is_dir():
             raise ImageError(f"{shown}: is a folder")
         if not found:
@@ -167,12 +222,15 @@ def _png_has_trailer(path: Path) -> bool:
 
 
 def _check_size(image: Image.Image, name: str, max_image_pixels: int) -> None:
-    if min(image.size) < 1:
-        raise ImageError(f"{name}: the image is empty: {image.width}x{image.height} pixels")
-    if image.width * image.height > max_image_pixels:
+    _check_pixels(image.width, image.height, name, max_image_pixels)
+
+
+def _check_pixels(width: int, height: int, name: str, max_image_pixels: int) -> None:
+    if min(width, height) < 1:
+        raise ImageError(f"{name}: the image is empty: {width}x{height} pixels")
+    if width * height > max_image_pixels:
         raise ImageError(
-            f"{name}: {image.width}x{image.height} is {image.width * image.height} pixels, over the limit of "
-            f"{max_image_pixels}",
+            f"{name}: {width}x{height} is {width * height} pixels, over the limit of {max_image_pixels}",
             hint="make the image smaller, or raise max_image_pixels if you trust it",
         )
 
@@ -196,18 +254,26 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(array: npt.NDArray[np.uint8], max_image_pixels: int) -> Image.Image:
+def _from_array(source: SupportsArray, max_image_pixels: int) -> Image.Image:
+    try:
+        array = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:  # such as a tensor on a GPU, or one that needs gradients
+        raise ImageError(f"image: numpy cannot read the {type(source).__name__}: {error}") from error
     if array.dtype != np.uint8:
-        raise ImageError(f"image arrays must be uint8, got {array.dtype}")
+        raise ImageError(
+            f"image arrays must be uint8, got {array.dtype}", hint="scale the values to 0-255 and convert them to uint8"
+        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ImageError(f"image arrays must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
-    if 0 in array.shape:
-        raise ImageError(f"the image is empty: {array.shape[1]}x{array.shape[0]} pixels")
-    image = Image.fromarray(array)
-    _check_size(image, "image", max_image_pixels)
-    return _to_rgb(image, "image")
+        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        raise ImageError(
+            f"image arrays must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}",
+            hint="move the channels to the end: array.transpose(1, 2, 0)" if first else None,
+        )
+    height, width = array.shape[:2]
+    _check_pixels(width, height, "image", max_image_pixels)
+    return _to_rgb(Image.fromarray(array), "image")
 
 
 def image_hash(image: Image.Image) -> str:

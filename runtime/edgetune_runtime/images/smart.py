@@ -8,8 +8,7 @@ The settings come from the checkpoint's own files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import ImageError, InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb
+from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, read_preprocessor
 
 # What transformers assumes when a config leaves these out; published configs often do.
@@ -45,6 +44,11 @@ class Pixels:
     grid_thw: npt.NDArray[np.int64]
     geometry: Geometry
     image_tokens: int
+
+    @property
+    def arrays(self) -> Arrays:
+        """What the vision encoder takes, by name."""
+        return {"pixel_values": self.pixel_values, "image_grid_thw": self.grid_thw}
 
 
 def check_aspect(width: int, height: int) -> None:
@@ -114,19 +118,16 @@ class ImageSpec(Preprocessing):
     std: tuple[float, float, float]
     rescale: float
     resample: int
+    rule: ClassVar[str] = "smart"
     typed_tokens: ClassVar[bool] = True  # their positions are multimodal (M-RoPE)
 
     def __post_init__(self) -> None:
-        sizes = (self.patch_size, self.temporal_patch_size, self.merge_size, self.min_pixels, self.max_pixels)
-        numbers = (*self.mean, *self.std, self.rescale)
-        if not all(type(size) is int for size in (*sizes, self.resample)):
-            raise InputError(f"image preprocessing needs whole numbers for sizes and the filter: {self}")
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise InputError(f"image preprocessing needs numbers for mean, std and rescale: {self}")
-        if min(sizes) < 1 or self.min_pixels > self.max_pixels:
-            raise InputError(f"image preprocessing needs positive sizes and min_pixels <= max_pixels: {self}")
-        if {len(channels) for channels in (self.mean, self.std)} != {3} or min(self.std) <= 0:
-            raise InputError(f"image preprocessing needs three means and three positive stds: {self}")
+        check_sizes(self, "patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels")
+        if self.min_pixels > self.max_pixels:
+            raise InputError(f"min_pixels {self.min_pixels} is over max_pixels {self.max_pixels}")
+        if type(self.resample) is not int or self.resample not in set(Image.Resampling):
+            raise InputError(f"resample {self.resample!r} is no filter of Pillow")
+        Normalise(self.mean, self.std, self.rescale)  # checks them
 
     @property
     def factor(self) -> int:
@@ -138,6 +139,11 @@ class ImageSpec(Preprocessing):
         """Pixels per side of one image token."""
         return self.factor
 
+    @property
+    def patch_values(self) -> int:
+        """Channels, frames, rows and columns of one patch."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
     def plan(self, width: int, height: int) -> Plan:
         """Return the resized size and its number of tokens."""
         geometry = geometry_of(width, height, self)
@@ -145,24 +151,7 @@ class ImageSpec(Preprocessing):
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [patches, C·T·P·P] and image_grid_thw int64 [1, 3]."""
-        pixels = preprocess(image, self)
-        return {"pixel_values": pixels.pixel_values, "image_grid_thw": pixels.grid_thw}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ImageSpec:
-        """Build a spec from `to_dict`'s result.
-
-        Raises:
-            InputError: a field is missing, unknown or of the wrong type.
-        """
-        try:
-            return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"image preprocessing: wrong or missing field: {error}") from error
+        return preprocess(image, self).arrays
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> ImageSpec:
@@ -200,21 +189,25 @@ class ImageSpec(Preprocessing):
         missing = [name for name, value in needed.items() if value is None]
         if missing:
             raise InputError(f"{path}: missing {', '.join(missing)}", hint="copy the file of the published checkpoint")
-        fields = {
-            "patch_size": config["patch_size"],
-            "temporal_patch_size": config["temporal_patch_size"],
-            "merge_size": config["merge_size"],
-            "min_pixels": minimum,
-            "max_pixels": maximum,
-            "mean": config["image_mean"],
-            "std": config["image_std"],
-            "rescale": config.get("rescale_factor", _RESCALE),
-            "resample": config.get("resample", _BICUBIC),
-        }
         try:
-            return cls.from_dict(fields)
+            return cls(
+                patch_size=config["patch_size"],
+                temporal_patch_size=config["temporal_patch_size"],
+                merge_size=config["merge_size"],
+                min_pixels=minimum,
+                max_pixels=maximum,
+                mean=_channels(config["image_mean"]),
+                std=_channels(config["image_std"]),
+                rescale=config.get("rescale_factor", _RESCALE),
+                resample=config.get("resample", _BICUBIC),
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+
+def _channels(value: Any) -> Any:
+    """Return a list as a tuple, and anything else as one value, for the rule to refuse."""
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _first(*values: Any) -> Any:

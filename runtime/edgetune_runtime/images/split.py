@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy.typing as npt
 from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Pieces, Plan, Preprocessing, check_rgb
+from edgetune_runtime.images.base import Arrays, Pieces, Plan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
 
 MAX_EDGE = 4096
@@ -46,6 +46,13 @@ class SplitTiles(Preprocessing):
     split: bool
     resample: Image.Resampling
     normalise: Normalise
+
+    rule: ClassVar[str] = "split"
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "side", "longest_edge", "tile_tokens", "token_side")
+        if type(self.split) is not bool:
+            raise InputError(f"split must be true or false, got {self.split!r}")
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> SplitTiles:

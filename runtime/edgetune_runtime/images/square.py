@@ -7,14 +7,15 @@ near the ends of the longer side; the model was trained on whole pictures (`imag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb
+from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
 
 
@@ -34,7 +35,12 @@ class PaddedSquare(Preprocessing):
     patch: int
     resample: Image.Resampling
     normalise: Normalise
-    crops: Path | None = None
+    crops: Path | None = field(default=None, repr=False)  # of the checkpoint, not of the rule
+
+    rule: ClassVar[str] = "pad_square"
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "side", "patch")
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> PaddedSquare:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb
+from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
+
+_MOST_TILES = 256
+"""More than any model was trained with; grids are tried one by one."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ class DynamicTiles(Preprocessing):
     token_side: int
     resample: Image.Resampling
     normalise: Normalise
+
+    rule: ClassVar[str] = "tiles"
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "side", "min_tiles", "max_tiles", "tile_tokens", "token_side")
+        if not self.min_tiles <= self.max_tiles <= _MOST_TILES:
+            raise InputError(f"max_tiles must be {self.min_tiles} to {_MOST_TILES}, got {self.max_tiles}")
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> DynamicTiles:

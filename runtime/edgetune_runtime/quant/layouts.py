@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant import awq, compressed, gptq
 from edgetune_runtime.quant.bits import unpack_bytes
-from edgetune_runtime.quant.blocks import BlockWeight, Codes
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Codes
 
 Array = npt.NDArray[Any]
+
+GROUPS = "g_idx"
+"""What follows a layer's name in that of the tensor with the group of each input, where a checkpoint has one."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,23 @@ class Layout:
     row_bytes: Callable[[Array], Codes]
     by_output: Callable[[Array], Array]
     zero_points: Callable[[Array, int], Codes]
+
+    def check(self, name: str, tensors: Mapping[str, Array], groups: Array | None, fmt: BlockFormat) -> None:
+        """Refuse tensors of a layer that would compute without a word, and wrongly.
+
+        Args:
+            name: of the layer, for errors.
+            tensors: by the names that follow the layer's.
+            groups: int32 [K], the group of each input, or None where the checkpoint has no such tensor.
+            fmt: how the layer is cut, as its manifest says.
+
+        Raises:
+            InputError: scales are not finite, or inputs are in other groups than their order says.
+        """
+        if not np.isfinite(tensors[self.scales]).all():
+            raise InputError(f"{name}.{self.scales}: not all scales are finite")
+        if groups is not None and not np.array_equal(groups, np.arange(len(groups)) // fmt.block):
+            raise InputError(f"{name}.{GROUPS}: inputs are not in consecutive groups of {fmt.block}")
 
     def unpack(self, tensors: Mapping[str, Array], bits: int, *, symmetric: bool = False) -> BlockWeight:
         """The weight in a layer's tensors, whose groups are consecutive inputs.

@@ -23,19 +23,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.errors import ImageError, InputError, RecordError
-from edgetune_runtime.families.base import Family
 from edgetune_runtime.images.load import changed_at, upright_size
 from edgetune_runtime.images.smart import check_aspect
 from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.manifest import verify_listed
 from edgetune_runtime.records.dialogue import Dialogue
 from edgetune_runtime.records.forms import FormError, Parts, read_form
+
+
+class Asked(Protocol):
+    """Who is asked for boxes: a family, or a bundle of one that this version need not know."""
+
+    @property
+    def ground_prompt(self) -> str:
+        """The request for a box, with `{phrase}`."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,11 @@ class Record:
         """The most frequent accepted answer of a "vqa" record (the first of equals), else None."""
         return Counter(self.answers).most_common(1)[0][0] if self.answers else None
 
-    def prompt(self, family: Family) -> str:
-        """Return the user's words for a model: phrases go into the family's request for a box."""
+    def prompt(self, model: Asked) -> str:
+        """Return the user's words for a model, which is a family or a bundle: phrases go into its request for a box."""
         if self.request is not None:
             return self.request
-        return family.ground_prompt.replace("{phrase}", self.text) if self.kind == "ground" else self.text
+        return model.ground_prompt.replace("{phrase}", self.text) if self.kind == "ground" else self.text
 
 
 AnyRecord = Record | Dialogue

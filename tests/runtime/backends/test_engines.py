@@ -13,11 +13,13 @@ from edgetune_runtime.errors import InputError
 
 @pytest.fixture
 def other_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed distribution that declares the runtime's own ONNX loader as the engine "again"."""
+    """An installed distribution that declares the runtime's own ONNX engine as the engine "again"."""
     info = tmp_path / "others-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edgetune.backends]\nagain = edgetune_runtime.backends.onnx.engine:load\n")
+    (info / "entry_points.txt").write_text(
+        "[edgetune.backends]\nagain = edgetune_runtime.backends.onnx.engine:OnnxBackend\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 

@@ -14,7 +14,7 @@ from PIL import Image
 from edgetune.cli import cli
 from edgetune_export.check.reference import test_image as picture
 from edgetune_export.check.trt import OnnxTrtBackend
-from edgetune_runtime.backends.trt.engine import TrtBackend, load
+from edgetune_runtime.backends.trt.engine import TrtBackend
 from edgetune_runtime.backends.trt.engines import graphs_of
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import EdgetuneError, InputError, MissingDependency
@@ -105,10 +105,10 @@ def test_images_and_frames_equal_the_checker(bundle: tuple[Path, Bundle]) -> Non
     files = loaded.files
     checker = OnnxTrtBackend(vision=files["vision"], decoder=files["decoder"], embeddings=files["embed"])
     grids = np.array([[1, 8, 6], [2, 4, 4]])
-    spec = loaded.spec
-    patches = np.random.default_rng(1).standard_normal((80, 3 * spec.temporal_patch_size * spec.patch_size**2))
+    patches = np.random.default_rng(1).standard_normal((80, loaded.spec.patch_values or 0))
     pixels = patches.astype(np.float32)
-    ours, theirs = on_host(loaded, HostDevice()).encode_images(pixels, grids), checker.encode_images(pixels, grids)
+    images = {"pixel_values": pixels, "image_grid_thw": grids}
+    ours, theirs = on_host(loaded, HostDevice()).encode_images(images), checker.encode_images(images)
     np.testing.assert_array_equal(ours.embeddings, theirs.embeddings)
     assert len(ours.deepstack) == len(theirs.deepstack) == loaded.model["deepstack"]
     for mine, reference in zip(ours.deepstack, theirs.deepstack, strict=True):
@@ -124,9 +124,13 @@ def test_what_does_not_fit_is_refused(bundle: tuple[Path, Bundle]) -> None:
     with pytest.raises(InputError, match="300 tokens in a cache of 256"):
         backend.forward(np.zeros((300, loaded.model["hidden"]), np.float32), np.zeros((3, 300), np.int64))
     side = 2 * int(np.sqrt(loaded.limits.max_image_tokens)) + 2
-    width = 3 * loaded.spec.temporal_patch_size * loaded.spec.patch_size**2
+    width = loaded.spec.patch_values or 0
     with pytest.raises(InputError, match=r"pixel_values of shape .* the engine takes at most"):
-        backend.encode_images(np.zeros((side * side, width), np.float32), np.array([[1, side, side]]))
+        images = {
+            "pixel_values": np.zeros((side * side, width), np.float32),
+            "image_grid_thw": np.array([[1, side, side]]),
+        }
+        backend.encode_images(images)
 
 
 def test_a_step_that_cannot_be_recorded_runs_plainly(bundle: tuple[Path, Bundle]) -> None:
@@ -145,9 +149,9 @@ def test_a_step_that_cannot_be_recorded_runs_plainly(bundle: tuple[Path, Bundle]
 def test_other_devices_are_refused(bundle: tuple[Path, Bundle]) -> None:
     _, loaded = bundle
     with pytest.raises(InputError, match="TensorRT engines run on a GPU, not on cpu"):
-        load(loaded, device="cpu")
+        TrtBackend.load(loaded, device="cpu", threads=None)
     with pytest.raises(InputError, match="threads are for CPUs"):
-        load(loaded, device="cuda", threads=2)
+        TrtBackend.load(loaded, device="cuda", threads=2)
 
 
 def test_a_session_says_what_is_missing(bundle: tuple[Path, Bundle]) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_resize
 
 from edgetune_runtime.codec.geometry import Geometry
-from edgetune_runtime.errors import ImageError, InputError
+from edgetune_runtime.errors import ImageError
 from edgetune_runtime.images.load import image_hash, load_image
 from edgetune_runtime.images.smart import ImageSpec, geometry_of, preprocess, smart_resize
 
@@ -119,10 +119,3 @@ def test_equal_pictures_hash_equal(tmp_path: Path) -> None:
     assert image_hash(load_image(tmp_path / "a.png")) == image_hash(load_image(tmp_path / "b.bmp"))
     # The same bytes in another shape are another picture.
     assert image_hash(image) != image_hash(Image.frombytes("RGB", (10, 20), image.tobytes()))
-
-
-def test_spec_survives_its_dictionary(qwen2_5_vl: Path) -> None:
-    spec = ImageSpec.from_checkpoint(qwen2_5_vl)
-    assert ImageSpec.from_dict(spec.to_dict()) == spec
-    with pytest.raises(InputError, match="unexpected keyword argument 'colour'"):
-        ImageSpec.from_dict({**spec.to_dict(), "colour": 1})

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgetune_runtime.backends.base import Device
+
 METADATA = "edgetune.cache"
 GROWING = "growing"
 
@@ -32,7 +34,7 @@ class Cache(Protocol):
         """Keep what the call wrote."""
 
 
-def make_cache(session: Any, binding: Any, device: str) -> Cache:
+def make_cache(session: Any, binding: Any, device: Device) -> Cache:
     """The cache that a decoder's graph needs."""
     growing = session.get_modelmeta().custom_metadata_map.get(METADATA) == GROWING
     return (GrowingCache if growing else SharedCache)(session, binding, device)
@@ -44,7 +46,7 @@ class SharedCache:
     Old contents need no clearing: the attention mask's length says how much of the buffer is read.
     """
 
-    def __init__(self, session: Any, binding: Any, device: str) -> None:
+    def __init__(self, session: Any, binding: Any, device: Device) -> None:
         self._binding, self._device = binding, device
         self._inputs = _cache_inputs(session)
         self._buffers: list[Any] = []
@@ -72,7 +74,7 @@ class SharedCache:
 class GrowingCache:
     """Every call reads the past and allocates the present, which is the past of the next."""
 
-    def __init__(self, session: Any, binding: Any, device: str) -> None:
+    def __init__(self, session: Any, binding: Any, device: Device) -> None:
         self._binding, self._device = binding, device
         self._inputs = _cache_inputs(session)
         self._names = [output.name for output in session.get_outputs()]
@@ -86,7 +88,7 @@ class GrowingCache:
         """Bind the past, and outputs without memory of their own: a shape that was bound once would stick."""
         for node, past in zip(self._inputs, self._past, strict=True):
             self._binding.bind_ortvalue_input(node.name, past)
-            self._binding.bind_output(_present(node.name), self._device)
+            self._binding.bind_output(_present(node.name), self._device.kind, self._device.number)
 
     def after(self) -> None:
         """The present becomes the past."""
@@ -102,9 +104,9 @@ def _present(name: str) -> str:
     return name.replace("past_key_values", "present")
 
 
-def _empty(node: Any, length: int, device: str) -> Any:
+def _empty(node: Any, length: int, device: Device) -> Any:
     """Zeros [1, kv_heads, length, d] in the node's dtype."""
     import onnxruntime as ort
 
     shape = (1, int(node.shape[1]), length, int(node.shape[3]))
-    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _DTYPES[node.type]), device, 0)
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _DTYPES[node.type]), device.kind, device.number)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.backends import Float, ImageFeatures, Int
+from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.onnx.cache import make_cache
-from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 
-try:
-    import onnxruntime as ort
-except ModuleNotFoundError as error:
-    raise MissingDependency(
-        "onnxruntime is not installed", hint='pip install "edgetune-runtime[onnx]" (or [onnx-gpu] for CUDA)'
-    ) from error
+if TYPE_CHECKING:
+    from edgetune_runtime.bundle import Bundle
 
 Array = npt.NDArray[Any]
 
@@ -27,52 +22,25 @@ INT8_ACTIVATIONS = 4
 """Accuracy level at which products with 4- and 8-bit weights round their input to int8 by block, the fast path."""
 
 
-def load(
-    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, weights: Mapping[str, Array] | None = None
-) -> OnnxBackend:
-    """Load an "onnx" bundle, or another one that has its graphs and the `weights` that its decoder's graph leaves out.
-
-    Raises:
-        InputError: a float32 bundle on CUDA.
-        BundleError: onnxruntime cannot load a graph.
-        MissingDependency: device "cuda" without onnxruntime's CUDA provider.
-    """
-    if device == "cuda" and not bundle.half:
-        # CUDA's GroupQueryAttention is float16 only. In float32 onnxruntime moves it to the CPU, where the cache is no
-        # longer one buffer: on an H200 every answer was right for one token and wrong from then on.
-        raise InputError(
-            f"{bundle.folder}: computes in float32, but attention on CUDA needs float16",
-            hint="export with --target cuda",
-        )
-    files = bundle.files
-    return OnnxBackend(
-        vision=files["vision"],
-        embed=files["embed"],
-        decoder=files["decoder"],
-        device=device,
-        threads=threads,
-        weights=weights,
-        accuracy_level=bundle.manifest["result"]["bundle"].get("accuracy_level", INT8_ACTIVATIONS),
-    )
-
-
-class OnnxBackend:
-    """Implements `edgetune_runtime.backends.Backend` on onnxruntime.
+class OnnxBackend(Backend):
+    """Runs graphs on onnxruntime.
 
     Args:
         vision: path of vision_encoder.onnx.
         embed: path of embed_tokens.onnx.
         decoder: path of decoder_model_merged.onnx.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
         threads: CPU threads of each operator; None is onnxruntime's own choice, one a physical core.
         weights: values of those of the decoder's weights that its graph leaves out, by name.
         accuracy_level: of products whose weights the graph dequantizes with standard operators; 0 leaves activations
             alone. Products of onnxruntime's own kind (MatMulNBits) have their level in the graph.
 
     Raises:
-        BundleError: onnxruntime cannot load a graph.
-        MissingDependency: device "cuda" without onnxruntime's CUDA provider.
+        BundleError: onnxruntime cannot load a graph, or it is none of this kind.
+        MissingDependency: onnxruntime is not installed, or on "cuda" its CUDA provider.
     """
+
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
 
     def __init__(
         self,
@@ -85,45 +53,50 @@ class OnnxBackend:
         weights: Mapping[str, Array] | None = None,
         accuracy_level: int = INT8_ACTIVATIONS,
     ) -> None:
-        self._vision = _open(vision, device, threads)
-        self._embed = _open(embed, "cpu", threads)  # a table look-up: not worth a trip to the GPU
-        self._decoder = _open(decoder, device, threads, weights, accuracy_level)
+        place = Device.parse(device)
+        self._vision = _open(vision, place, threads)
+        self._embed = _open(embed, Device("cpu"), threads)  # a table look-up: not worth a trip to the GPU
+        self._decoder = _open(decoder, place, threads, weights, accuracy_level)
+        super().__init__(_shape(self._vision, self._decoder, vision, decoder))
+        _require_input(self._embed, "input_ids", embed)
         names = [node.name for node in self._decoder.get_inputs()]
         self._deepstack = sorted(name for name in names if name.startswith("deepstack_embeds."))
         self._binding = self._decoder.io_binding()
-        vocabulary = int(self._decoder.get_outputs()[0].shape[2])
-        self._logits = np.empty((1, 1, vocabulary), np.float32)
-        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
-        self._cache = make_cache(self._decoder, self._binding, device)
-        self._capacity = 0
-        self._length = 0
+        self._logits = np.empty((1, 1, self.shape.vocabulary), np.float32)
+        self._binding.bind_ortvalue_output("logits", _onnxruntime().OrtValue.ortvalue_from_numpy(self._logits))
+        self._cache = make_cache(self._decoder, self._binding, place)
 
-    def encode_images(self, pixel_values: Float, grids: Int) -> ImageFeatures:
-        """Run the vision encoder."""
-        first, *others = self._vision.run(None, {"pixel_values": pixel_values, "image_grid_thw": grids})
+    @classmethod
+    def load(cls, bundle: Bundle, *, device: str, threads: int | None) -> OnnxBackend:
+        """Load an "onnx" bundle.
+
+        Raises:
+            InputError: a float32 bundle on CUDA.
+            BundleError: onnxruntime cannot load a graph.
+            MissingDependency: onnxruntime is not installed, or on "cuda" its CUDA provider.
+        """
+        return cls(**graphs_of(bundle, device), device=device, threads=threads)
+
+    def encode_images_impl(self, images: Arrays) -> ImageFeatures:
+        """Run the vision encoder, whose inputs have the arrays' names."""
+        first, *others = self._vision.run(None, dict(images))
         return ImageFeatures(first, tuple(others))
 
-    def embed(self, token_ids: Int) -> Float:
+    def embed_impl(self, token_ids: Int) -> Float:
         """Look up token embeddings."""
         embeddings: Float = self._embed.run(None, {"input_ids": token_ids[None]})[0][0]
         return embeddings
 
-    def reserve(self, length: int) -> None:
-        """Empty the cache and make room for `length` tokens."""
-        self._length = 0
-        self._capacity = length
+    def reserve_impl(self, length: int) -> None:
+        """Make room in the cache."""
         self._cache.reserve(length)
 
-    def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
+    def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens and return the last one's logits."""
-        count = len(embeddings)
-        if self._length + count > self._capacity:
-            raise InputError(f"{self._length + count} tokens in a cache of {self._capacity}", hint="reserve more")
-        self._length += count
         bind = self._binding.bind_cpu_input
         bind("inputs_embeds", np.ascontiguousarray(embeddings[None]))
         bind("position_ids", np.ascontiguousarray(positions[:, None]))
-        bind("attention_mask", np.ones((1, self._length), np.int64))
+        bind("attention_mask", np.ones((1, self.length + len(embeddings)), np.int64))
         for number, name in enumerate(self._deepstack):
             bind(name, np.ascontiguousarray(deepstack[number][None] if deepstack else np.zeros_like(embeddings[None])))
         self._cache.before()
@@ -132,10 +105,69 @@ class OnnxBackend:
         logits: Float = self._logits[0, 0]
         return logits
 
+    def close_impl(self) -> None:
+        """Drop the graphs and the buffers bound to them."""
+        del self._cache, self._binding, self._vision, self._embed, self._decoder
+
+
+def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:
+    """What `OnnxBackend` is made of in a bundle with graphs.
+
+    Raises:
+        InputError: a float32 bundle on CUDA.
+    """
+    if Device.parse(device).kind == "cuda" and not bundle.half:
+        # CUDA's GroupQueryAttention is float16 only. In float32 onnxruntime moves it to the CPU, where the cache is no
+        # longer one buffer: on an H200 every answer was right for one token and wrong from then on.
+        raise InputError(
+            f"{bundle.folder}: computes in float32, but attention on CUDA needs float16",
+            hint="export with --target cuda",
+        )
+    level = INT8_ACTIVATIONS if bundle.accuracy_level is None else bundle.accuracy_level
+    return {role: bundle.files[role] for role in ("vision", "embed", "decoder")} | {"accuracy_level": level}
+
+
+def _shape(vision: Any, decoder: Any, vision_path: Path, decoder_path: Path) -> ModelShape:
+    """What the graphs say of the model; the first past key tells of the cache."""
+    pixels = _require_input(vision, "pixel_values", vision_path)
+    embeds, past = (_require_input(decoder, name, decoder_path) for name in ("inputs_embeds", "past_key_values.0.key"))
+    logits = {node.name: node for node in decoder.get_outputs()}.get("logits")
+    sizes = [embeds.shape[-1], logits.shape[-1] if logits else None, past.shape[1], past.shape[3]]
+    if not all(isinstance(size, int) for size in sizes):
+        raise BundleError(f"{decoder_path}: the graph leaves sizes of the model open", hint="export the bundle again")
+    hidden, vocabulary, kv_heads, head_dim = sizes
+    names = [node.name for node in decoder.get_inputs()]
+    return ModelShape(
+        hidden=hidden,
+        vocabulary=vocabulary,
+        deepstack=sum(name.startswith("deepstack_embeds.") for name in names),
+        layers=sum(name.startswith("past_key_values.") and name.endswith(".key") for name in names),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        pixels=pixels.shape[1] if len(pixels.shape) == 2 and isinstance(pixels.shape[1], int) else None,
+    )
+
+
+def _require_input(graph: Any, name: str, path: Path) -> Any:
+    found = {node.name: node for node in graph.get_inputs()}
+    if name not in found:
+        raise BundleError(f"{path}: the graph has no input {name}", hint="export the bundle again")
+    return found[name]
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            "onnxruntime is not installed", hint='pip install "edgetune-runtime[onnx]" (or [onnx-gpu] for CUDA)'
+        ) from error
+    return onnxruntime
+
 
 def _open(
     path: Path,
-    device: str,
+    device: Device,
     threads: int | None,
     weights: Mapping[str, Array] | None = None,
     accuracy_level: int = INT8_ACTIVATIONS,
@@ -143,6 +175,7 @@ def _open(
     """Open one graph."""
     if not path.is_file():
         raise BundleError(f"{path}: the model file is missing")
+    ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: the rest speaks of onnxruntime's own optimiser
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
@@ -151,21 +184,20 @@ def _open(
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.kind]
+    settings: Any = (
+        [provider] if device.kind == "cpu" else [(provider, {"device_id": device.number}), "CPUExecutionProvider"]
+    )
     missing = MissingDependency(
-        f"onnxruntime {ort.__version__} cannot run on {device}: its {provider} is not there",
+        f"onnxruntime {ort.__version__} cannot run on {device.kind}: its {provider} is not there",
         hint='pip uninstall onnxruntime, then pip install "edgetune-runtime[onnx-gpu]", with its CUDA libraries',
     )
     if provider not in ort.get_available_providers():
         raise missing
     try:
-        session = ort.InferenceSession(
-            str(path), options, providers=list(dict.fromkeys((provider, "CPUExecutionProvider")))
-        )
+        session = ort.InferenceSession(str(path), options, providers=settings)
     except Exception as error:  # onnxruntime has no common base class for its errors
         raise BundleError(f"{path}: onnxruntime {ort.__version__} cannot load it: {str(error)[:300]}") from error
-    if (
-        provider not in session.get_providers()
-    ):  # it falls back to the CPU with a warning when CUDA's libraries are missing
+    if provider not in session.get_providers():  # without CUDA's libraries it falls back to the CPU with a warning
         raise missing
     return session

@@ -10,33 +10,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.backends.onnx import engine as onnx
-from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.backends.onnx.engine import OnnxBackend, graphs_of
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 from edgetune_runtime.quant.blocks import BlockFormat, in_nibbles, pack_nibbles
-from edgetune_runtime.quant.layouts import LAYOUTS, Layout
+from edgetune_runtime.quant.layouts import GROUPS, LAYOUTS, Layout
+
+if TYPE_CHECKING:
+    from edgetune_runtime.bundle import Bundle
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 
 
-def load(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> onnx.OnnxBackend:
-    """Load a bundle of one of `edgetune_runtime.quant.layouts`.
+class PackedBackend(OnnxBackend):
+    """Runs bundles of one of `edgetune_runtime.quant.layouts` on onnxruntime."""
 
-    Raises:
-        InputError: a float32 bundle on CUDA.
-        BundleError: a tensor is missing or does not fit, or onnxruntime cannot load a graph.
-        MissingDependency: safetensors is not installed; device "cuda" without onnxruntime's CUDA provider.
-    """
-    packed = bundle.manifest["result"]["bundle"]["packed"]
-    files = [bundle.files[role] for role in packed["files"]]
-    weights = read_weights(files, LAYOUTS[bundle.format], packed["products"], half=bundle.half)
-    return onnx.load(bundle, device=device, threads=threads, weights=weights)
+    formats = tuple(LAYOUTS)
+
+    @classmethod
+    def load(cls, bundle: Bundle, *, device: str, threads: int | None) -> PackedBackend:
+        """Load a bundle that is a quantized checkpoint.
+
+        Raises:
+            InputError: a float32 bundle on CUDA.
+            BundleError: a tensor is missing, does not fit or is not finite, or onnxruntime cannot load a graph.
+            MissingDependency: safetensors or onnxruntime is not installed, or on "cuda" its CUDA provider.
+        """
+        graphs, packed = graphs_of(bundle, device), bundle.packed
+        if packed is None:
+            raise BundleError(f"{bundle.folder}: format {bundle.format!r}, but the manifest has no 'packed'")
+        files = [bundle.files[role] for role in packed["files"]]
+        weights = read_weights(files, LAYOUTS[bundle.format], packed["products"], half=bundle.half)
+        return cls(**graphs, device=device, threads=threads, weights=weights)
 
 
 def read_weights(
@@ -73,6 +83,10 @@ def read_weights(
                     {kind: places[f"{layer}.{kind}"].get_tensor(f"{layer}.{kind}") for kind in kinds}
                     for layer in product["layers"]
                 ]
+                for layer, part in zip(product["layers"], parts, strict=True):
+                    name_of_groups = f"{layer}.{GROUPS}"
+                    groups = places[name_of_groups].get_tensor(name_of_groups) if name_of_groups in places else None
+                    layout.check(layer, part, groups, fmt)
                 weights |= _initializers(name, parts, layout, fmt, np.float16 if half else np.float32)
         except (KeyError, ValueError, InputError) as error:
             what = f"no tensor {error}" if isinstance(error, KeyError) else str(error)

@@ -19,15 +19,14 @@ def load_vision(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, dt
     Raises:
         BundleError: transformers cannot build it, or tensors are missing.
     """
-    modules = bundle.family.modules
-    assert modules is not None
+    root = checkpoint.modules["vision_root"]
     try:
         config: Any = AutoConfig.from_pretrained(bundle.folder, local_files_only=True)
         with torch.device("meta"):  # to learn its class; only the tower is then made for real
             whole = AutoModelForImageTextToText.from_config(config)
-        kind: Any = type(whole.get_submodule(modules.vision_root))
+        kind: Any = type(whole.get_submodule(root))
         tower: nn.Module = kind(config.vision_config)
-        tower.load_state_dict(checkpoint.under(modules.vision_root))
+        tower.load_state_dict(checkpoint.under(root))
     except (OSError, ValueError, RuntimeError) as error:
         raise BundleError(f"{bundle.folder}: transformers cannot load the vision tower: {str(error)[:300]}") from error
     return tower.to(device, dtype).eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgetune_runtime.bundle import Bundle, Rope
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.quant.blocks import BlockFormat
-from edgetune_runtime.quant.layouts import LAYOUTS
+from edgetune_runtime.quant.layouts import GROUPS, LAYOUTS
 
 STATIC_ROPE_TYPES = ("default", "mrope")
 """Rotary embeddings that the bundle's `rope` says everything about; "mrope" is how older configs spell the default."""
@@ -26,18 +27,18 @@ class Checkpoint:
     Attributes:
         config: config.json.
 
+        modules: "blocks", "text_root" and "vision_root": dotted names of the decoder's layer list, the text model and
+            the vision tower in transformers.
+
     Raises:
-        InputError: the bundle is no checkpoint.
-        BundleError: a file of it cannot be read.
+        BundleError: the bundle is no checkpoint, or a file of it cannot be read.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        packed = bundle.manifest["result"]["bundle"].get("packed")
+        packed = bundle.packed
         if packed is None:
-            raise InputError(
-                f"{bundle.folder}: format {bundle.format!r} has no checkpoint for the engine triton to read",
-                hint=f"export --format {', '.join(LAYOUTS)}",
-            )
+            raise BundleError(f"{bundle.folder}: format {bundle.format!r}, but the manifest has no 'packed'")
+        self.modules: Mapping[str, str] = packed["modules"]
         self._layout = LAYOUTS[bundle.format]
         self._formats = {
             layer: BlockFormat(product["bits"], product["group_size"], product["symmetric"])
@@ -93,6 +94,8 @@ class Checkpoint:
         fmt, layout = self._formats[name], self._layout
         kinds = (layout.codes, layout.scales) if fmt.symmetric else (layout.codes, layout.scales, layout.zeros)
         tensors = {kind: self.tensor(f"{name}.{kind}").numpy() for kind in kinds}
+        groups = self.tensor(f"{name}.{GROUPS}").numpy() if f"{name}.{GROUPS}" in self._places else None
+        layout.check(name, tensors, groups, fmt)
         return pack(layout.unpack(tensors, fmt.bits, symmetric=fmt.symmetric), bias)
 
 
@@ -103,8 +106,7 @@ def read_decoder(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, d
         InputError: quantization groups, sizes or a rotary embedding that the engine does not support.
         BundleError: a tensor is missing or does not fit.
     """
-    modules = bundle.family.modules
-    assert modules is not None
+    modules = checkpoint.modules
     text = {**checkpoint.config, **checkpoint.config.get("text_config", {})}
     sizes = Sizes(
         layers=bundle.model["layers"],
@@ -137,7 +139,7 @@ def read_decoder(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, d
         return layer.to(device)
 
     def layer(number: int) -> Layer:
-        block = f"{modules.blocks}.{number}"
+        block = f"{modules['blocks']}.{number}"
         attention, mlp = f"{block}.self_attn", f"{block}.mlp"
         return Layer(
             input_norm=floats(f"{block}.input_layernorm.weight"),
@@ -150,7 +152,7 @@ def read_decoder(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, d
             down=linear(f"{mlp}.down_proj"),
         )
 
-    embedding = checkpoint.tensor(f"{modules.text_root}.embed_tokens.weight").to(device, dtype)
+    embedding = checkpoint.tensor(f"{modules['text_root']}.embed_tokens.weight").to(device, dtype)
     tied = bool(checkpoint.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
     return Decoder(
         sizes=sizes,
@@ -158,7 +160,7 @@ def read_decoder(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, d
         rope=rope_matrix(bundle.rope).to(device),
         embedding=embedding,
         layers=tuple(layer(number) for number in range(sizes.layers)),
-        norm=floats(f"{modules.text_root}.norm.weight"),
+        norm=floats(f"{modules['text_root']}.norm.weight"),
         head=dense(embedding) if tied else linear("lm_head"),
     )
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.backends import Float, ImageFeatures, Int
+from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.trt.context import Context, Engine
-from edgetune_runtime.backends.trt.cuda import Cuda, Device
+from edgetune_runtime.backends.trt.cuda import Cuda
+from edgetune_runtime.backends.trt.cuda import Device as Memory
 from edgetune_runtime.backends.trt.engines import choose, graphs_of
 from edgetune_runtime.backends.trt.library import installed, load_library
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError
@@ -23,34 +24,8 @@ DECODE, PREFILL = 0, 1
 """Optimization profiles of the decoder: one token, and up to a whole prompt."""
 
 
-def load(bundle: Bundle, *, device: str = "cuda", threads: int | None = None) -> TrtBackend:
-    """Load the engines that were built for this machine.
-
-    Raises:
-        InputError: a device other than the GPU, or a number of threads, was asked for.
-        BundleError: there are no engines for this GPU and TensorRT, or they were changed.
-        MissingDependency: TensorRT is not installed, or there is no GPU.
-    """
-    if device != "cuda":
-        raise InputError(f"{bundle.folder}: TensorRT engines run on a GPU, not on {device}", hint="choose device cuda")
-    if threads is not None:
-        raise InputError("threads are for CPUs; TensorRT engines run on a GPU", hint="leave the number of threads out")
-    load_library()  # says what to install
-    gpu = Cuda()
-    engines, library = choose(bundle.folder, list(installed()), gpu.capability)
-    paths = {name: engines.path(name, graph.source) for name, graph in graphs_of(bundle).items()}
-    table = np.load(bundle.files["embed"], mmap_mode="r")
-    return TrtBackend(
-        decoder=Engine.load(library, paths["decoder"]),
-        vision=Engine.load(library, paths["vision"]),
-        embeddings=table,
-        device=gpu,
-        in_place=bool(bundle.manifest["result"]["bundle"]["trt"]["in_place"]),
-    )
-
-
-class TrtBackend:
-    """Implements `edgetune_runtime.backends.Backend` on TensorRT.
+class TrtBackend(Backend):
+    """Runs engines on TensorRT.
 
     Args:
         decoder: engine with the profiles DECODE and PREFILL.
@@ -60,9 +35,12 @@ class TrtBackend:
         in_place: whether the decoder's past and present are one buffer; otherwise they take turns in two.
     """
 
+    formats = ("trt",)
+
     def __init__(
-        self, *, decoder: Engine, vision: Engine, embeddings: npt.NDArray[np.float16], device: Device, in_place: bool
+        self, *, decoder: Engine, vision: Engine, embeddings: npt.NDArray[np.float16], device: Memory, in_place: bool
     ) -> None:
+        super().__init__(_shape(decoder, vision))
         self._device = device
         self._embeddings = embeddings
         self._vision = Context(vision, 0, device, {})
@@ -75,19 +53,49 @@ class TrtBackend:
         self._prefill = Context(decoder, PREFILL, device, shared)
         self._chunk = self._prefill.largest["cache_position"][0]
         # Every layer's cache has one row a token; which axis that is depends on the vocabulary of the graph.
-        self._capacity = decoder.shapes[self._caches[0]][2 if in_place else 0]
+        self._rows = decoder.shapes[self._caches[0]][2 if in_place else 0]
         self._turn = 0
-        self._length = 0
         self._steps = 0
         self._features_in: set[Context] = set()  # contexts whose DeepStack inputs are not zero
         self._graphs: dict[int, Callable[[], None]] = {}
         self._capturing = True
 
-    def encode_images(self, pixel_values: Float, grids: Int) -> ImageFeatures:
+    @classmethod
+    def load(cls, bundle: Bundle, *, device: str, threads: int | None) -> TrtBackend:
+        """Load the engines that were built for this machine.
+
+        Raises:
+            InputError: a device other than the GPU, or a number of threads, was asked for.
+            BundleError: there are no engines for this GPU and TensorRT, or they were changed.
+            MissingDependency: TensorRT is not installed, or there is no such GPU.
+        """
+        place = Device.parse(device)
+        if place.kind != "cuda":
+            raise InputError(
+                f"{bundle.folder}: TensorRT engines run on a GPU, not on {device}", hint="choose device cuda"
+            )
+        if threads is not None:
+            raise InputError(
+                "threads are for CPUs; TensorRT engines run on a GPU", hint="leave the number of threads out"
+            )
+        load_library()  # says what to install
+        gpu = Cuda(place.number)
+        engines, library = choose(bundle.folder, list(installed()), gpu.capability)
+        paths = {name: engines.path(name, graph.source) for name, graph in graphs_of(bundle).items()}
+        return cls(
+            decoder=Engine.load(library, paths["decoder"]),
+            vision=Engine.load(library, paths["vision"]),
+            embeddings=np.load(bundle.files["embed"], mmap_mode="r"),
+            device=gpu,
+            in_place=bool(bundle.manifest["result"]["bundle"]["trt"]["in_place"]),
+        )
+
+    def encode_images_impl(self, images: Arrays) -> ImageFeatures:
         """Run the vision encoder frame by frame: frames do not see each other, and need no mask that way."""
         parts: list[list[Float]] = []
         start = 0
-        for frames, rows, columns in grids.tolist():
+        pixel_values = images["pixel_values"]
+        for frames, rows, columns in images["image_grid_thw"].tolist():
             for _ in range(frames):
                 end = start + rows * columns
                 self._vision.upload("pixel_values", pixel_values[start:end])
@@ -100,35 +108,39 @@ class TrtBackend:
         first = features.pop("image_features")
         return ImageFeatures(first, tuple(features[name] for name in sorted(features)))
 
-    def embed(self, token_ids: Int) -> Float:
+    def embed_impl(self, token_ids: Int) -> Float:
         """Look up token embeddings."""
         return self._embeddings[token_ids].astype(np.float32)
 
-    def reserve(self, length: int) -> None:
+    def reserve_impl(self, length: int) -> None:
         """Start anew. Old rows of the cache need no clearing: no token sees a row after its own."""
-        if length > self._capacity:
+        if length > self._rows:
             raise InputError(
-                f"{length} tokens, but the engine's cache has {self._capacity}",
+                f"{length} tokens, but the engine's cache has {self._rows}",
                 hint="export with a larger --max-length",
             )
-        self._length = 0
 
-    def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
+    def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens, in pieces of what the prefill profile takes, and return the last one's logits."""
-        if self._length + len(embeddings) > self._capacity:
-            raise InputError(f"{self._length + len(embeddings)} tokens in a cache of {self._capacity}")
         for start in range(0, len(embeddings), self._chunk):
             piece = slice(start, start + self._chunk)
-            self._append(embeddings[piece], positions[:, piece], [features[piece] for features in deepstack])
+            past = self.length + start
+            self._append(past, embeddings[piece], positions[:, piece], [features[piece] for features in deepstack])
         logits: Float = self._decode.download("logits")[0, 0]
         return logits
 
-    def _append(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> None:
+    def close_impl(self) -> None:
+        """Give the GPU's memory back."""
+        self._graphs.clear()
+        if isinstance(self._device, Cuda):
+            self._device.close()
+
+    def _append(self, past: int, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> None:
         count = len(embeddings)
         context = self._decode if count == 1 else self._prefill
         context.upload("inputs_embeds", embeddings[None])
         context.upload("position_ids", positions[:, None])
-        context.upload("cache_position", np.arange(self._length, self._length + count))
+        context.upload("cache_position", np.arange(past, past + count))
         for number, name in enumerate(self._deepstack):
             if deepstack:
                 context.upload(name, deepstack[number][None])
@@ -141,7 +153,6 @@ class TrtBackend:
             self._bind_cache(context)
             context.execute()
         self._turn = (self._turn + 1) % len(self._sides)
-        self._length += count
 
     def _step(self) -> None:
         """Decode a token: the first one plainly, so that TensorRT sets itself up; later ones as a recorded graph."""
@@ -174,3 +185,20 @@ class TrtBackend:
         if any(-1 in shape for shape in shapes.values()):
             raise BundleError("the decoder engine's cache has a free dimension: it is not from this bundle")
         return {name: self._device.allocate(decoder.bytes_of(name, shape)) for name, shape in shapes.items()}
+
+
+def _shape(decoder: Engine, vision: Engine) -> ModelShape:
+    """What the engines say of the model."""
+    caches = [name for name in decoder.inputs if name.startswith("past_key_values.") and name.endswith(".key")]
+    if not caches:
+        raise BundleError("the decoder engine has no cache: it is not from this bundle")
+    cache = decoder.shapes[caches[0]]
+    return ModelShape(
+        hidden=decoder.shapes["inputs_embeds"][-1],
+        vocabulary=decoder.shapes["logits"][-1],
+        deepstack=sum(name.startswith("deepstack_embeds.") for name in decoder.inputs),
+        layers=len(caches),
+        kv_heads=cache[1],
+        head_dim=cache[-1],
+        pixels=vision.shapes["pixel_values"][1],
+    )

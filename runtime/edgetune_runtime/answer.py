@@ -1,0 +1,84 @@
+"""What comes back from a model: an answer with its boxes, words as they are generated, and what each cost."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from PIL import Image
+
+from edgetune_runtime.codec import grounding
+from edgetune_runtime.codec.grounding import Detection as Detection
+from edgetune_runtime.timing import Timings
+
+
+@dataclass(frozen=True)
+class Answer(grounding.Answer):
+    """A model's reply to a request for boxes.
+
+    >>> from edgetune_runtime import Session
+    >>> with Session.load("runs/onnx-int4") as session:
+    ...     answer = session.answer("photo.png", session.request("the owl"), max_new_tokens=12)
+    >>> answer.status in ("found", "refused", "unparsed") and answer.timings.tokens <= 12
+    True
+
+    Attributes:
+        detections: boxes in float pixels of the original upright image, with labels and scores; see `Detection`.
+        text: what the model wrote.
+        status: "found"; "refused", when it says that the object is not there; or "unparsed", when its text could not
+            be read as boxes, which `problem` explains.
+        problem: what is wrong with the text, or None. There may be detections beside it.
+        complete: False if the text breaks off in the middle of a box.
+        timings: what the answer cost; two answers that say the same are equal whatever they cost.
+    """
+
+    timings: Timings = field(kw_only=True, compare=False)
+
+    @classmethod
+    def of(cls, parsed: grounding.Answer, timings: Timings) -> Answer:
+        """Return what a text says together with what it cost."""
+        return cls(
+            text=parsed.text,
+            detections=parsed.detections,
+            complete=parsed.complete,
+            problem=parsed.problem,
+            refused=parsed.refused,
+            timings=timings,
+        )
+
+
+class Stream(Iterator[str]):
+    """An answer in words, piece by piece as it is generated.
+
+    Args:
+        pieces: gives the pieces and returns what they cost.
+
+    Attributes:
+        timings: what the answer cost; None until the last piece was read.
+    """
+
+    def __init__(self, pieces: Generator[str, None, Timings]) -> None:
+        self._pieces = pieces
+        self.timings: Timings | None = None
+
+    def __next__(self) -> str:
+        """Return the next piece. Raises what the model raises while it generates."""
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self.timings = self.timings or end.value
+            raise StopIteration from None
+
+
+class Runner(Protocol):
+    """What answers questions about pictures: a `Session`, or a checkpoint under torch."""
+
+    def request(self, phrase: str) -> str:
+        """Return the user's words that ask for what a phrase names."""
+
+    def answer(self, image: Image.Image, prompt: str, *, max_new_tokens: int = 128) -> Answer:
+        """Send the user's whole words and read the reply as boxes."""
+
+    def stream(self, image: Image.Image, prompt: str, *, max_new_tokens: int = 256) -> Stream:
+        """Send the user's whole words and give the reply in words."""

@@ -1,0 +1,266 @@
+"""What an engine is: one checked base for all of them, so that each override computes and need not ask."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetune_runtime.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from edgetune_runtime.bundle import Bundle
+
+Float = npt.NDArray[np.float32]
+Int = npt.NDArray[np.int64]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+DEVICES = ("cpu", "cuda")
+
+
+class Device(NamedTuple):
+    """Where an engine computes: "cpu", or "cuda" and the number of the GPU."""
+
+    kind: str
+    number: int = 0
+
+    @classmethod
+    def parse(cls, text: Any) -> Device:
+        """Read "cpu", "cuda" or "cuda:1".
+
+        Raises:
+            InputError: it is none of these.
+        """
+        found = re.fullmatch(r"(cpu|cuda)|cuda:(\d{1,3})", text) if isinstance(text, str) else None
+        if found is None:
+            raise InputError(f"unknown device {text!r}", hint="choose cpu, cuda, or one of several GPUs such as cuda:1")
+        return cls(found[1] or "cuda", int(found[2] or 0))
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision encoder makes of images: float32 [tokens, H] each.
+
+    Attributes:
+        embeddings: stand in for the image tokens' embeddings.
+        deepstack: added after the first decoder layers, one array a layer.
+    """
+
+    embeddings: Float
+    deepstack: tuple[Float, ...]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a loaded model, as its graphs or tensors tell and not its manifest.
+
+    Attributes:
+        hidden: H, of an embedding.
+        vocabulary: V, how many tokens there are.
+        deepstack: how many decoder layers image features are added after.
+        layers: of the decoder.
+        kv_heads: heads of keys and values in a layer's cache.
+        head_dim: channels of a head.
+        pixels: values of a row of `pixel_values`, or None where rows are no flat patches or nobody knows.
+    """
+
+    hidden: int
+    vocabulary: int
+    deepstack: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    pixels: int | None = None
+
+
+class Backend(ABC):
+    """One loaded model and one sequence in its KV cache.
+
+    Public methods check shapes, dtypes and state; engines override the methods that end in `_impl`, which may rely on
+    it. An engine serves one thread at a time.
+
+    Args:
+        shape: sizes of what was loaded.
+
+    Attributes:
+        formats: the formats of bundles that the engine reads.
+        length: tokens in the sequence so far.
+        capacity: tokens that the sequence was given room for.
+    """
+
+    formats: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape = shape
+        self.length = 0
+        self.capacity = 0
+        self._closed = False
+
+    @classmethod
+    def load(cls, bundle: Bundle, *, device: str, threads: int | None) -> Backend:
+        """Load a bundle of one of `formats`; `load_backend` calls it with arguments that it has checked.
+
+        Args:
+            bundle: what to run.
+            device: "cpu", "cuda" or "cuda:N".
+            threads: CPU threads; None leaves the choice to the engine.
+
+        Raises:
+            InputError: the engine does not run this bundle in this way.
+            BundleError: a file of the bundle does not load.
+            MissingDependency: something that the engine needs is not installed.
+        """
+        raise InputError(f"{cls.__name__} is not loaded from bundles: it claims no format")
+
+    def encode_images(self, images: Arrays) -> ImageFeatures:
+        """Run the vision encoder.
+
+        Args:
+            images: what `Preprocessing.arrays` gives for the bundle's rule, of one image or of several joined.
+
+        Returns:
+            Features of all image tokens, in the order of the images.
+
+        Raises:
+            InputError: the arrays do not fit each other or the model.
+            BundleError: the encoder's features do not fit the decoder.
+        """
+        self._require_open()
+        pixels, grids = images["pixel_values"], images.get("image_grid_thw")
+        if pixels.dtype != np.float32:
+            raise InputError(f"pixel_values must be float32, got {pixels.dtype}")
+        if grids is not None:
+            if grids.dtype != np.int64 or grids.ndim != 2 or grids.shape[1:] != (3,) or not len(grids):
+                raise InputError(f"image_grid_thw must be int64 [N, 3], got {grids.dtype} {list(grids.shape)}")
+            rows, width = int(grids.prod(axis=1).sum()), self.shape.pixels
+            if pixels.ndim != 2 or len(pixels) != rows or width not in (None, pixels.shape[1]):
+                wanted = f"[{rows}, {'C' if width is None else width}]"
+                raise InputError(f"pixel_values must be {wanted} for the images' grids, got {list(pixels.shape)}")
+        features = self.encode_images_impl(images)
+        hidden, arrays = self.shape.hidden, (features.embeddings, *features.deepstack)
+        if len(features.deepstack) != self.shape.deepstack or any(array.shape[1:] != (hidden,) for array in arrays):
+            raise BundleError(
+                f"the vision encoder gives features of shapes {', '.join(str(list(array.shape)) for array in arrays)}, "
+                f"but the decoder takes {1 + self.shape.deepstack} of [tokens, {hidden}]",
+                hint="export the bundle again",
+            )
+        return features
+
+    def embed(self, token_ids: Int) -> Float:
+        """Return embeddings float32 [S, H] of token ids int64 [S].
+
+        Raises:
+            InputError: the ids are no such array, or outside the vocabulary.
+        """
+        self._require_open()
+        if token_ids.dtype != np.int64 or token_ids.ndim != 1 or not len(token_ids):
+            raise InputError(f"token ids must be int64 [S], got {token_ids.dtype} {list(token_ids.shape)}")
+        if not 0 <= int(token_ids.min()) <= int(token_ids.max()) < self.shape.vocabulary:
+            raise InputError(f"token ids must be from 0 to {self.shape.vocabulary - 1}")
+        return self.embed_impl(token_ids)
+
+    def reserve(self, length: int) -> None:
+        """Start an empty sequence with room for `length` tokens.
+
+        Raises:
+            InputError: the length is not positive, or more than the engine can hold.
+        """
+        self._require_open()
+        if length < 1:
+            raise InputError(f"a sequence needs room for at least 1 token, not {length}")
+        self.length = self.capacity = 0
+        self.reserve_impl(length)
+        self.capacity = length
+
+    def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
+        """Append tokens to the sequence and return the logits of the last one.
+
+        Args:
+            embeddings: float32 [S, H].
+            positions: int64 [3, S].
+            deepstack: float32 [S, H] for each DeepStack layer; none means zeros (no image among the tokens).
+
+        Returns:
+            float32 [V]; valid until the next call.
+
+        Raises:
+            InputError: a shape or dtype is wrong, or the tokens exceed the room that was reserved.
+        """
+        self._require_open()
+        count = len(embeddings)
+        for name, array in (("embeddings", embeddings), *(("deepstack", features) for features in deepstack)):
+            if array.dtype != np.float32 or not count or array.shape != (count, self.shape.hidden):
+                wanted = f"float32 [S, {self.shape.hidden}]"
+                raise InputError(f"{name} must be {wanted}, got {array.dtype} {list(array.shape)}")
+        if positions.dtype != np.int64 or positions.shape != (3, count):
+            raise InputError(f"positions must be int64 [3, {count}], got {positions.dtype} {list(positions.shape)}")
+        if len(deepstack) not in (0, self.shape.deepstack):
+            raise InputError(f"the model takes {self.shape.deepstack} DeepStack arrays or none, got {len(deepstack)}")
+        self._require_room(count)
+        logits = self.forward_impl(embeddings, positions, deepstack)
+        self.length += count
+        return logits
+
+    def close(self) -> None:
+        """Give the engine's memory back; it takes no further calls. Closing twice is no error."""
+        if not self._closed:
+            self._closed = True
+            self.close_impl()
+
+    @abstractmethod
+    def encode_images_impl(self, images: Arrays) -> ImageFeatures:
+        """As `encode_images`."""
+
+    @abstractmethod
+    def embed_impl(self, token_ids: Int) -> Float:
+        """As `embed`."""
+
+    @abstractmethod
+    def reserve_impl(self, length: int) -> None:
+        """As `reserve`."""
+
+    @abstractmethod
+    def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
+        """As `forward`; the sequence has `length` tokens before."""
+
+    def close_impl(self) -> None:  # noqa: B027 - most engines have nothing to do
+        """As `close`; nothing by default, for most memory goes with its Python object."""
+
+    def _require_room(self, count: int) -> None:
+        if self.length + count > self.capacity:
+            needed = self.length + count
+            raise InputError(f"{needed} tokens in a cache of {self.capacity}", hint="reserve more")
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InputError("the engine was closed")
+
+
+class GreedyBackend(Backend):
+    """An engine that also chooses tokens, so that logits need not leave its device."""
+
+    def greedy(self, token: int, position: int, *, count: int, stop: Collection[int]) -> list[int]:
+        """Append `token` at a position (on all three axes) and the most likely tokens after it, the last one excepted.
+
+        Returns:
+            At most `count` tokens, up to and including the first of `stop`; at least one.
+
+        Raises:
+            InputError: `count` is not positive, or more than there is room for.
+        """
+        self._require_open()
+        if count < 1:
+            raise InputError(f"at least 1 token must be asked for, not {count}")
+        self._require_room(count)
+        tokens = self.greedy_impl(token, position, count, stop)
+        self.length += len(tokens)
+        return tokens
+
+    @abstractmethod
+    def greedy_impl(self, token: int, position: int, count: int, stop: Collection[int]) -> list[int]:
+        """As `greedy`."""
