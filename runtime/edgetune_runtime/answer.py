@@ -51,6 +51,13 @@ class Answer(grounding.Answer):
 class Stream(Iterator[str]):
     """An answer in words, piece by piece as it is generated.
 
+    >>> from edgetune_runtime import Session
+    >>> with Session.load("runs/onnx-int4") as session:
+    ...     stream = session.stream("photo.png", "What is on the table?", max_new_tokens=8)
+    ...     words = "".join(stream)
+    >>> stream.timings.tokens <= 8
+    True
+
     Args:
         pieces: gives the pieces and returns what they cost.
 

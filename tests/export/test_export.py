@@ -17,6 +17,7 @@ from edgetune.cli import cli
 from edgetune_export.settings import ExportSettings
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError, ParityError
+from edgetune_runtime.images.smart import ImageSpec
 
 EXPORT = ["export", "--checkpoint"]
 
@@ -36,7 +37,8 @@ def test_fp32_is_exact_and_says_so(family: str, request: pytest.FixtureRequest) 
     assert parity["token_agreement"] == 1.0
     assert parity["steps"] >= 3
     assert len({tuple(grid) for grid in parity["grids"]}) == 3
-    assert bundle.family.name == family
+    assert bundle.family == family
+    assert isinstance(bundle.spec, ImageSpec)
     assert bundle.limits.max_image_tokens == bundle.spec.max_pixels // bundle.spec.factor**2
 
 

@@ -81,7 +81,7 @@ def test_altered_weights_are_refused_unless_asked_not_to_look(tmp_path: Path) ->
 
 def changed(place: str, value: Any) -> dict[str, Any]:
     """The description with one field, by its dotted place, set to a value or (None) left out."""
-    fields = json.loads(json.dumps(description()))
+    fields: dict[str, Any] = json.loads(json.dumps(description()))
     *parents, name = place.split(".")
     part = fields
     for parent in parents:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import edgetune_runtime
 from edgetune_runtime.records import Record, read_entries
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -20,6 +21,19 @@ def test_examples(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     failures, examples = doctest.testfile(str(DOCS / page), module_relative=False)
     assert examples > 0 and failures == 0
+
+
+def test_examples_in_docstrings(qwen3_vl_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that the package exports has an example, and it runs as printed."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "onnx-int4").symlink_to(qwen3_vl_bundle)
+    Image.new("RGB", (120, 90), "white").save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    for name in set(edgetune_runtime.__all__) - {"__version__"}:
+        (test,) = finder.find(getattr(edgetune_runtime, name), name, globs={})
+        assert test.examples, f"{name} has no example"
+        assert runner.run(test).failed == 0, name
 
 
 def test_records_in_the_data_page_are_read(tmp_path: Path) -> None:

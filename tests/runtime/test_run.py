@@ -36,7 +36,7 @@ def test_boxes_as_json_and_as_a_picture(command: str, qwen3_vl_bundle: Path, ima
     assert (report["width"], report["height"]) == (120, 90)
     assert [row["phrase"] for row in report["results"]] == phrases
     for row in report["results"]:
-        assert set(row) == {"phrase", "detections", "status", "problem", "timings"}
+        assert set(row) == {"phrase", "detections", "status", "problem", "text", "timings"}
         assert row["timings"]["tokens"] <= 6
     assert report["results"][1]["timings"]["vision"] == 0  # the same image again
     with Image.open(picture) as drawn:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import pytest
 from PIL import Image
@@ -15,7 +22,6 @@ from edgetune_runtime import Session
 from edgetune_runtime.backends import load_backend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, ImageError, InputError, MissingDependency
-from edgetune_runtime.images.load import ImageSource
 from reference import greedy_text
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
@@ -64,45 +70,167 @@ def test_earlier_answers_leave_no_trace(qwen3_vl_bundle: Path, session: Session)
 
 def test_images_are_encoded_once(qwen3_vl_bundle: Path) -> None:
     session = Session.load(qwen3_vl_bundle, threads=1, cached_images=1)
-    vision = []
-    for image in (picture(100, 80), picture(100, 80), picture(64, 64), picture(100, 80)):
-        session.ask(image, "x", max_new_tokens=1)
-        assert session.last_timings is not None
-        vision.append(session.last_timings.vision > 0)
+    images = [picture(*size) for size in ((100, 80), (100, 80), (64, 64), (100, 80))]
+    vision = [session.answer(image, "x", max_new_tokens=1).timings.vision > 0 for image in images]
     assert vision == [True, False, True, True]
 
 
 def test_timings_cover_the_answer(session: Session) -> None:
-    session.ask(picture(200, 120), "x", max_new_tokens=5)
-    timings = session.last_timings
-    assert timings is not None
-    parts = timings.preprocess + timings.vision + timings.prefill + timings.decode
-    assert min(timings.preprocess, timings.vision, timings.prefill, timings.decode) > 0
-    assert parts == pytest.approx(timings.total)
-    assert 1 <= timings.tokens <= 5
+    stream = session.stream(picture(200, 120), "x", max_new_tokens=5)
+    assert stream.timings is None
+    list(stream)
+    answer = session.answer(picture(200, 130), "x", max_new_tokens=5)
+    for timings in (stream.timings, answer.timings):
+        assert timings is not None
+        parts = timings.preprocess + timings.vision + timings.prefill + timings.decode
+        assert min(timings.preprocess, timings.vision, timings.prefill, timings.decode) > 0
+        assert parts == pytest.approx(timings.total)
+        assert 1 <= timings.tokens <= 5
 
 
-def test_ground_and_answer_speak_of_original_pixels(session: Session) -> None:
+def test_ground_is_short_for_the_answer_to_the_request(session: Session) -> None:
     image = picture(320, 100)
     found = session.ground(image, "the owl", max_new_tokens=20)
-    answer = session.last_answer
-    assert answer is not None and answer.detections == found
-    request = session.bundle.family.ground_prompt.replace("{phrase}", "the owl")
-    assert session.answer(image, request, max_new_tokens=20) == answer
+    answer = session.answer(image, "Locate the owl and output its bbox coordinates in JSON format.", max_new_tokens=20)
+    assert answer.detections == found
     # A random model writes no boxes: that is reported, not raised.
     assert answer.status == "unparsed" and answer.problem
 
 
-@pytest.mark.parametrize("form", ["path", "bytes", "array"])
-def test_every_form_of_image(session: Session, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("cached", [0, 8])
+def test_several_phrases_are_answered_as_one_by_one_and_encoded_once(qwen3_vl_bundle: Path, cached: int) -> None:
+    phrases, image = ["the owl", "the left clock", "a cup"], picture(120, 100)
+    with Session.load(qwen3_vl_bundle, threads=1, cached_images=cached) as session:
+        together = session.answer(image, [session.request(phrase) for phrase in phrases], max_new_tokens=8)
+        alone = [session.answer(image, session.request(phrase), max_new_tokens=8) for phrase in phrases]
+        assert together == alone and len({answer.text for answer in alone}) > 1
+        assert [answer.timings.vision > 0 for answer in together] == [True, False, False]
+        assert session.ground(image, tuple(phrases), max_new_tokens=8) == [answer.detections for answer in alone]
+        assert session.ground(image, [], max_new_tokens=8) == []
+
+
+def test_threads_queue_and_each_gets_its_own_answer(session: Session) -> None:
+    images = [picture(60 + 20 * number, 80) for number in range(6)]
+    alone = [session.answer(image, "Where is it?", max_new_tokens=12).text for image in images]
+    asked = [session.ask(image, "What is it?", max_new_tokens=12) for image in images]
+    assert len(set(alone)) > 1
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(2):
+            answers = pool.map(lambda image: session.answer(image, "Where is it?", max_new_tokens=12).text, images)
+            words = pool.map(lambda image: session.ask(image, "What is it?", max_new_tokens=12), images)
+            assert list(answers) == alone and list(words) == asked
+
+
+def test_a_stream_that_was_not_read_is_ended_by_the_next_call(session: Session) -> None:
+    first, second = picture(90, 90), picture(140, 70)
+    expected = session.ask(second, "And this?", max_new_tokens=16)
+    half = session.stream(first, "What is this?", max_new_tokens=16)
+    next(half)
+    other = session.stream(second, "And this?", max_new_tokens=16)
+    pieces = [next(other)]
+    with pytest.raises(InputError, match="this stream was ended by a later call") as caught:
+        next(half)
+    assert "to its end" in str(caught.value.hint) and half.timings is None
+    assert "".join([*pieces, *other]).strip() == expected
+    assert list(other) == []  # read to its end, it stays ended
+
+
+def test_a_closed_session_says_so(qwen3_vl_bundle: Path) -> None:
+    with Session.load(qwen3_vl_bundle, threads=1) as session:
+        stream = session.stream(None, "x", max_new_tokens=4)
+    session.close()  # again
+    for call in (lambda: session.ground(picture(64, 64), "x"), lambda: session.ask(None, "x"), session.warm_up):
+        with pytest.raises(InputError, match="the session is closed"):
+            call()
+    with pytest.raises(InputError, match="ended by a later call"):
+        next(stream)
+
+
+def test_warming_up_leaves_answers_alone(qwen3_vl_bundle: Path, session: Session) -> None:
+    with Session.load(qwen3_vl_bundle, threads=1) as fresh:
+        assert fresh.warm_up(100, 80).vision > 0
+        assert fresh.warm_up(100, 80).vision > 0  # the grey picture takes no place among the kept ones
+        assert fresh.answer(picture(99, 80), "x", max_new_tokens=6) == session.answer(
+            picture(99, 80), "x", max_new_tokens=6
+        )
+
+
+def sources(path: Path) -> dict[str, Any]:
+    """One picture in every form that is taken."""
+    content = path.read_bytes()
+    pixels = np.asarray(Image.open(path))
+    return {
+        "path": path,
+        "text": str(path),
+        "bytes": content,
+        "bytearray": bytearray(content),
+        "memoryview": memoryview(content),
+        "file in memory": io.BytesIO(content),
+        "open file": path.open("rb"),
+        "data URI": f"data:image/png;base64,{base64.b64encode(content).decode()}",
+        "array": pixels,
+        "turned around": np.asfortranarray(pixels),
+        "tensor": Tensor(pixels),
+    }
+
+
+class Tensor:
+    """Not an array, but numpy can read it, as it can torch's and jax's."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
+        self._pixels = pixels
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.uint8]:
+        return self._pixels
+
+
+def test_every_form_of_image(session: Session, tmp_path: Path) -> None:
     image = picture(90, 60)
     image.save(tmp_path / "image.png")
-    sources: dict[str, ImageSource] = {
-        "path": tmp_path / "image.png",
-        "bytes": (tmp_path / "image.png").read_bytes(),
-        "array": np.asarray(image),
-    }
-    assert session.ask(sources[form], "x", max_new_tokens=4) == session.ask(image, "x", max_new_tokens=4)
+    expected = session.ask(image, "x", max_new_tokens=4)
+    for form, source in sources(tmp_path / "image.png").items():
+        assert session.ask(source, "x", max_new_tokens=4) == expected, form
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "not an image: None, which cameras"),
+        ([[0, 0], [0, 0]], "not an image: list"),
+        ((True, np.zeros((4, 4, 3), np.uint8)), "not an image: tuple"),
+        ({"image": "a.png"}, "not an image: dict"),
+        (0, "not an image: int"),
+        (io.StringIO("text"), "the file object gives text, not bytes"),
+        ("data:image/png;base64,!", "image: cannot be read|not an image|not valid base64"),
+        ("data:image/png,abc", "a data URI must be data:image/...;base64"),
+        ("rtsp://camera/stream", "rtsp:/camera/stream: no such image file"),
+        ("a\0b.png", "no such image file"),
+        (b"", "not an image"),
+        (np.zeros((4, 4, 3), np.float32), "must be uint8, got float32"),
+        (np.zeros((3, 40, 40), np.uint8), r"got \[3, 40, 40\]"),
+        (np.zeros((0, 4, 3), np.uint8), "the image is empty"),
+        (np.zeros((10_000, 10_000), np.uint8), "over the limit of 89478485"),
+    ],
+)
+def test_what_is_no_image_is_one_error(session: Session, source: Any, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        session.ground(source, "x", max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "message"),
+    [
+        ("  ", "the phrase is empty"),
+        (None, "a phrase is a text, got NoneType"),
+        (b"cup", "a phrase is a text, got bytes"),
+    ],
+)
+def test_what_is_no_phrase_is_one_error(session: Session, phrase: Any, message: str) -> None:
+    for given in (phrase, ["a cup", phrase]):
+        with pytest.raises(InputError, match=message):
+            session.ground(picture(64, 64), given)
+    with pytest.raises(InputError, match="a prompt is a text, got int"):
+        session.answer(picture(64, 64), 5)  # type: ignore[call-overload]
 
 
 def test_limits_are_errors(session: Session) -> None:
@@ -111,10 +239,9 @@ def test_limits_are_errors(session: Session) -> None:
         InputError, match=r"the prompt takes \d+ tokens and the answer up to 5000: over the bundle's 1088"
     ):
         session.ask(image, "x", max_new_tokens=5000)
-    with pytest.raises(InputError, match="max_new_tokens must be at least 1, not 0"):
-        session.ask(image, "x", max_new_tokens=0)
-    with pytest.raises(InputError, match="the phrase is empty"):
-        session.ground(image, "  ")
+    for wrong in (0, -1, 12.5, "4"):
+        with pytest.raises(InputError, match="max_new_tokens must be a whole number of at least 1"):
+            session.ask(image, "x", max_new_tokens=wrong)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="aspect ratio"):
         session.ground(picture(2010, 10), "x")
 
@@ -137,10 +264,56 @@ def test_a_graph_that_does_not_load_is_a_bundle_error(qwen3_vl_bundle: Path, tmp
         Session.load(altered, verify=False)
 
 
+def altered_manifest(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a bundle with another `result.bundle` in its manifest."""
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest["result"]["bundle"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_family_of_a_later_release_answers_the_same(qwen3_vl_bundle: Path, session: Session, tmp_path: Path) -> None:
+    folder = altered_manifest(qwen3_vl_bundle, tmp_path / "later", lambda told: told.update(family="qwen9_vl"))
+    with Session.load(folder, threads=1) as later:
+        for call in (later.answer, session.answer):
+            assert call(picture(120, 90), later.request("the owl"), max_new_tokens=12) == session.answer(
+                picture(120, 90), session.request("the owl"), max_new_tokens=12
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told["image"].update(patch_size=8, merge_size=4), "make patches of .* but the vision encoder"),
+        (lambda told: told["image"].update(temporal_patch_size=1), "make patches of .* but the vision encoder"),
+        (lambda told: told["model"].update(layers=99), "model.layers is 99 in the manifest"),
+        (lambda told: told["model"].update(hidden=99), "model.hidden is 99"),
+        (lambda told: told["model"].update(deepstack=0), "model.deepstack is 0"),
+        (lambda told: told["model"].update(vocabulary=10**6), "model.vocabulary is 1000000"),
+        (lambda told: told["files"].update(vision=told["files"]["decoder"]), "has no input pixel_values"),
+        (lambda told: told["files"].update(decoder=told["files"]["vision"]), "has no input inputs_embeds"),
+        (lambda told: told["files"].update(embed=told["files"]["vision"]), "has no input input_ids"),
+        (lambda told: told["files"].update(tokenizer="config.json"), "not a tokenizer"),
+        (lambda told: told["tokens"].update(image=told["tokens"]["vision_start"]), "tokens.image is"),
+        (lambda told: told["tokens"].update(eos=[1]), "tokens.eos .* lacks"),
+        (lambda told: told["chat"].update(image_token="<|video_pad|>"), "tokens.image is"),
+        (lambda told: told.update(format="openvino9"), "no engine here reads format 'openvino9'"),
+        (lambda told: told.update(format="gptq"), "the manifest has no 'packed'"),
+    ],
+)
+def test_a_manifest_at_odds_with_the_graphs_or_the_tokenizer_is_refused(
+    qwen3_vl_bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises((BundleError, InputError), match=message):
+        Session.load(altered_manifest(qwen3_vl_bundle, tmp_path / "bundle", change), threads=1)
+
+
 def test_devices_and_threads_are_checked(qwen3_vl_bundle: Path) -> None:
     bundle = Bundle.load(qwen3_vl_bundle)
-    with pytest.raises(InputError, match="unknown device 'tpu'"):
-        load_backend(bundle, device="tpu")
+    for device in ("tpu", "cuda:x", "cpu:1", "cuda:", ""):
+        with pytest.raises(InputError, match=f"unknown device '{device}'"):
+            load_backend(bundle, device=device)
     with pytest.raises(InputError, match="threads must be at least 1"):
         load_backend(bundle, threads=0)
 

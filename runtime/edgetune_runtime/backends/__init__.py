@@ -132,7 +132,7 @@ def _check_shape(bundle: Bundle, shape: ModelShape) -> None:
     pixels = bundle.spec.patch_values
     if None not in (pixels, shape.pixels) and pixels != shape.pixels:
         raise BundleError(
-            f"{bundle.folder}: image (patch_size, temporal_patch_size) makes patches of {pixels} values, but the vision "
-            f"encoder takes {shape.pixels}",
+            f"{bundle.folder}: image.patch_size and temporal_patch_size make patches of {pixels} values, but the "
+            f"vision encoder takes {shape.pixels}",
             hint="export the bundle again",
         )

@@ -22,6 +22,7 @@ from edgetune_runtime.backends.triton.backend import TorchBackend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.decode import Prompt, greedy, prefill, step
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.quant.blocks import BlockFormat
 from weight_sets import build_weight_set
 
@@ -48,6 +49,7 @@ def assert_computes(backend: TorchBackend, bundle: Bundle, sample: Sample) -> No
     image = backend.encode_images(pixels.arrays)
     for actual, expected in zip((image.embeddings, *image.deepstack), sample.features, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    assert isinstance(bundle.spec, ImageSpec)
     prompt = prompt_of(sample.case, image, bundle.tokens["image"], bundle.spec.merge_size)
     logits = teacher_forced(backend, prompt, sample.tokens)
     np.testing.assert_allclose(logits, sample.logits, atol=1e-4 * max(1, np.abs(sample.logits).max()))
