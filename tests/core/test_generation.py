@@ -83,7 +83,7 @@ def test_eval_and_run_answer_as_without_the_settings(asking: Path, qwen3_vl: Pat
     raws = []
     for folder in (asking, qwen3_vl):
         model = TorchModel(folder, adapter=None, device="cpu", max_new_tokens=12)
-        raws.append([model.answer(record).raw for record in records])
+        raws.append([model.reply(record).raw for record in records])
     assert raws[0] == raws[1]
 
 
