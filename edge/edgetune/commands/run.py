@@ -17,7 +17,7 @@ from edgetune.commands._common import Console, verb
 @click.argument("phrases", metavar="PHRASE...", nargs=-1, required=True)
 @click.option("--ask", is_flag=True, help="Take each PHRASE as a question and answer in words.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the picture with the boxes drawn.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to compute.")
+@click.option("--device", default="cpu", help="Where to compute: cpu, cuda, or one of several GPUs such as cuda:1.")
 @click.option("--threads", type=int, default=None, help="CPU threads; by default the engine's own choice.")
 @click.option("--engine", default=None, help="An installed engine in place of the runtime's own for the format.")
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer; by default 128, with --ask 256.")
@@ -44,6 +44,7 @@ def command(console: Console, **options: object) -> None:
 
 def _checkpoint(options: argparse.Namespace) -> Any:
     """Return a checkpoint that answers under torch."""
+    from edgetune_runtime.backends import Device
     from edgetune_runtime.errors import InputError, MissingDependency
     from edgetune_runtime.threads import check_threads
 
@@ -58,6 +59,7 @@ def _checkpoint(options: argparse.Namespace) -> Any:
         raise MissingDependency(
             "a checkpoint needs torch and transformers", hint="pip install 'edgetune[train]'"
         ) from error
+    Device.parse(options.device)
     notices: Any = logging
     notices.disable_progress_bar()
     if threads := check_threads(options.threads):
