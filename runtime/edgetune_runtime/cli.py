@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ask", action="store_true", help="take each PHRASE as a question and answer in words")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, or one of several GPUs such as cuda:1 (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, or one of several GPUs such as cuda:1 (default: cpu)"
+    )
     parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's own choice)")
     parser.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens (default: 128, with --ask 256)")

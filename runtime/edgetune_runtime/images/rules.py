@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -18,16 +18,25 @@ from edgetune_runtime.images.split import SplitTiles
 from edgetune_runtime.images.square import PaddedSquare
 from edgetune_runtime.images.tiles import DynamicTiles
 
-if TYPE_CHECKING:
-    from edgetune_runtime.families.base import Family
-
 _Rule = ImageSpec | DynamicTiles | SplitTiles | PaddedSquare | AnyResolution
 _RULES: Mapping[str, type[_Rule]] = {
     rule.rule: rule for rule in (ImageSpec, DynamicTiles, SplitTiles, PaddedSquare, AnyResolution)
 }
 
 
-def open_preprocessing(folder: Path, family: Family) -> Preprocessing:
+class Resizing(Protocol):
+    """What is asked of a family here; a bundle's rule is read without one."""
+
+    @property
+    def resize(self) -> str:
+        """The name of its rule."""
+
+    @property
+    def title(self) -> str:
+        """The name that people use."""
+
+
+def open_preprocessing(folder: Path, family: Resizing) -> Preprocessing:
     """Return the image preprocessing of a checkpoint of this family, read from the checkpoint's own files.
 
     Raises:
