@@ -13,13 +13,16 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),onnxrunti
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check install install-test clean
+.PHONY: demo test fuzz check install install-test clean
 
 demo: install ## train, merge, calibrate, export, run and compare the tiny model; writes runs/demo
 	$(BIN)/edgetune demo $(ARGS)
 
 test: install-test ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+fuzz: install-test ## the generators of hostile input, for an hour or so
+	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-profile fuzz $(ARGS)
 
 check: install-test ## linter, formatter and type checkers
 	$(BIN)/ruff check .

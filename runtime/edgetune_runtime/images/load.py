@@ -136,7 +136,11 @@ def read_header(path: Path, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tupl
             turn = exif.get(ExifTags.Base.Orientation, 1)
         except Exception as error:  # as above
             raise ImageError(f"{path}: broken EXIF data: {error}", hint="replace the file") from error
-        return *image.size, turn if turn in range(1, 9) else 1
+        turn = turn if turn in range(1, 9) else 1
+        width, height = image.size
+        if image.format == "TIFF" and turn >= 5:  # Pillow tells its size as it will be upright
+            width, height = height, width
+        return width, height, turn
 
 
 def changed_at(path: Path) -> int:
