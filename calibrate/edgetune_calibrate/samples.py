@@ -24,7 +24,7 @@ from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import image_hash, load_image, upright_size
 from edgetune_runtime.images.smart import ImageSpec, geometry_of
-from edgetune_runtime.records import Record, read_records
+from edgetune_runtime.records import Record, place_of, read_records
 
 DEFAULT_SAMPLES = 128
 _MISSING = 1e9  # more than any shares' sum
@@ -155,15 +155,11 @@ def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Rec
     if shared:
         twin = held[found.same[shared[0].image]]
         raise InputError(
-            f"{_place(data, shared[0])}: its picture is also that of {_place(evaluation, twin)}; {len(shared)} of "
+            f"{place_of(data, shared[0])}: its picture is also that of {place_of(evaluation, twin)}; {len(shared)} of "
             f"{len(records)} records share a picture with the evaluation data",
             hint="calibrate on other pictures than you evaluate on: split the data by picture",
         )
     return found.remark
-
-
-def _place(path: Path, record: Record) -> str:
-    return f"{path}:{record.source.rpartition(':')[2]}"
 
 
 def _sizes(records: Sequence[Record], spec: ImageSpec) -> tuple[list[Geometry], list[int]]:

@@ -45,6 +45,11 @@ def _process_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="edgetune-pictures-")
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a picture came inside the data or was fetched, and is gone when the process ends."""
+    return Path(_process_folder().name) in path.parents
+
+
 class Pictures:
     """Finds the pictures of one data set.
 

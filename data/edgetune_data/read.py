@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import Any
 
 from edgetune_core.stage import check_input
 from edgetune_data import text_boxes
-from edgetune_data.formats import find
+from edgetune_data.formats import canonical, find
 from edgetune_data.formats.base import FLAGS, Format, Options, Row, Source, Value
 from edgetune_data.formats.sniffing import is_json_lines
 from edgetune_data.manifest import beside
-from edgetune_data.pictures import Pictures
+from edgetune_data.pictures import Pictures, is_temporary
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.json_file import decode_json
@@ -32,6 +33,8 @@ from edgetune_runtime.manifest import verify_listed
 from edgetune_runtime.records import AnyRecord, read_entries, record_of
 from edgetune_runtime.records.dialogue import Name, Picture, Place
 from edgetune_runtime.records.forms import Conversation, FormError, Parts, read_form
+
+_CAPTIONS = 'captions, which are records with a text and no bbox (an absent object needs "bbox": [])'
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,8 @@ class Reading:
                 asked = (item.form.image, item.form.text)
                 self._source.notes[self._repeated] += asked in phrases
                 phrases.add(asked)
+            keys = set(item.value or {})
+            self._source.notes[_CAPTIONS] += {"image", "text"} <= keys and "bbox" not in keys
             if frame is None and item.form is not None:
                 self._source.notes[text_boxes.REMARK] += bool(text_boxes.written(item.form))
             yield item
@@ -256,8 +261,9 @@ def load(path: Path, format: str = "auto", options: Options | None = None) -> li
     Raises:
         InputError: the first thing that is wrong, as "file:line: ..." or "file#id: ...".
     """
-    if _is_plain(path, format, options):
-        return read_entries(path)
+    plain = _plain(path, format, options)
+    if plain is not None:
+        return read_entries(plain)
     return [item.record() for item in Reading(path, format, options)]
 
 
@@ -308,13 +314,12 @@ def turn_text(parts: tuple[Any, ...]) -> str:
     return "".join(pieces).strip()
 
 
-def _is_plain(path: Path, format: str, options: Options | None) -> bool:
-    """Whether the runtime's own reader does."""
-    if path.is_dir() or (options and options.given()):
-        return False
-    if not path.exists():
-        return True
-    return find(format, path).name == "edgetune" and is_json_lines(path) and not _holds_pictures(path)
+def _plain(path: Path, format: str, options: Options | None) -> Path | None:
+    """Return the file that the runtime's own reader reads as well, or None where this package has to."""
+    if (options and options.given()) or (path.exists() and find(format, path).name != "edgetune"):
+        return None
+    file = path / canonical.DATA if path.is_dir() else path
+    return None if file.is_file() and (not is_json_lines(file) or _holds_pictures(file)) else file
 
 
 _PICTURE = re.compile(rb'"(?:data:|https?:|file:|[A-Za-z0-9+/\\]{200})', re.IGNORECASE)
@@ -339,14 +344,46 @@ def canonical_file(path: Path) -> Path:
     Raises:
         InputError: the first thing that is wrong, as "file:line: ..." or "file#id: ...".
     """
-    if _is_plain(path, "auto", None):
-        return path
+    plain = _plain(path, "auto", None)
+    if plain is not None:
+        return plain
     folder = Path(_process_folder().name) / str(len(list(Path(_process_folder().name).iterdir())))
     folder.mkdir()
     target = folder / f"{path.stem}.jsonl"
+    names: Counter[str] = Counter()
     with target.open("w", encoding="utf-8") as stream:
         for value, source in open_records(path):
-            stream.write(json.dumps(with_source(absolute(value), source), ensure_ascii=False) + "\n")
+            names[source] += 1  # as two tables of one name in two folders have it
+            named = source if names[source] == 1 else f"{source} ({names[source]})"
+            stream.write(json.dumps({**absolute(value), "source": named}, ensure_ascii=False) + "\n")
+    return target
+
+
+def keep_samples(data: Path, sources: Collection[str], folder: Path) -> Path | None:
+    """Write those records of `canonical_file`'s copy that were used, for who wants them when this process is gone.
+
+    Args:
+        data: what `canonical_file` returned.
+        sources: the names of the records that were used.
+        folder: where `samples.jsonl` goes, and `samples/` for pictures that came inside the data.
+
+    Returns:
+        The file, or None where `data` is the user's own file, which can be read again.
+    """
+    if Path(_process_folder().name) not in data.parents:
+        return None
+    values = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    kept = [value for value in values if value["source"] in sources]
+    names = {}
+    for name in dict.fromkeys(name for value in kept for name in pictures_of(value)):
+        names[name] = name
+        if is_temporary(Path(name)):
+            (folder / "samples").mkdir(exist_ok=True)
+            shutil.copyfile(name, folder / "samples" / Path(name).name)
+            names[name] = f"samples/{Path(name).name}"
+    target = folder / "samples.jsonl"
+    lines = (json.dumps(with_pictures(value, names), ensure_ascii=False) for value in kept)
+    target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return target
 
 
@@ -378,7 +415,8 @@ def stage_inputs(role: str, path: Path) -> dict[str, Path]:
     Raises:
         InputError: the data set is not there, or not recognised.
     """
-    files = [path] if _is_plain(path, "auto", None) else Reading(path).files
+    plain = _plain(path, "auto", None)
+    files = [plain] if plain is not None else Reading(path).files
     inputs = {role if number == 1 else f"{role} {number}": file for number, file in enumerate(files, start=1)}
     listed = beside(files[0])
     return inputs | ({f"{role} manifest": listed} if listed else {})

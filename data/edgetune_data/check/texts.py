@@ -10,7 +10,7 @@ from edgetune_data.check.material import Material
 from edgetune_data.read import Item, turn_text
 from edgetune_data.text_boxes import written
 from edgetune_runtime.bench.metrics import iou
-from edgetune_runtime.records.forms import Conversation, Parts
+from edgetune_runtime.records.forms import CAPTION_REQUEST, Conversation, Parts
 
 # A pointing word or a word for anything, alone, after an article or a pointing word, or numbered: "that thing",
 # "object 2". With any other word beside it ("the red object") it says something.
@@ -137,7 +137,8 @@ def questions(entry: Item) -> Iterator[tuple[str, Sequence[str]]]:
     Of a conversation only the first question counts: what follows may lean on it.
     """
     if isinstance(entry.form, Parts) and entry.form.boxes is None:
-        yield entry.form.text, entry.form.answers
+        if entry.form.text != CAPTION_REQUEST:  # a picture may well have several captions
+            yield entry.form.text, entry.form.answers
     elif isinstance(entry.form, Conversation) and not entry.places:
         turns = [turn for turn in entry.form.turns if turn.role != "system"]
         yield turn_text(turns[0].parts), [turn_text(turns[1].parts)]

@@ -51,7 +51,7 @@ def calibrate(options: CalibrateOptions) -> StageResult:
         )
     from edgetune_calibrate.checkpoint import Checkpoint
     from edgetune_calibrate.samples import calibration_set
-    from edgetune_data.read import canonical_file, stage_inputs
+    from edgetune_data.read import canonical_file, keep_samples, stage_inputs
 
     settings = options.narrow(CalibrateSettings)
     inputs = stage_inputs("data", options.data)
@@ -64,12 +64,17 @@ def calibrate(options: CalibrateOptions) -> StageResult:
         log.info(f"{data}: calibrating on all {len(chosen.samples)} records; {USUAL_SAMPLES} or more are usual")
     if chosen.remark:
         log.info(chosen.remark)
+
+    def build(work: Path) -> dict[str, Any]:
+        keep_samples(data, {sample.record.source for sample in chosen.samples}, work)
+        return _build(options.checkpoint, data, work, settings, evaluation)
+
     stage = run_stage(
         "calibrate",
         options.output,
         inputs={"checkpoint": options.checkpoint, **inputs},
         settings=settings.to_dict() | {"samples_sha256": chosen.sha256},
-        build=lambda work: _build(options.checkpoint, data, work, settings, evaluation),
+        build=build,
         seed=settings.seed,
         force=options.force,
         dry_run=options.dry_run,

@@ -28,6 +28,8 @@ from edgetune_runtime.tokens import TextTokenizer
 Float = npt.NDArray[np.float32]
 
 RECORDS = 8
+SAMPLES = "samples.jsonl"
+"""The records of a weight set that were read from another format than edgetune's own."""
 """How many of the calibration records an export is tried on."""
 
 _SHAPES = {"square": (8, 8), "wide": (4, 14), "tall": (13, 3)}
@@ -76,9 +78,10 @@ def record_cases(checkpoint: Checkpoint, weights: WeightSet) -> tuple[list[Case]
     data = (weights.manifest.get("inputs") or {}).get("data")
     if not isinstance(data, dict):
         return [], "the weight set names no records"
-    path = Path(data["path"])
+    kept = weights.folder / SAMPLES
+    path = kept if kept.is_file() else Path(data["path"])
     try:
-        if sha256_tree(path) != data["sha256"]:
+        if path != kept and sha256_tree(path) != data["sha256"]:
             return [], f"{path} has changed since the calibration"
         used = frozenset((weights.fields.get("calibration") or {}).get("sources") or ())
         every = read_records(path)

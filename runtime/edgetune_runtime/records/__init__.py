@@ -6,10 +6,11 @@ from edgetune_runtime.records.read import (
     AnyRecord,
     Record,
     decode_line,
+    place_of,
     read_entries,
     read_records,
     record_of,
     scored,
 )
 
-__all__ = ["AnyRecord", "Record", "decode_line", "read_entries", "read_records", "record_of", "scored"]
+__all__ = ["AnyRecord", "Record", "decode_line", "place_of", "read_entries", "read_records", "record_of", "scored"]

@@ -14,6 +14,10 @@ from edgetune_runtime.records.dialogue_form import Conversation, read_conversati
 __all__ = ["Conversation", "FormError", "Parts", "read_form"]
 
 
+CAPTION_REQUEST = "Describe this image."
+"""What a caption, a picture with a text and no box, is the answer to."""
+
+
 @dataclass
 class Parts:
     """What the forms of one question boil down to; see `edgetune_runtime.records.Record` for the fields."""
@@ -34,16 +38,18 @@ def read_form(record: Mapping[str, Any]) -> Parts | Conversation:
     """
     for key, (read, required, optional) in _FORMS.items():
         if key in record:
-            check_keys(record, required, (*optional, "id", "meta"))
+            check_keys(record, required, (*optional, "id", "meta", "source"))
             if not isinstance(record.get("id", ""), str | int) or isinstance(record.get("id"), bool):
                 raise FormError(f"'id' must be a text or a whole number, got {record['id']!r}")
             if not isinstance(record.get("meta", {}), dict):
                 raise FormError(f"'meta' must be an object, got {record['meta']!r}")
+            if "source" in record:
+                text_of(record, "source")
             return read(record)
     raise FormError(
         f"unknown form: keys {', '.join(map(repr, record)) or '(none)'}",
-        hint='a record has "image" with "text" and "bbox", "question" and "answer", or "conversations"; '
-        'or "messages" with "images"',
+        hint='a record has "image" with "text" and "bbox" (or "text" alone, a caption), "question" and "answer", or '
+        '"conversations"; or "messages" with "images"',
     )
 
 
@@ -72,6 +78,10 @@ def _question(record: Mapping[str, Any]) -> Parts:
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text for text in answers):
         raise FormError(f"'answer' must be a text or a list of texts, none empty, got {record['answer']!r}")
     return Parts(text_of(record, "image"), text_of(record, "question"), answers=answers)
+
+
+def _caption(record: Mapping[str, Any]) -> Parts:
+    return Parts(text_of(record, "image"), CAPTION_REQUEST, answers=[text_of(record, "text")])
 
 
 def _conversation(record: Mapping[str, Any]) -> Parts | Conversation:
@@ -120,7 +130,8 @@ def _only_placeholders(turn: Turn) -> bool:
 _Reader = Callable[[Mapping[str, Any]], Parts | Conversation]
 _FORMS: Mapping[str, tuple[_Reader, tuple[str, ...], tuple[str, ...]]] = {
     "bbox": (_grounding, ("image", "text", "bbox"), ("label",)),
-    "text": (_grounding, ("image", "text", "bbox"), ("label",)),
+    "label": (_grounding, ("image", "text", "bbox"), ("label",)),
+    "text": (_caption, ("image", "text"), ()),
     "question": (_question, ("image", "question", "answer"), ()),
     "answer": (_question, ("image", "question", "answer"), ()),
     "conversations": (_conversation, ("conversations",), ("image",)),

@@ -1,8 +1,9 @@
 """Data files: one JSON object a line, each about one image.
 
-Four forms are read, told apart by their keys:
+Five forms are read, told apart by their keys:
 
 - `{"image", "text", "bbox"}`: find `text`; `bbox` is one box, several, or `[]` for an absent object
+- `{"image", "text"}`: a caption, the answer to "Describe this image."
 - `{"image", "question", "answer"}`: a question; `answer` is a text or a list of accepted ones
 - `{"messages", "images"[, "objects"]}`: a conversation; the placeholders `<image>`, `<ref-object>` and
   `<bbox>` stand for pictures, names and boxes or points
@@ -115,11 +116,18 @@ def scored(entries: Sequence[AnyRecord], path: Path) -> list[Record]:
     for entry in entries:
         if isinstance(entry, Dialogue):
             raise InputError(
-                f"{path.parent / entry.source}: a conversation of {len(entry.turns)} turns about {len(entry.images)} "
+                f"{place_of(path, entry)}: a conversation of {len(entry.turns)} turns about {len(entry.images)} "
                 "pictures has no score",
                 hint="train on it; to score or calibrate, write one record a question",
             )
     return [entry for entry in entries if isinstance(entry, Record)]
+
+
+def place_of(path: Path, entry: AnyRecord) -> str:
+    """Return where a record of a data file or folder stands, with its folder where the record is from that file."""
+    if path.is_dir():
+        return str(path / entry.source)
+    return str(path.parent / entry.source) if entry.source.startswith(path.name) else entry.source
 
 
 def read_entries(path: Path) -> list[AnyRecord]:
@@ -134,13 +142,17 @@ def read_entries(path: Path) -> list[AnyRecord]:
     if not path.is_file():
         raise InputError(f"{path}: no such data file")
     verify_listed([path])
-    entries = []
+    entries: list[AnyRecord] = []
+    sources: dict[str, int] = {}
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
-                entries.append(record_of(decode_line(line, number), path.parent, f"{path.name}:{number}"))
+                entry = record_of(decode_line(line, number), path.parent, f"{path.name}:{number}")
+                if sources.setdefault(entry.source, number) != number:
+                    raise FormError(f"'source' {entry.source!r} is also that of line {sources[entry.source]}")
+                entries.append(entry)
             except (FormError, ImageError) as error:
                 raise RecordError(str(error), path=path, line=number, hint=error.hint) from error
     if not entries:
@@ -154,7 +166,7 @@ def record_of(value: Mapping[str, Any], folder: Path, source: str) -> AnyRecord:
     Args:
         value: the object, in one of the forms above.
         folder: what its image paths are relative to.
-        source: where it comes from, e.g. "data.jsonl:17".
+        source: where it comes from, e.g. "data.jsonl:17"; the object's own "source" goes before it.
 
     Raises:
         FormError: no known form, or a bad value.
@@ -162,7 +174,7 @@ def record_of(value: Mapping[str, Any], folder: Path, source: str) -> AnyRecord:
     """
     parts = read_form(value)
     name = None if value.get("id") is None else str(value["id"])
-    meta = value.get("meta", {})
+    meta, source = value.get("meta", {}), value.get("source", source)
     if isinstance(parts, Parts):
         width, height = _size(folder / parts.image)
         boxes = None

@@ -67,6 +67,20 @@ def test_questions(folder: Path) -> None:
     assert many.answer == "red" and many.answers == ["pink", "red", "red"]
 
 
+def test_a_caption_answers_the_request_for_one(folder: Path) -> None:
+    [record] = read(folder, {"image": "pictures/a.png", "text": "Two cups on a desk.", "id": 9})
+    assert (record.kind, record.boxes, record.answer, record.id) == ("vqa", None, "Two cups on a desk.", "9")
+    assert record.prompt(FAMILY) == "Describe this image."
+
+
+def test_a_record_may_say_its_own_source_once(folder: Path) -> None:
+    told = {"image": "pictures/a.png", "text": "Two cups.", "source": "instances.json#3/cup"}
+    caption = {"image": "pictures/a.png", "text": "Two cups."}
+    assert [record.source for record in read(folder, told, caption)] == ["instances.json#3/cup", "data.jsonl:2"]
+    with pytest.raises(RecordError, match=r"data\.jsonl:2: 'source' 'instances\.json#3/cup' is also that of line 1"):
+        read(folder, told, told)
+
+
 def test_conversation(folder: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cup."}]
     [record] = read(folder, {"id": "7", "image": "pictures/a.png", "conversations": turns})
@@ -162,7 +176,7 @@ def test_byte_order_mark(folder: Path) -> None:
         (swift("Find it", "<bbox>", bbox=[[1, 2, 3, 4]] * 10_001), "10001 boxes, and a record has at most 10000"),
         (ground(label=["a", "b"]), "1 boxes but 2 labels"),
         (ground(boxx=[]), "unknown key 'boxx'"),
-        ({"image": "pictures/a.png", "text": "cup"}, "missing key 'bbox'"),
+        ({"image": "pictures/a.png", "text": "cup", "label": "cup"}, "missing key 'bbox'"),
         ({"image": "pictures/a.png"}, "unknown form: keys 'image'"),
         ({"image": "pictures/a.png", "question": "What?", "answer": []}, "'answer' must be"),
         (
