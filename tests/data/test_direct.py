@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from data.converting import GOLDEN, pictures, write_lines
 from edgetune.cli import cli
 from edgetune_runtime.manifest import sha256_file
+from edgetune_runtime.records import read_records
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "model"
 
@@ -52,40 +53,55 @@ def test_eval_names_the_places_of_the_users_own_file(tmp_path: Path, coco: Path)
 
 
 def test_bench_runs_on_coco(tmp_path: Path, coco: Path) -> None:
-    options = ("--max-new-tokens", "4", "--warmup", "0", "--threads", "1")
+    options = ("--max-new-tokens", "4", "--warmup", "0", "--threads", "1", "--limit", "1")
     result = run("bench", TINY, "--data", coco, "--output", tmp_path / "out", *options)
     assert result.exit_code == 0, result.stderr
 
 
-def test_calibrate_on_a_foreign_data_set_leaves_records_that_export_reads(tmp_path: Path, coco: Path) -> None:
-    """Also pictures that came inside the data, whose temporary files are gone by then."""
-    shelf = base64.b64encode((tmp_path / "shelf.png").read_bytes()).decode()
-    turns = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A shelf."}]
-    inside = tmp_path / "inside.jsonl"
-    inside.write_text(json.dumps({"messages": turns, "images": [shelf]}) + "\n")
-    for data, places in ((coco, PLACES), (inside, ["inside.jsonl:1"])):
-        out = tmp_path / data.stem
-        result = run("calibrate", "--checkpoint", TINY, "--data", data, "--output", out, "--method", "rtn")
-        assert result.exit_code == 0, result.stderr
-        code = f"""
+CASES = """
 import sys
 from pathlib import Path
 from edgetune_core.weightset import WeightSet
 from edgetune_export.check.reference import record_cases
 from edgetune_export.checkpoint import load_checkpoint
-cases, source = record_cases(load_checkpoint(Path({str(TINY)!r})), WeightSet.load(Path({str(out)!r})))
+cases, source = record_cases(load_checkpoint(Path(sys.argv[1])), WeightSet.load(Path(sys.argv[2])))
 print(*(case.name for case in cases), source, sep="\\n")
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.stdout.splitlines() == [*places, str(out / "samples.jsonl")], done.stderr
 
 
-def test_calibrate_on_canonical_records_names_the_file_itself(tmp_path: Path) -> None:
-    pictures(tmp_path)
-    path = write_lines(tmp_path / "data.jsonl", {"image": "desk.png", "text": "cup", "bbox": [1, 2, 30, 40]})
-    result = run("calibrate", "--checkpoint", TINY, "--data", path, "--output", tmp_path / "out", "--method", "rtn")
+def test_calibrate_on_a_foreign_data_set_leaves_records_that_export_reads(tmp_path: Path, coco: Path) -> None:
+    out = tmp_path / "out"
+    result = run("calibrate", "--checkpoint", TINY, "--data", coco, "--output", out, "--method", "rtn")
     assert result.exit_code == 0, result.stderr
-    assert not (tmp_path / "out" / "samples.jsonl").exists()
+    command = [sys.executable, "-c", CASES, str(TINY), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [*PLACES, str(out / "samples.jsonl")], done.stderr
+
+
+KEEP = """
+import sys
+from pathlib import Path
+from edgetune_data.read import canonical_file, keep_samples
+data = canonical_file(Path(sys.argv[1]))
+print(keep_samples(data, {"inside.jsonl:1"}, Path(sys.argv[2])))
+"""
+
+
+def test_pictures_inside_the_data_are_kept_with_the_samples(tmp_path: Path) -> None:
+    """Another process keeps them, whose temporary files are gone when it ends."""
+    pictures(tmp_path)
+    shelf = (tmp_path / "shelf.png").read_bytes()
+    turns = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A shelf."}]
+    record = {"messages": turns, "images": [base64.b64encode(shelf).decode()]}
+    plain = write_lines(tmp_path / "plain.jsonl", {"image": "desk.png", "text": "A desk."})
+    for path in (write_lines(tmp_path / "inside.jsonl", record, record), plain):
+        command = [sys.executable, "-c", KEEP, str(path), str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        kept = tmp_path / "samples.jsonl" if path.stem == "inside" else None
+        assert done.stdout == f"{kept}\n", done.stderr
+    [found] = read_records(tmp_path / "samples.jsonl")
+    assert (found.source, found.answer) == ("inside.jsonl:1", "A shelf.")
+    assert found.image.parent == tmp_path / "samples" and found.image.read_bytes() == shelf
 
 
 def test_a_conversation_is_refused_at_its_own_place(tmp_path: Path) -> None:
