@@ -93,11 +93,7 @@ def test_a_verb_ends_with_its_output_and_the_verb_that_comes_next(converted: Pat
     data = tmp_path / "new" / "data.jsonl"
     assert done.stdout.startswith(f"{data}: 2 records")
     assert done.stderr == f"next: edgetune data check {data}\n"
-    assert (
-        CliRunner()
-        .invoke(cli, done.stderr.split()[2:])
-        .stdout.endswith("2 records, 2 pictures, 0 errors, 0 warnings\n")
-    )
+    assert f"{data}: 2 records, 2 pictures, 0 errors" in CliRunner().invoke(cli, done.stderr.split()[2:]).stdout
 
 
 VERBS = {
