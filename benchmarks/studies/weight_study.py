@@ -43,7 +43,7 @@ from edgetune_runtime.backends import Arrays, ImageFeatures
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.bench.predictions import Prediction, read
 from edgetune_runtime.bench.scores import compare, summarise
-from edgetune_runtime.bench.worker import answer_record, prediction
+from edgetune_runtime.bench.worker import predict
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.manifest import sha256_file, sha256_tree
 from edgetune_runtime.records import Record, read_records
@@ -252,7 +252,7 @@ def _answer(decoder: Path, options: argparse.Namespace, records: Sequence[Record
     bundle = Bundle.load(_bundle(options))
     backend = KeptPictures(bundle, decoder, options.output / "pictures")
     session = Session(bundle, backend, TextTokenizer(bundle.files["tokenizer"]))
-    return [prediction(record, answer_record(session, record, max_new_tokens=128)) for record in records]
+    return [predict(session, record, max_new_tokens=128) for record in records]
 
 
 def _summary(name: str, answers: Mapping[str, Sequence[Prediction]]) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from PIL import Image
-
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.codec.grounding import Detection as Detection
+from edgetune_runtime.images.load import ImageSource
 from edgetune_runtime.timing import Timings
 
 
@@ -84,8 +83,8 @@ class Runner(Protocol):
     def request(self, phrase: str) -> str:
         """Return the user's words that ask for what a phrase names."""
 
-    def answer(self, image: Image.Image, prompt: str, *, max_new_tokens: int = 128) -> Answer:
+    def answer(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128) -> Answer:
         """Send the user's whole words and read the reply as boxes."""
 
-    def stream(self, image: Image.Image, prompt: str, *, max_new_tokens: int = 256) -> Stream:
+    def stream(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 256) -> Stream:
         """Send the user's whole words and give the reply in words."""

@@ -15,6 +15,7 @@ from edgetune.cli import cli
 from edgetune_core.conversation import prepare
 from edgetune_core.generation import copy_generation_config, forget_sampling, generate_greedily
 from edgetune_core.torch_runner.model import TorchModel
+from edgetune_runtime.bench.worker import predict
 from edgetune_runtime.records import read_records
 from edgetune_train.batch import Collator
 from edgetune_train.checkpoint import Checkpoint
@@ -82,8 +83,8 @@ def test_eval_and_run_answer_as_without_the_settings(asking: Path, qwen3_vl: Pat
     records = read_records(data)
     raws = []
     for folder in (asking, qwen3_vl):
-        model = TorchModel(folder, adapter=None, device="cpu", max_new_tokens=12)
-        raws.append([model.reply(record).raw for record in records])
+        model = TorchModel(folder, adapter=None, device="cpu")
+        raws.append([predict(model, record, max_new_tokens=12).raw for record in records])
     assert raws[0] == raws[1]
 
 

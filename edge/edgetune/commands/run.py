@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune.commands._common import Console, verb
+
+if TYPE_CHECKING:
+    from edgetune_runtime.answer import Runner
 
 
 @verb()
@@ -42,7 +45,7 @@ def command(console: Console, **options: object) -> None:
     cli.run(chosen)
 
 
-def _checkpoint(options: argparse.Namespace) -> Any:
+def _checkpoint(options: argparse.Namespace) -> Runner:
     """Return a checkpoint that answers under torch."""
     from edgetune_runtime.backends import Device
     from edgetune_runtime.errors import InputError, MissingDependency
@@ -64,4 +67,4 @@ def _checkpoint(options: argparse.Namespace) -> Any:
     notices.disable_progress_bar()
     if threads := check_threads(options.threads):
         torch.set_num_threads(threads)
-    return TorchModel(options.bundle, adapter=options.adapter, device=options.device, max_new_tokens=128)
+    return TorchModel(options.bundle, adapter=options.adapter, device=options.device)

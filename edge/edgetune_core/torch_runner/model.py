@@ -16,7 +16,6 @@ from edgetune_core.conversation import stop_ids
 from edgetune_core.generation import generate_greedily
 from edgetune_core.torch_runner.inputs import Inputs, LibraryInputs, OwnInputs
 from edgetune_runtime.answer import Answer, Stream
-from edgetune_runtime.bench.worker import Reply
 from edgetune_runtime.bundle import PHRASE, check_phrase
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
@@ -27,7 +26,6 @@ from edgetune_runtime.families import family_of
 from edgetune_runtime.images.config import read_preprocessor
 from edgetune_runtime.images.load import ImageSource, load_image
 from edgetune_runtime.json_file import read_json
-from edgetune_runtime.records import Record
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
 
@@ -42,20 +40,19 @@ class _Generated(NamedTuple):
 
 
 class TorchModel:
-    """A vision-language checkpoint that answers through `generate`.
+    """A vision-language checkpoint that answers through `generate`, a `Runner` as a `Session` is.
 
     Args:
         checkpoint: its folder.
         adapter: a LoRA adapter to apply, unmerged.
         device: "cpu" or "cuda".
-        max_new_tokens: longest answer.
 
     Raises:
         InputError: the checkpoint's family is not run under torch, or a file of it is missing or wrong.
         MissingDependency: an adapter without peft.
     """
 
-    def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str, max_new_tokens: int) -> None:
+    def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str) -> None:
         read_preprocessor(checkpoint)  # without its settings transformers would go on with a class's defaults
         tokenizer = TextTokenizer(checkpoint / "tokenizer.json")
         self._family = family_of(str(read_json(checkpoint / "config.json").get("model_type")), tokenizer.control)
@@ -70,21 +67,11 @@ class TorchModel:
         self._model = model.to(self._device).eval()
         self._clock = _Clock(self._model.get_submodule(self._family.modules.vision_root), self._model, self._device)
         self._stop = stop_ids(tokenizer, self._family)
-        self._limit = max_new_tokens
 
     @property
     def dtype(self) -> str:
         """Precision of the weights as torch names it, e.g. `bfloat16`."""
         return str(self._model.dtype).removeprefix("torch.")
-
-    def reply(self, record: Record) -> Reply:
-        """Answer one record; boxes come back in pixels of the original image."""
-        words = record.prompt(self._family)
-        if record.kind == "ground":
-            answer = self.answer(record.image, words, max_new_tokens=self._limit)
-            return Reply(answer.text, answer, answer.timings)
-        found = self._generate(record.image, words, self._limit)
-        return Reply(self._text(found.ids, keep_control=True), None, found.timings)
 
     def request(self, phrase: str) -> str:
         """Return the user's words that ask for what a phrase names, as `Session.request` does."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch
 from transformers.utils import logging
 
 from edgetune_core.torch_runner.model import TorchModel
-from edgetune_runtime.bench.worker import Ask, Reply, add_arguments, run
-from edgetune_runtime.records import Record
+from edgetune_runtime.answer import Runner
+from edgetune_runtime.bench.worker import add_arguments, run
 from edgetune_runtime.threads import check_threads
 
 
@@ -30,16 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     header: dict[str, Any] = {"engine": "torch", "device": options.device}
 
-    def load() -> Ask:
+    def load() -> Runner:
         if threads := check_threads(options.threads):
             torch.set_num_threads(threads)
         header["threads"] = torch.get_num_threads()
-        model = TorchModel(
-            options.checkpoint, adapter=options.adapter, device=options.device, max_new_tokens=options.max_new_tokens
-        )
+        model = TorchModel(options.checkpoint, adapter=options.adapter, device=options.device)
         header["precision"] = model.dtype
-        answer: Callable[[Record], Reply] = model.reply
-        return answer
+        return model
 
     folders = [options.checkpoint, *([options.adapter] if options.adapter else [])]
     return run(load, options, folders=folders, header=header)

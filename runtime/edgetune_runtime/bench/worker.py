@@ -1,8 +1,8 @@
 """Answer the records of an evaluation set with one bundle, in one process, and write what was said and what it cost.
 
 `python -m edgetune_runtime.bench.worker --bundle DIR --data eval.jsonl --output out.json` needs the runtime package
-alone, so the same measurement runs on the robot. `measure` is the loop; a worker for another engine calls it with
-its own way to answer.
+alone, so the same measurement runs on the robot. `measure` is the loop; the worker of another `Runner` calls `run` with
+what loads it.
 """
 
 from __future__ import annotations
@@ -13,36 +13,25 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgetune_runtime import terminal
+from edgetune_runtime.answer import Runner
 from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction, VqaPrediction
 from edgetune_runtime.bench.results import Options, Report
-from edgetune_runtime.codec.grounding import Answer
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.records import Record, read_records
 from edgetune_runtime.session import Session
-from edgetune_runtime.timing import CpuShare, GpuMemory, Timings, peak_rss, process_age
+from edgetune_runtime.timing import CpuShare, GpuMemory, peak_rss, process_age
 from edgetune_runtime.typed_json import encode
 
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model said to one record: the raw text, its boxes when it was asked for boxes, and what it cost."""
-
-    raw: str
-    answer: Answer | None
-    timings: Timings
-
-
-Ask = Callable[[Record], Reply]
+Load = Callable[[], Runner]
+"""Makes a model ready; what it takes is the load time."""
 
 
 def measure(
-    load: Callable[[], Ask], records: Sequence[Record], *, warmup: int, progress: bool = False
+    load: Load, records: Sequence[Record], *, warmup: int, max_new_tokens: int, progress: bool = False
 ) -> dict[str, Any]:
     """Load a model, answer every record once, and return rows and costs by the names of the fields of `Report`.
 
@@ -53,15 +42,15 @@ def measure(
     cpu, gpu = CpuShare(), GpuMemory()
     load_before = os.getloadavg()
     started = time.perf_counter()
-    ask = load()
+    runner = load()
     load_s = time.perf_counter() - started
-    ask(records[0])
+    predict(runner, records[0], max_new_tokens)
     cold_start_s = process_age()
     for _ in range(warmup):
-        ask(records[0])
+        predict(runner, records[0], max_new_tokens)
     rows = []
     for done, record in enumerate(records, 1):
-        rows.append(prediction(record, ask(record)))
+        rows.append(predict(runner, record, max_new_tokens))
         gpu.sample()
         if progress:
             print(done, flush=True)
@@ -75,6 +64,35 @@ def measure(
         "others_cpu_share": cpu.others(),
         "rows": tuple(rows),
     }
+
+
+def predict(runner: Runner, record: Record, max_new_tokens: int) -> Prediction:
+    """Answer one record: with boxes where it asks for a place, else in words without control tokens."""
+    common: dict[str, Any] = {
+        "id": record.id,
+        "source": record.source,
+        "image": str(record.image.absolute()),  # results may be read from another folder
+        "text": record.text,
+    }
+    if record.boxes is None:
+        stream = runner.stream(record.image, record.request or record.text, max_new_tokens=max_new_tokens)
+        raw = "".join(stream).strip()
+        assert stream.timings is not None  # it was read to its end
+        return VqaPrediction(**common, raw=raw, timings=stream.timings, expected=tuple(record.answers))
+    words = record.request or runner.request(record.text)
+    answer = runner.answer(record.image, words, max_new_tokens=max_new_tokens)
+    return GroundPrediction(
+        **common,
+        raw=answer.text,
+        timings=answer.timings,
+        truth=tuple(map(_box, record.boxes)),
+        boxes=tuple(_box(found.box) for found in answer.detections),
+        labels=tuple(found.label for found in answer.detections),
+        scores=tuple(found.score for found in answer.detections),
+        status=answer.status,
+        complete=answer.complete,
+        problem=answer.problem,
+    )
 
 
 def select(path: Path, *, limit: int | None, shard: str) -> list[Record]:
@@ -106,9 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--progress", action="store_true", help="print the number of answers so far")
 
 
-def run(
-    load: Callable[[], Ask], options: argparse.Namespace, *, folders: Sequence[Path], header: dict[str, Any]
-) -> int:
+def run(load: Load, options: argparse.Namespace, *, folders: Sequence[Path], header: dict[str, Any]) -> int:
     """Measure a model as the worker's arguments say, write the JSON, and return the process's exit code.
 
     Args:
@@ -119,7 +135,13 @@ def run(
     """
     try:
         records = select(options.data, limit=options.limit, shard=options.shard)
-        measured = measure(load, records, warmup=options.warmup, progress=options.progress)
+        measured = measure(
+            load,
+            records,
+            warmup=options.warmup,
+            max_new_tokens=options.max_new_tokens,
+            progress=options.progress,
+        )
         size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
         _write(options.output, Report(size_bytes=size, **header, **measured))
     except EdgetuneError as error:
@@ -138,46 +160,9 @@ def _write(path: Path, report: Report) -> None:
     os.replace(partial, path)
 
 
-def prediction(record: Record, reply: Reply) -> Prediction:
-    """What was said to a record, beside what the record wants."""
-    common: dict[str, Any] = {
-        "id": record.id,
-        "source": record.source,
-        "image": str(record.image.absolute()),  # results may be read from another folder
-        "text": record.text,
-        "raw": reply.raw,
-        "timings": reply.timings,
-    }
-    if reply.answer is None:
-        return VqaPrediction(**common, expected=tuple(record.answers))
-    assert record.boxes is not None
-    return GroundPrediction(
-        **common,
-        truth=tuple(map(_box, record.boxes)),
-        boxes=tuple(_box(found.box) for found in reply.answer.detections),
-        labels=tuple(found.label for found in reply.answer.detections),
-        scores=tuple(found.score for found in reply.answer.detections),
-        status=reply.answer.status,
-        complete=reply.answer.complete,
-        problem=reply.answer.problem,
-    )
-
-
 def _box(numbers: Sequence[float]) -> Box:
     x1, y1, x2, y2 = map(float, numbers)
     return x1, y1, x2, y2
-
-
-def answer_record(session: Session, record: Record, max_new_tokens: int) -> Reply:
-    """Answer one record with a bundle."""
-    words = record.prompt(session.bundle)
-    if record.kind == "ground":
-        answer = session.answer(record.image, words, max_new_tokens=max_new_tokens)
-        return Reply(answer.text, answer, answer.timings)
-    stream = session.stream(record.image, words, max_new_tokens=max_new_tokens)
-    raw = "".join(stream).strip()
-    assert stream.timings is not None
-    return Reply(raw, None, stream.timings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     header: dict[str, Any] = {"device": options.device, "threads": options.threads}
 
-    def load() -> Ask:
+    def load() -> Runner:
         # Every record must pay for its image, or a set with several phrases per picture would look faster than it is.
         session = Session.load(
             options.bundle,
@@ -200,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         bundle = session.bundle
         header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)
-        return partial(answer_record, session, max_new_tokens=options.max_new_tokens)
+        return session
 
     return run(load, options, folders=[options.bundle], header=header)
 
