@@ -78,7 +78,7 @@ class Settings:
             InputError: a file is missing or broken, the processor is another one, or a step of it is switched off.
         """
         path, config = read_preprocessor(folder)
-        kind = config.get("image_processor_type", "")
+        kind = str(config.get("image_processor_type") or "")
         if kind and kind.removesuffix("Fast").removesuffix("Pil") not in kinds:
             raise InputError(f"{path}: image_processor_type {kind!r} is not {' or '.join(kinds)}")
         for switch in ("do_resize", "do_rescale", "do_normalize"):

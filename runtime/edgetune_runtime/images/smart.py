@@ -165,7 +165,7 @@ class ImageSpec(Preprocessing):
                 the smart-resize preprocessing of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
         """
         path, config = read_preprocessor(folder)
-        kind = config.get("image_processor_type", "")
+        kind = str(config.get("image_processor_type") or "")
         if kind and not kind.startswith(("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor", "Qwen3VLImageProcessor")):
             raise InputError(f"{path}: image_processor_type {kind!r} is not the smart-resize preprocessing of Qwen-VL")
         for switch in ("do_resize", "do_rescale", "do_normalize"):
