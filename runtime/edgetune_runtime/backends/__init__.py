@@ -114,7 +114,7 @@ def _imported(point: EntryPoint) -> type[Backend]:
     """The class that an entry point names."""
     try:
         kind = point.load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # a module or its class is not there
         raise MissingDependency(f"the engine {point.name} cannot be imported: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Backend)):
         raise InputError(f"the engine {point.name} ({point.value}) is not a subclass of edgetune_runtime.Backend")
