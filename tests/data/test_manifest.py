@@ -76,7 +76,7 @@ def test_a_worker_gets_a_file_with_the_same_records(converted: Path) -> None:
     source = converted.parent / "input.json"
     made = canonical_file(source)
     assert made != source
-    assert [(entry.images, entry.meta["source"]) for entry in read_entries(made)] == [
+    assert [(entry.images, entry.source) for entry in read_entries(made)] == [
         (tuple(image.absolute() for image in entry.images), entry.source) for entry in load(source)
     ]
 

@@ -173,7 +173,8 @@ def test_a_malformed_address_is_told_in_a_line(tmp_path: Path, malformed: str) -
     path = write_json(tmp_path / "input.json", [asked(malformed)])
     result = convert(path, tmp_path / "out", "--allow-download")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: {path}#0: {malformed}: cannot be fetched: ")
+    shown = malformed.replace("\0", r"\u0000")  # control characters are told, not sent to the terminal
+    assert result.stderr.startswith(f"error: {path}#0: {shown}: cannot be fetched: ")
     assert result.stderr.count("\n") == 1
 
 
