@@ -33,14 +33,14 @@ import torch
 from PIL import Image, ImageOps
 
 from edgetune_bench.table import markdown
+from edgetune_core.adapter import Adapter
+from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.bench import metrics
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.records import Record, read_records
-from edgetune_train.adapter import Adapter
 from edgetune_train.arguments import dtype_of
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint, library_warnings_off
 from edgetune_train.grpo import grpo
 from edgetune_train.score import GroundingScorer
 from edgetune_train.settings import GrpoSettings, TrainSettings
@@ -78,7 +78,7 @@ class Exam:
         batch_size: prompts answered together.
     """
 
-    def __init__(self, base: Checkpoint, path: Path, batch_size: int) -> None:
+    def __init__(self, base: HubCheckpoint, path: Path, batch_size: int) -> None:
         self._base, self._batch_size = base, batch_size
         self.records = [record for record in read_records(path) if record.kind == "ground"]
         samples = prepare(self.records, base.family, base.spec, base.tokenizer)
@@ -100,18 +100,18 @@ class Exam:
         return scores
 
 
-def examine(base: Checkpoint, adapter: Path | None, exams: Mapping[str, Exam], device: str) -> dict[str, Scores]:
+def examine(base: HubCheckpoint, adapter: Path | None, exams: Mapping[str, Exam], device: str) -> dict[str, Scores]:
     """Return the scores of the base, or of an adapter on it, on each split."""
     dtype = dtype_of("auto")
     model = base.load_model(dtype).eval()
     with library_warnings_off():
-        model = Adapter.open(adapter).attach(model) if adapter else model
+        model = Adapter.of(base, adapter).attach(model) if adapter else model
     model.to(device)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         return {split: exam(model) for split, exam in exams.items()}
 
 
-def study_seed(base: Checkpoint, records: Sequence[Record], args: argparse.Namespace, seed: int) -> dict[str, Any]:
+def study_seed(base: HubCheckpoint, records: Sequence[Record], args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train the four adapters of a seed; return the seconds and optimizer steps of each."""
     settings = TrainSettings(
         vision_lora=True,
@@ -155,7 +155,7 @@ def study_seed(base: Checkpoint, records: Sequence[Record], args: argparse.Names
 
 
 def one_seed(
-    base: Checkpoint, records: Sequence[Record], exams: Mapping[str, Exam], args: argparse.Namespace, seed: int
+    base: HubCheckpoint, records: Sequence[Record], exams: Mapping[str, Exam], args: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
     """Train and score a seed; return what the runs took, and by arm and split the score of each record."""
     runs = study_seed(base, records, args, seed)
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     started, slowest = time.monotonic(), 0.0
     write_data(args.output / "data", args)
-    base = Checkpoint.open(TINY / "model")
+    base = HubCheckpoint.open(TINY / "model")
     folders = {"night": "night", "day": "base", "grey": "grey"}
     exams = {split: Exam(base, args.output / "data" / name / "test.jsonl", 600) for split, name in folders.items()}
     records = read_records(args.output / "data" / "night" / "train.jsonl")

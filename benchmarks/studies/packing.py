@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from train_world import random_checkpoint, tiny_checkpoint, write_records
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.records import read_entries
 from edgetune_train.adapt import adapted_model
 from edgetune_train.arguments import training_arguments
 from edgetune_train.batch import Collator, Pack
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
 from edgetune_train.settings import TrainSettings
@@ -96,7 +96,7 @@ def measure(model: Path, count: int, rounds: int, folder: Path) -> list[dict[str
         rounds: how often each layout is timed.
         folder: for the records.
     """
-    checkpoint = Checkpoint.open(model)
+    checkpoint = HubCheckpoint.open(model)
     entries = read_entries(write_records(folder / "data", count, sides=(64, 512)))
     samples = prepare(entries, checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     settings = TrainSettings(precision="fp32", pack=1)

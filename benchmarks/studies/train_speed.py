@@ -30,12 +30,12 @@ from torch.utils.data import Dataset
 from train_world import random_checkpoint, write_records
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.records import read_entries
 from edgetune_train.adapt import adapted_model
 from edgetune_train.arguments import training_arguments
 from edgetune_train.batch import IGNORE, Collator
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.packing import Packs
 from edgetune_train.rhythm import Rhythm
 from edgetune_train.settings import TrainSettings
@@ -81,7 +81,7 @@ class System:
 class Prepared(Dataset[dict[str, Any]]):
     """The records for plain `Trainer`: tokens, labels and pixels of one, made when asked for."""
 
-    def __init__(self, samples: list[Sample], checkpoint: Checkpoint) -> None:
+    def __init__(self, samples: list[Sample], checkpoint: HubCheckpoint) -> None:
         self._samples = samples
         self._pixels = PixelInputs(checkpoint.spec)
 
@@ -131,7 +131,7 @@ def arguments_of(settings: TrainSettings, folder: Path, **others: Any) -> Traini
     return arguments
 
 
-def build(checkpoint: Checkpoint, samples: list[Sample], pack: int, precision: Any, folder: Path) -> list[System]:
+def build(checkpoint: HubCheckpoint, samples: list[Sample], pack: int, precision: Any, folder: Path) -> list[System]:
     """Return the systems, each with a model of its own."""
     on_gpu = torch.cuda.is_available()
     systems = []
@@ -208,7 +208,7 @@ def main() -> None:
         limit = 256 * 256 if options.small else 1024 * 1024
         shape = "small" if options.small else "2b"
         random_checkpoint(folder / "model", shape, dtype=dtype, device=device, longest_edge=limit)
-        checkpoint = Checkpoint.open(folder / "model")
+        checkpoint = HubCheckpoint.open(folder / "model")
         sides = (64, 256) if options.small else (128, 1280)
         entries = read_entries(write_records(folder / "data", options.records, sides=sides))
         samples = prepare(entries, checkpoint.family, checkpoint.spec, checkpoint.tokenizer)

@@ -29,9 +29,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.quantize import DecoderSettings, quantize_decoder
 from edgetune_calibrate.solve import SolveSettings
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.stage import run_stage
 from edgetune_core.weightset import SCHEMA, WeightSet, write_block
 from edgetune_export.checkpoint import load_checkpoint
@@ -204,7 +204,7 @@ def _calibrate_on_text(words: tuple[str, ...], options: argparse.Namespace, outp
     """Calibrate as tools do that know no pictures: on prose, here CPython's own documentation of its language."""
     chosen = dict(zip(words[::2], words[1::2], strict=True))
     solve = SolveSettings(bits=int(chosen.get("--bits", 4)), group_size=int(chosen["--group-size"]))
-    source = Checkpoint.open(options.checkpoint)
+    source = HubCheckpoint.open(options.checkpoint)
     prose = "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
     ids = source.tokenizer.encode(prose)
     length = 128

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.settings import ROLES
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, token_id
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.images.smart import preprocess
 
 
-def batch(sample: Sample, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+def batch(sample: Sample, checkpoint: HubCheckpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the whole conversation, prompt and answer, as keyword arguments of the model's forward.
 
     Args:
@@ -30,7 +30,7 @@ def batch(sample: Sample, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[st
         ImageError: the picture cannot be read.
     """
     ids = torch.tensor([sample.ids])
-    pixels = preprocess(load_image(sample.images[0]), checkpoint.spec)
+    pixels = preprocess(load_image(sample.images[0]), checkpoint.smart_spec)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -40,7 +40,7 @@ def batch(sample: Sample, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[st
     }
 
 
-def roles(sample: Sample, checkpoint: Checkpoint) -> Tensor:
+def roles(sample: Sample, checkpoint: HubCheckpoint) -> Tensor:
     """Return uint8 [1, S]: for each token of the conversation its index in `ROLES`."""
     prompt = torch.tensor([sample.prompt_ids]) == _image_id(checkpoint)
     answer = torch.full((1, len(sample.answer_ids)), ROLES.index("answer"), dtype=torch.uint8)
@@ -65,5 +65,5 @@ def token_weights(all_roles: Sequence[Tensor], shares: Mapping[str, float]) -> l
     return [each[one.long()] for one in all_roles]
 
 
-def _image_id(checkpoint: Checkpoint) -> int:
+def _image_id(checkpoint: HubCheckpoint) -> int:
     return token_id(checkpoint.tokenizer, checkpoint.family.chat.image_token)

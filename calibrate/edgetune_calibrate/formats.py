@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from edgetune_calibrate.allocate import Choice, Plan, Unit, plan
 from edgetune_calibrate.capture import output_head
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.journal import UnitLog
 from edgetune_calibrate.linears import check_columns
 from edgetune_calibrate.sensitivity import BoxMeter, measure
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
 from edgetune_core.coordinates import box_places, digit_tokens
 from edgetune_core.weightset import HEAD
@@ -107,7 +107,7 @@ class BoxPlanner:
     def __init__(
         self,
         model: nn.Module,
-        source: Checkpoint,
+        source: HubCheckpoint,
         samples: Sequence[Sample],
         batches: Sequence[dict[str, Any]],
         settings: CalibrateSettings,

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from edgetune_calibrate.batches import batch, roles, token_weights
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
 from edgetune_calibrate.journal import Journal, UnitLog
 from edgetune_calibrate.linears import input_groups
@@ -21,6 +20,7 @@ from edgetune_calibrate.quantize import quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.vision import Ranges, vision_ranges
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import SCHEMA
 from edgetune_runtime.manifest import sha256_tree
 
@@ -55,7 +55,7 @@ def calibrate(
         MissingDependency: there is no such device.
     """
     settings.check_device()
-    source = Checkpoint.open(checkpoint)
+    source = HubCheckpoint.open(checkpoint, exported=True)
     chosen = calibration_set(source, data, samples=settings.samples, seed=settings.seed, evaluation=evaluation)
     sha256 = sha256_tree(checkpoint)
     key = _key(settings, chosen, sha256)
@@ -83,7 +83,7 @@ def calibrate(
 
 
 def _solve(
-    source: Checkpoint,
+    source: HubCheckpoint,
     chosen: CalibrationSet,
     settings: CalibrateSettings,
     journal: Journal,

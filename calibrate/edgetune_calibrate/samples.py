@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.strata import AXES, strata
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_core.overlap import overlap
 from edgetune_runtime.codec.geometry import Geometry
@@ -65,7 +65,7 @@ class CalibrationSet:
 
 
 def calibration_set(
-    checkpoint: Checkpoint, data: Path, *, samples: int | None, seed: int, evaluation: Path | None = None
+    checkpoint: HubCheckpoint, data: Path, *, samples: int | None, seed: int, evaluation: Path | None = None
 ) -> CalibrationSet:
     """Choose samples from a data file.
 
@@ -86,7 +86,7 @@ def calibration_set(
             hint=f"leave --samples out to take all {len(records)}, or add records",
         )
     remark = None if evaluation is None else check_disjoint(records, data, read_records(evaluation), evaluation)
-    geometries, tokens = _sizes(records, checkpoint.spec)
+    geometries, tokens = _sizes(records, checkpoint.smart_spec)
     values = strata(records, geometries, tokens)
     chosen = choose(values, min(DEFAULT_SAMPLES, len(records)) if samples is None else samples, seed)
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)

@@ -10,12 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from edgetune_core.template import check_template
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import HEAD
 from edgetune_export.prequantized import PrequantizedSet, declared_quantization, read_prequantized
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families import FAMILIES, get_family
-from edgetune_runtime.families.base import Chat, Family
+from edgetune_runtime.families.base import Family
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
 
@@ -60,39 +59,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             config, tokenizer or some weights, its chat template is not the family's, or it is quantized in a way that
             cannot be read.
     """
-    config = _read_config(folder)
-    family = get_family(str(config.get("model_type")))
-    if family.modules is None or not family.exports:
-        raise InputError(
-            f"{folder}: {family.title} (model type {config.get('model_type')!r}) cannot be exported",
-            hint=f"only {', '.join(known.title for known in FAMILIES.values() if known.exports)} can; "
-            "the others are trained, merged, scored and run as checkpoints",
-        )
-    spec = ImageSpec.from_checkpoint(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(
-            f"{folder}: no tokenizer.json", hint="save the tokenizer with AutoTokenizer(...).save_pretrained"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    check_chat_template(folder, tokenizer, family.chat)
-    tokens = _token_ids(folder, tokenizer, family)
+    source = HubCheckpoint.open(folder, exported=True, quantized=True)
+    config, family, spec = source.config, source.family, source.smart_spec
+    source.check_template()
+    tokens = _token_ids(folder, AutoTokenizer.from_pretrained(folder, local_files_only=True), family)
     quantization = declared_quantization(folder, config)
     if quantization is None:
         return Checkpoint(folder, _load_model(folder), config, family, spec, tokens)
-    quantized = read_prequantized(folder, quantization, family.modules)
+    quantized = read_prequantized(folder, quantization, source.modules)
     return Checkpoint(folder, _load_dequantized(folder, quantized), config, family, spec, tokens, quantized)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such checkpoint folder")
-    path = folder / "config.json"
-    if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            hint = "merge it into its base first: edgetune merge"
-            raise InputError(f"{folder}: is a LoRA adapter, not a whole checkpoint", hint=hint)
-        raise InputError(f"{folder}: no config.json", hint="give the folder of a Hugging Face checkpoint")
-    return read_json(path)
 
 
 def _load_model(folder: Path) -> Any:
@@ -139,19 +114,6 @@ def _filled(folder: Path, model: Any, report: Any) -> Any:
                 hint="the weights and config.json must belong to the same model",
             )
     return model.eval()
-
-
-def check_chat_template(folder: Path, tokenizer: Any, chat: Chat) -> None:
-    """Refuse a checkpoint without a chat template, or with one that is not the family's (see `check_template`)."""
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"{folder}: the tokenizer has no chat template", hint="copy chat_template.jinja from the base model"
-        )
-
-    def render(turns: list[dict[str, Any]]) -> str:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    check_template(folder, render, chat)
 
 
 def _token_ids(folder: Path, tokenizer: Any, family: Family) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from builders import build_qwen3_vl
 from calibrate.walks import load, put, second_moments
 from edgetune.cli import cli
 from edgetune_calibrate.batches import batch
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.samples import calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import WeightSet
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.manifest import MANIFEST, sha256_tree
@@ -76,7 +76,7 @@ def test_the_result_is_a_weight_set_with_its_origin(
         assert (dequantized - original).abs().max() < (0.1 if name != "lm_head" else 0.01) * original.abs().max()
     assert found.fields["checkpoint"] == {"path": str(checkpoint), "sha256": sha256_tree(checkpoint)}
     calibration = found.fields["calibration"]
-    source = Checkpoint.open(checkpoint)
+    source = HubCheckpoint.open(checkpoint)
     samples = calibration_set(source, data, samples=None, seed=0).samples
     assert calibration["samples"] == 6
     assert calibration["tokens"] == sum(batch(each, source, torch.float32)["input_ids"].numel() for each in samples)
@@ -88,7 +88,7 @@ def test_the_result_is_a_weight_set_with_its_origin(
 def test_reported_errors_are_shares_of_the_layers_output_energy(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
     settings = CalibrateSettings(method="rtn", group_sizes=(32,))
     result = calibrate(qwen3_vl, data, tmp_path, settings)
-    source, model, name = Checkpoint.open(qwen3_vl), load(qwen3_vl), "model.language_model.layers.0.self_attn.q_proj"
+    source, model, name = HubCheckpoint.open(qwen3_vl), load(qwen3_vl), "model.language_model.layers.0.self_attn.q_proj"
     inputs: list[torch.Tensor] = []
     model.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_awq_keeps_the_norms_that_it_changed(
     for name in found.overrides:
         quantized.get_parameter(name).data.copy_(torch.from_numpy(found.override(name)))
     assert any(not torch.equal(quantized.get_parameter(name), model.get_parameter(name)) for name in found.overrides)
-    source = Checkpoint.open(folder)
+    source = HubCheckpoint.open(folder)
     inputs = batch(calibration_set(source, data, samples=1, seed=0).samples[0], source, torch.float32)
     with torch.no_grad():
         expected, logits = model(**inputs).logits, quantized(**inputs).logits

@@ -14,12 +14,12 @@ from builders import build_qwen3_vl
 from calibrate.walks import load, put
 from edgetune.cli import cli
 from edgetune_calibrate.batches import batch
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.linears import untie
 from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.samples import calibration_set
 from edgetune_calibrate.sensitivity import drift
 from edgetune_calibrate.settings import CalibrateSettings
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.coordinates import box_places, digit_tokens, expected_boxes
 from edgetune_core.weightset import HEAD, WeightSet
 
@@ -42,7 +42,7 @@ def packed_bytes(found: WeightSet) -> int:
 
 def moved_boxes(checkpoint: Path, data: Path, found: WeightSet) -> float:
     """Return the mean drift of the records' expected boxes in percent, by two plain forwards of the whole model."""
-    source = Checkpoint.open(checkpoint)
+    source = HubCheckpoint.open(checkpoint)
     model, quantized, digits = load(checkpoint), load(checkpoint), digit_tokens(source.tokenizer)
     if HEAD in found:  # tied to the embedding, which is not quantized
         untie(quantized.get_submodule(HEAD))

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgetune_calibrate.batches import batch, roles, token_weights
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.samples import calibration_set, choose
 from edgetune_calibrate.settings import ROLES
 from edgetune_calibrate.strata import AXES, strata
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
@@ -105,7 +105,7 @@ def test_image_tokens_are_cut_into_quarters(tmp_path: Path) -> None:
 
 
 def test_a_set_is_reproducible_and_told_in_full(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     chosen = calibration_set(base, data, samples=4, seed=0)
     again = calibration_set(base, shutil.copytree(data.parent, tmp_path / "copy") / data.name, samples=4, seed=0)
     assert chosen.to_dict() == again.to_dict()
@@ -125,7 +125,7 @@ def test_a_set_is_reproducible_and_told_in_full(qwen3_vl: Path, data: Path, tmp_
 
 
 def test_the_hash_is_that_of_pixels_and_words(qwen3_vl: Path, tmp_path: Path) -> None:
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     data = records_of(tmp_path / "data", [RECORDS[0]])
     before = calibration_set(base, data, samples=None, seed=0).sha256
     picture = Image.open(data.parent / "0.png")
@@ -137,7 +137,7 @@ def test_the_hash_is_that_of_pixels_and_words(qwen3_vl: Path, tmp_path: Path) ->
 
 
 def test_all_records_are_taken_unless_there_are_more_than_128(qwen3_vl: Path, tmp_path: Path) -> None:
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     few, many = records_of(tmp_path / "few", RECORDS), records_of(tmp_path / "many", RECORDS * 40)
     assert len(calibration_set(base, few, samples=None, seed=0).samples) == 6
     assert len(calibration_set(base, many, samples=None, seed=0).samples) == 128
@@ -146,7 +146,7 @@ def test_all_records_are_taken_unless_there_are_more_than_128(qwen3_vl: Path, tm
 
 
 def test_a_picture_of_the_evaluation_is_refused_by_its_pixels(qwen3_vl: Path, tmp_path: Path) -> None:
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     data = records_of(tmp_path / "data", RECORDS[:2])
     held_out = write_records(tmp_path / "eval", seed=1, records=RECORDS[:1])
     calibration_set(base, data, samples=None, seed=0, evaluation=held_out)
@@ -165,7 +165,7 @@ def test_a_picture_of_the_evaluation_is_refused_by_its_pixels(qwen3_vl: Path, tm
 def test_a_sample_is_the_whole_conversation_as_transformers_makes_it(
     family: str, data: Path, request: pytest.FixtureRequest
 ) -> None:
-    base = Checkpoint.open(request.getfixturevalue(family))
+    base = HubCheckpoint.open(request.getfixturevalue(family))
     samples = calibration_set(base, data, samples=None, seed=0).samples
     box = {"qwen3_vl": [62, 167, 688, 833], "qwen2_5_vl": [10, 19, 116, 93]}[family]
     answer = f'[{{"bbox_2d": {box}, "label": "the left clock"}}]'
@@ -192,8 +192,8 @@ def test_roles_share_the_weight_as_told() -> None:
 
 
 def test_resized_pictures_decide_the_tokens(qwen3_vl: Path, data: Path) -> None:
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     for sample in calibration_set(base, data, samples=None, seed=0).samples:
-        geometry = geometry_of(*upright_size(sample.images[0]), base.spec)
+        geometry = geometry_of(*upright_size(sample.images[0]), base.smart_spec)
         tokens = geometry.resized_width * geometry.resized_height // 32**2
         assert int((roles(sample, base) == ROLES.index("image")).sum()) == tokens

@@ -15,9 +15,9 @@ from PIL import Image
 from builders import TINY_MODEL
 from edgetune_calibrate.allocate import Unit
 from edgetune_calibrate.batches import batch
-from edgetune_calibrate.checkpoint import Checkpoint
 from edgetune_calibrate.sensitivity import BoxMeter, drift, measure, stored_bytes
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_core.coordinates import box_places, digit_tokens, expected_boxes
 from edgetune_runtime.bench.metrics import iou
@@ -27,12 +27,12 @@ from edgetune_runtime.records import read_records
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return Checkpoint.open(TINY_MODEL)
+def checkpoint() -> HubCheckpoint:
+    return HubCheckpoint.open(TINY_MODEL)
 
 
 @pytest.fixture(scope="module")
-def samples(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+def samples(checkpoint: HubCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Two records with boxes and one without, on noise."""
     folder = tmp_path_factory.mktemp("records")
     noise = np.random.default_rng(0).integers(0, 256, (192, 256, 3), np.uint8)
@@ -47,7 +47,7 @@ def samples(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     return prepare(read_records(data), checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
 
 
-def test_boxes_are_found_and_read_back_from_certain_digits(checkpoint: Checkpoint, samples: list[Sample]) -> None:
+def test_boxes_are_found_and_read_back_from_certain_digits(checkpoint: HubCheckpoint, samples: list[Sample]) -> None:
     digits = digit_tokens(checkpoint.tokenizer)
     expected = [[[47, 104, 508, 885]], [[0, 0, 1000, 1000]], []]
     for sample, boxes in zip(samples, expected, strict=True):
@@ -61,7 +61,7 @@ def test_boxes_are_found_and_read_back_from_certain_digits(checkpoint: Checkpoin
             torch.testing.assert_close(places.sides.double(), read[:, 2:] - read[:, :2])
 
 
-def test_an_uncertain_digit_moves_the_box_by_its_place(checkpoint: Checkpoint, samples: list[Sample]) -> None:
+def test_an_uncertain_digit_moves_the_box_by_its_place(checkpoint: HubCheckpoint, samples: list[Sample]) -> None:
     digits, places = digit_tokens(checkpoint.tokenizer), box_places(samples[0], checkpoint.tokenizer)
     logits = torch.full((len(samples[0].answer_ids), 2048), -30.0)
     logits[range(len(samples[0].answer_ids)), samples[0].answer_ids] = 30.0
@@ -94,7 +94,7 @@ def test_stored_bytes_are_those_of_the_packed_weight(bits: int, symmetric: bool)
 
 
 def test_a_units_error_is_that_of_the_model_with_only_it_quantized(
-    checkpoint: Checkpoint, samples: list[Sample]
+    checkpoint: HubCheckpoint, samples: list[Sample]
 ) -> None:
     model = checkpoint.load_model(torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -151,7 +151,7 @@ def test_a_units_error_is_that_of_the_model_with_only_it_quantized(
         assert [choice.error for choice in one.choices] == pytest.approx([choice.error for choice in other.choices])
 
 
-def test_records_without_boxes_are_refused(checkpoint: Checkpoint, samples: list[Sample]) -> None:
+def test_records_without_boxes_are_refused(checkpoint: HubCheckpoint, samples: list[Sample]) -> None:
     question = samples[2]
     places = box_places(question, checkpoint.tokenizer)
     inputs = batch(question, checkpoint, torch.float32)

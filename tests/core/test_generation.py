@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from edgetune.cli import cli
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import prepare
 from edgetune_core.generation import copy_generation_config, forget_sampling, generate_greedily
 from edgetune_core.torch_runner.model import TorchModel
 from edgetune_runtime.bench.worker import predict
 from edgetune_runtime.records import read_records
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.score import GroundingScorer
 from edgetune_train.vision import FeatureInputs
 from train.conftest import write_records
@@ -91,7 +91,7 @@ def test_eval_and_run_answer_as_without_the_settings(asking: Path, qwen3_vl: Pat
 def test_validation_in_training_answers_as_without_the_settings(asking: Path, qwen3_vl: Path, data: Path) -> None:
     texts = []
     for folder in (asking, qwen3_vl):
-        base = Checkpoint.open(folder)
+        base = HubCheckpoint.open(folder)
         samples = prepare(read_records(data), base.family, base.spec, base.tokenizer)
         model = base.load_model(torch.float32).eval()
         scorer = GroundingScorer(base, samples, Collator.of(base, FeatureInputs(model, base.spec, 0)), batch_size=4)

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune.cli import cli
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import prepare
 from edgetune_core.coordinates import locate
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.codec.geometry import frame_size
 from edgetune_runtime.records import read_records
-from edgetune_train.checkpoint import Checkpoint
 from families.checkpoints import BUILDERS
 from families.conftest import Build
 
@@ -25,7 +25,7 @@ QUICK = ["--precision", "fp32", "--rank", "2", "--json"]
 
 @pytest.mark.parametrize("name", [*BUILDERS, "qwen2_5_vl", "qwen3_vl"])
 def test_the_tokens_of_an_answer_say_where_its_numbers_are(name: str, tiny: Build, data: Path) -> None:
-    base = Checkpoint.open(tiny(name))
+    base = HubCheckpoint.open(tiny(name))
     records = [record for record in read_records(data) if record.boxes is not None]
     for record, sample in zip(records, prepare(records, base.family, base.spec, base.tokenizer), strict=True):
         ids, boxes = locate(record, sample.geometry, base.family, base.tokenizer)

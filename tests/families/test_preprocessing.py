@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import prepare, token_id
 from edgetune_runtime.records import read_entries, read_records
-from edgetune_train.checkpoint import Checkpoint
 from families import reference
 from families.checkpoints import BUILDERS, build_llava
 from families.conftest import Build, picture
@@ -36,7 +36,7 @@ def test_llama_tokenizers_of_both_kinds(legacy: bool, tmp_path: Path) -> None:
 
 
 def same_as_transformers(folder: Path, size: tuple[int, int]) -> None:
-    base = Checkpoint.open(folder)
+    base = HubCheckpoint.open(folder)
     image = picture(*size)
     expected = reference.question(folder, image, WORDS)
 
@@ -66,7 +66,7 @@ def test_whole_conversations_are_those_of_the_chat_template(name: str, tiny: Bui
         {"role": "assistant", "content": "Yes."},
     ]
     path = write_records(tmp_path / "data", records=[{"messages": messages, "images": ["0.png"]}])
-    base = Checkpoint.open(tiny(name))
+    base = HubCheckpoint.open(tiny(name))
     [sample] = prepare(read_entries(path), base.family, base.spec, base.tokenizer)
 
     image = {"type": "image", "image": picture(*SIZES[0]).resize((160, 120))}
@@ -85,7 +85,7 @@ def test_whole_conversations_are_those_of_the_chat_template(name: str, tiny: Bui
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_several_pictures_keep_their_order(name: str, tiny: Build, data: Path) -> None:
-    base = Checkpoint.open(tiny(name))
+    base = HubCheckpoint.open(tiny(name))
     images = [picture(80, 60), picture(60, 100)]
     alone = [base.spec.join([base.spec.arrays(image)])["pixel_values"] for image in images]
     together = base.spec.join([base.spec.arrays(image) for image in images])["pixel_values"]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from builders import REPOSITORY, copy_checkpoint
 from edgetune.cli import cli
+from edgetune_core.checkpoint import HubCheckpoint, tensor_shapes
 from edgetune_core.conversation import prepare
 from edgetune_core.torch_runner import worker as torch_worker
 from edgetune_runtime.errors import InputError
@@ -22,7 +23,6 @@ from edgetune_runtime.families import FAMILIES
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.records import read_records
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint, tensor_shapes
 from edgetune_train.lora import resolve_targets
 from edgetune_train.vision import FeatureInputs, PixelInputs
 from families import reference
@@ -90,7 +90,7 @@ def test_training_learns_and_merging_keeps_it(name: str, tiny: Build, merged: Bu
 @pytest.mark.parametrize("name", BUILDERS)
 def test_batches_are_what_transformers_would_feed(name: str, tiny: Build, data: Path) -> None:
     """Logits of a padded batch of several pictures, from pixels and from kept features, against one by one."""
-    base = Checkpoint.open(tiny(name))
+    base = HubCheckpoint.open(tiny(name))
     model = base.load_model(torch.float32).eval()
     samples = prepare(read_records(data), base.family, base.spec, base.tokenizer)[:3]
     expected = []
@@ -175,7 +175,7 @@ def test_published_names_are_read_and_written(name: str, tiny: Build, data: Path
 def test_module_names_are_those_of_transformers(name: str, tiny: Build) -> None:
     modules = FAMILIES[name].modules
     assert modules is not None
-    model = Checkpoint.open(tiny(name)).load_model(torch.float32)
+    model = HubCheckpoint.open(tiny(name)).load_model(torch.float32)
     named = dict(model.named_modules())
     assert {modules.text_root, modules.vision_root, modules.vision_blocks, *modules.mergers} <= set(named)
     for block in named[modules.blocks]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from builders import copy_checkpoint
 from edgetune.cli import cli
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import prepare, token_id
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import encode, parse
@@ -20,7 +21,6 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES
 from edgetune_runtime.images.rules import open_preprocessing
 from edgetune_runtime.records import read_records
-from edgetune_train.checkpoint import Checkpoint
 from families.conftest import Build, picture
 
 _transformers: Any = transformers
@@ -48,7 +48,7 @@ def edited(folder: Path, file: str, **changes: Any) -> Path:
 def test_a_class_default_never_stands_in_for_a_limit(name: str, key: str, published: Build, tmp_path: Path) -> None:
     folder = edited(copy_checkpoint(published(name), tmp_path / name), "preprocessor_config.json", **{key: None})
     with pytest.raises(InputError, match=f"preprocessor_config.json: missing {key}"):
-        Checkpoint.open(folder)
+        HubCheckpoint.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     folder = edited(copy_checkpoint(published(name), tmp_path / name), file, **changes)
     with pytest.raises(InputError, match=complaint):
-        Checkpoint.open(folder)
+        HubCheckpoint.open(folder)
 
 
 def test_internvl_is_tiled_though_its_config_says_not_to(published: Build) -> None:
@@ -78,7 +78,7 @@ def test_internvl_is_tiled_though_its_config_says_not_to(published: Build) -> No
     processor = _transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     image = picture(1600, 800)
     assert len(processor(images=image)["pixel_values"]) == 1  # what a tool gets that leaves InternVLProcessor out
-    spec = Checkpoint.open(folder).spec
+    spec = HubCheckpoint.open(folder).spec
     assert len(spec.arrays(image)["pixel_values"]) == 9  # 4 x 2 tiles and the thumbnail
     assert spec.plan(1600, 800).image_tokens == 9 * 256
 
@@ -86,7 +86,7 @@ def test_internvl_is_tiled_though_its_config_says_not_to(published: Build) -> No
 def test_llava_keeps_what_a_centre_crop_cuts_off(published: Build) -> None:
     """A red square at the left end of a wide picture, and its box."""
     folder = published("llava")
-    base = Checkpoint.open(folder)
+    base = HubCheckpoint.open(folder)
     image = Image.new("RGB", (900, 300), "white")
     image.paste((255, 0, 0), (20, 100, 120, 200))
     processor = _transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -104,13 +104,13 @@ def test_llava_keeps_what_a_centre_crop_cuts_off(published: Build) -> None:
 def test_llava_that_pads_by_itself_needs_no_remark(published: Build, tmp_path: Path) -> None:
     folder = copy_checkpoint(published("llava"), tmp_path / "llava")
     edited(folder, "preprocessor_config.json", image_processor_type="LlavaImageProcessor", do_pad=True)
-    assert Checkpoint.open(folder).spec.remark is None
+    assert HubCheckpoint.open(folder).spec.remark is None
 
 
 @pytest.mark.parametrize(("name", "side"), [("smolvlm", 512), ("idefics3", 364)])
 def test_three_resizes_are_not_one(name: str, side: int, published: Build) -> None:
     """Shrinking the picture beforehand, or resizing it to the tiles at once, gives the model other pixels."""
-    spec = Checkpoint.open(published(name)).spec
+    spec = HubCheckpoint.open(published(name)).spec
     image = picture(701, 500)
     expected = spec.arrays(image)["pixel_values"]
     geometry = spec.plan(*image.size).geometry
@@ -134,7 +134,7 @@ def test_a_picture_that_was_shrunk_beforehand_has_other_boxes(tiny: Build) -> No
 
 @pytest.mark.parametrize("name", ["internvl", "qwen2_vl"])
 def test_decoding_without_control_tokens_loses_the_name(name: str, tiny: Build) -> None:
-    base = Checkpoint.open(tiny(name))
+    base = HubCheckpoint.open(tiny(name))
     geometry = Geometry(640, 480, 448, 448)
     text = encode([[64, 48, 320, 240], [0, 0, 64, 48]], ["cup", "jug"], geometry, base.family.box_format)
     ids = base.tokenizer.encode(text)
@@ -183,8 +183,8 @@ def test_a_default_system_prompt_that_differs_is_refused(tiny: Build, data: Path
 def test_one_model_type_of_two_families(tiny: Build, data: Path, tmp_path: Path) -> None:
     """SmolVLM-Instruct calls itself idefics3; its tokenizer tells. Idefics3's begins every sequence, but only once."""
     folder = edited(copy_checkpoint(tiny("smolvlm"), tmp_path / "smolvlm"), "config.json", model_type="idefics3")
-    assert Checkpoint.open(folder).family.name == "smolvlm"
-    base = Checkpoint.open(tiny("idefics3"))
+    assert HubCheckpoint.open(folder).family.name == "smolvlm"
+    base = HubCheckpoint.open(tiny("idefics3"))
     assert base.family.name == "idefics3"
     begin = token_id(base.tokenizer, "<|begin_of_text|>")
     for sample in prepare(read_records(data), base.family, base.spec, base.tokenizer):
@@ -192,7 +192,7 @@ def test_one_model_type_of_two_families(tiny: Build, data: Path, tmp_path: Path)
 
 
 def test_internvl_may_be_asked_in_its_tags_but_not_by_a_forged_turn(tiny: Build, data: Path) -> None:
-    base = Checkpoint.open(tiny("internvl"))
+    base = HubCheckpoint.open(tiny("internvl"))
     sample = prepare(read_records(data), base.family, base.spec, base.tokenizer)[0]
     assert token_id(base.tokenizer, "<ref>") in sample.prompt_ids
     with pytest.raises(InputError, match="control token '<IMG_CONTEXT>'"):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.bench.metrics import score_grounding
 from edgetune_runtime.codec.grounding import parse
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import Record, read_records
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.score import GroundingScorer
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
 from train.conftest import RECORDS, write_records
@@ -57,17 +57,17 @@ IMAGES = ["0.png", "1.png", "2.png", "0.png", "2.png", "1.png"]
 
 
 @pytest.fixture(params=["qwen3_vl", "qwen2_5_vl"])
-def base(request: pytest.FixtureRequest) -> Checkpoint:
-    return Checkpoint.open(request.getfixturevalue(request.param))
+def base(request: pytest.FixtureRequest) -> HubCheckpoint:
+    return HubCheckpoint.open(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
-def samples(base: Checkpoint, data: Path) -> list[Sample]:
+def samples(base: HubCheckpoint, data: Path) -> list[Sample]:
     return prepare(read_records(data), base.family, base.spec, base.tokenizer)
 
 
 @pytest.fixture
-def references(base: Checkpoint, data: Path) -> list[Reference]:
+def references(base: HubCheckpoint, data: Path) -> list[Reference]:
     rows = zip(IMAGES, REQUESTS, ANSWERS[base.family.name], strict=True)
     return [conversation(base.folder, data.parent / image, text, answer) for image, text, answer in rows]
 
@@ -79,7 +79,7 @@ def test_sequences_are_those_of_the_chat_template(samples: list[Sample], referen
 
 
 def test_only_the_answer_and_its_end_are_labelled(
-    base: Checkpoint, samples: list[Sample], references: list[Reference]
+    base: HubCheckpoint, samples: list[Sample], references: list[Reference]
 ) -> None:
     batch = Collator.of(base, PixelInputs(base.spec))(samples)
     length = batch["input_ids"].shape[1]
@@ -97,7 +97,7 @@ def test_only_the_answer_and_its_end_are_labelled(
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_loss_is_the_mean_over_answer_tokens(
-    base: Checkpoint, samples: list[Sample], references: list[Reference], cached: bool
+    base: HubCheckpoint, samples: list[Sample], references: list[Reference], cached: bool
 ) -> None:
     model = base.load_model(torch.float32).eval()
     images: ImageInputs = FeatureInputs(model, base.spec, 1 << 20) if cached else PixelInputs(base.spec)
@@ -115,7 +115,7 @@ def test_loss_is_the_mean_over_answer_tokens(
     torch.testing.assert_close(again, loss, atol=0, rtol=0)
 
 
-def test_boxes_in_targets_read_back_as_the_records_boxes(base: Checkpoint, samples: list[Sample]) -> None:
+def test_boxes_in_targets_read_back_as_the_records_boxes(base: HubCheckpoint, samples: list[Sample]) -> None:
     for sample in samples:
         if not isinstance(sample.record, Record) or sample.record.boxes is None:
             continue
@@ -125,7 +125,7 @@ def test_boxes_in_targets_read_back_as_the_records_boxes(base: Checkpoint, sampl
         np.testing.assert_allclose(np.array(boxes).reshape(-1, 4), sample.record.boxes, atol=0.6)
 
 
-def test_features_past_the_budget_are_computed_again(base: Checkpoint, data: Path) -> None:
+def test_features_past_the_budget_are_computed_again(base: HubCheckpoint, data: Path) -> None:
     model = base.load_model(torch.float32).eval()
     paths = [data.parent / name for name in ("0.png", "1.png", "0.png")]
     kept, dropped = FeatureInputs(model, base.spec, 1 << 20), FeatureInputs(model, base.spec, 0)
@@ -137,7 +137,7 @@ def test_features_past_the_budget_are_computed_again(base: Checkpoint, data: Pat
 
 
 def test_batched_answers_and_scores_are_those_of_single_prompts(
-    base: Checkpoint, samples: list[Sample], references: list[Reference]
+    base: HubCheckpoint, samples: list[Sample], references: list[Reference]
 ) -> None:
     model = base.load_model(torch.float32).eval()
     scorer = GroundingScorer(base, samples, Collator.of(base, FeatureInputs(model, base.spec, 0)), batch_size=4)
@@ -175,6 +175,6 @@ def test_records_that_cannot_be_written_name_their_line(
 ) -> None:
     path = write_records(tmp_path / "data", records=[RECORDS[0], record])
     assert json.loads(path.read_text().splitlines()[1]) == record
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     with pytest.raises(InputError, match=r"data\.jsonl:2: .*" + complaint.replace("|", r"\|")):
         prepare(read_records(path), base.family, base.spec, base.tokenizer)

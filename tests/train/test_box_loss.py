@@ -17,15 +17,15 @@ from safetensors.torch import load_file
 
 from builders import TINY_MODEL
 from edgetune.cli import cli
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_core.coordinates import steps_of
 from edgetune_runtime.records import read_records
 from edgetune_train.box_loss import BoxAware, BoxLocator, expected_boxes, giou
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.objective import answer_loss
 from train.conftest import RECORDS, write_records
 
-BASE = Checkpoint.open(TINY_MODEL)
+BASE = HubCheckpoint.open(TINY_MODEL)
 VOCABULARY = 2048
 DIGITS = {sign: BASE.tokenizer.id_of(sign) for sign in "0123456789"}
 

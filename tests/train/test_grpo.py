@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from edgetune.cli import cli
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import prepare
 from edgetune_runtime.records import read_records
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.prompts import SamplePrompts
 from edgetune_train.vision import PixelInputs
 from processes import is_whole, start, wait_until
@@ -53,7 +53,7 @@ def trained(checkpoint: Path, data: Path, output: Path, *options: str) -> dict[s
 
 
 def test_prompts_are_those_of_inference(qwen3_vl: Path, data: Path) -> None:
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     records = read_records(data)
     samples = prepare(records, base.family, base.spec, base.tokenizer)
     prompts = SamplePrompts(base, samples, Collator.of(base, PixelInputs(base.spec)))

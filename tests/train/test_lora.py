@@ -9,8 +9,8 @@ import torch
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_runtime.errors import InputError
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.lora import lora_config, resolve_targets
 from edgetune_train.settings import LoraSettings
 
@@ -19,11 +19,11 @@ LANGUAGE = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_at
 
 
 @pytest.fixture(params=["qwen3_vl", "qwen2_5_vl"])
-def base(request: pytest.FixtureRequest) -> Checkpoint:
-    return Checkpoint.open(request.getfixturevalue(request.param))
+def base(request: pytest.FixtureRequest) -> HubCheckpoint:
+    return HubCheckpoint.open(request.getfixturevalue(request.param))
 
 
-def resolved(base: Checkpoint, *targets: str, vision: bool = False) -> list[str]:
+def resolved(base: HubCheckpoint, *targets: str, vision: bool = False) -> list[str]:
     """Return the layers that peft really adapts, which must be the resolved ones."""
     model = base.load_model(torch.float32)
     names = resolve_targets(model, base.modules, targets, vision=vision)
@@ -33,13 +33,13 @@ def resolved(base: Checkpoint, *targets: str, vision: bool = False) -> list[str]
     return names
 
 
-def test_auto_is_every_linear_layer_of_every_language_block(base: Checkpoint) -> None:
+def test_auto_is_every_linear_layer_of_every_language_block(base: HubCheckpoint) -> None:
     layers = base.config["text_config"]["num_hidden_layers"]
     expected = [f"model.language_model.layers.{i}.{name}" for i in range(layers) for name in LANGUAGE]
     assert resolved(base, "auto") == sorted(expected)
 
 
-def test_auto_with_vision_adds_the_whole_tower(base: Checkpoint) -> None:
+def test_auto_with_vision_adds_the_whole_tower(base: HubCheckpoint) -> None:
     vision = [name for name in resolved(base, "auto", vision=True) if name.startswith("model.visual.")]
     model = base.load_model(torch.float32)
     linears = [name for name, module in model.model.visual.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -47,7 +47,7 @@ def test_auto_with_vision_adds_the_whole_tower(base: Checkpoint) -> None:
 
 
 def test_names_match_ends_outside_the_vision_tower(qwen2_5_vl: Path) -> None:
-    base = Checkpoint.open(qwen2_5_vl)
+    base = HubCheckpoint.open(qwen2_5_vl)
     # Qwen2.5-VL has a gate_proj in both towers.
     assert resolved(base, "gate_proj") == [f"model.language_model.layers.{i}.mlp.gate_proj" for i in range(3)]
     assert any(name.startswith("model.visual.") for name in resolved(base, "gate_proj", vision=True))
@@ -56,7 +56,7 @@ def test_names_match_ends_outside_the_vision_tower(qwen2_5_vl: Path) -> None:
 
 
 def test_regular_expressions_match_whole_names(qwen3_vl: Path) -> None:
-    base = Checkpoint.open(qwen3_vl)
+    base = HubCheckpoint.open(qwen3_vl)
     found = resolved(base, r".*\.layers\.[01]\.self_attn\.(q|v)_proj", "down_proj")
     assert len(found) == 4 + 4
     assert resolved(base, r"model\.visual\.blocks\.\d\.attn\.qkv") == [
@@ -75,11 +75,11 @@ def test_regular_expressions_match_whole_names(qwen3_vl: Path) -> None:
 )
 def test_a_target_without_a_match_is_an_error_with_close_names(qwen3_vl: Path, target: str, hint: str) -> None:
     with pytest.raises(InputError, match="matches no linear layer") as caught:
-        resolved(Checkpoint.open(qwen3_vl), "q_proj", target)
+        resolved(HubCheckpoint.open(qwen3_vl), "q_proj", target)
     assert target in str(caught.value)
     assert hint in (caught.value.hint or "")
 
 
 def test_a_broken_regular_expression_is_an_error(qwen3_vl: Path) -> None:
     with pytest.raises(InputError, match="not a regular expression"):
-        resolved(Checkpoint.open(qwen3_vl), "(q_proj")
+        resolved(HubCheckpoint.open(qwen3_vl), "(q_proj")

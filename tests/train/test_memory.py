@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from edgetune.cli import cli
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_train.adapt import adapted_model
 from edgetune_train.arguments import training_arguments
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.settings import TrainSettings
 from train.test_training import refuses, train, trained
 
@@ -53,7 +53,7 @@ def test_a_4_bit_base_trains_an_adapter_that_merges_into_the_whole_one(
 def test_only_the_language_blocks_are_held_in_4_bits(qwen2_5_vl: Path, tmp_path: Path) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     settings = TrainSettings(quantize="nf4", precision="fp32")
-    base = Checkpoint.open(qwen2_5_vl)
+    base = HubCheckpoint.open(qwen2_5_vl)
     model = adapted_model(base, settings, training_arguments(settings, tmp_path, validate=False), start=None).model
     held = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
     assert len(held) == base.config["text_config"]["num_hidden_layers"] * 7

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from transformers import AutoModelForImageTextToText
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.records import read_entries
 from edgetune_train.attention import choose_attention, use_attention
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.lora import lora_config, resolve_targets
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs, best_fit
@@ -52,12 +52,12 @@ DIALOGUES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(params=["qwen3_vl", "qwen2_5_vl"])
-def base(request: pytest.FixtureRequest) -> Checkpoint:
-    return Checkpoint.open(request.getfixturevalue(request.param))
+def base(request: pytest.FixtureRequest) -> HubCheckpoint:
+    return HubCheckpoint.open(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
-def samples(base: Checkpoint, tmp_path: Path) -> list[Sample]:
+def samples(base: HubCheckpoint, tmp_path: Path) -> list[Sample]:
     path = write_records(tmp_path / "data", records=[*RECORDS, *DIALOGUES])
     return prepare(read_entries(path), base.family, base.spec, base.tokenizer)
 
@@ -107,7 +107,9 @@ def test_a_sample_longer_than_a_pack_names_its_line(samples: list[Sample]) -> No
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_loss_and_gradients_are_those_of_single_samples(base: Checkpoint, samples: list[Sample], cached: bool) -> None:
+def test_loss_and_gradients_are_those_of_single_samples(
+    base: HubCheckpoint, samples: list[Sample], cached: bool
+) -> None:
     """One pack against transformers alone on one sample at a time: its own masks, positions and loss."""
     model = base.load_model(torch.float32).eval()
     images: ImageInputs = FeatureInputs(model, base.spec, 0) if cached else PixelInputs(base.spec)
@@ -137,7 +139,7 @@ def test_loss_and_gradients_are_those_of_single_samples(base: Checkpoint, sample
         assert float(error) < 1e-5, name
 
 
-def test_a_padded_batch_has_the_same_loss_as_a_pack(base: Checkpoint, samples: list[Sample]) -> None:
+def test_a_padded_batch_has_the_same_loss_as_a_pack(base: HubCheckpoint, samples: list[Sample]) -> None:
     model = base.load_model(torch.float32).eval()
     collate = Collator.of(base, PixelInputs(base.spec))
     losses = []
@@ -151,7 +153,7 @@ def test_a_padded_batch_has_the_same_loss_as_a_pack(base: Checkpoint, samples: l
     assert first + second == pytest.approx(packed, rel=1e-5)
 
 
-def test_gradient_checkpointing_changes_no_gradient_of_a_pack(base: Checkpoint, samples: list[Sample]) -> None:
+def test_gradient_checkpointing_changes_no_gradient_of_a_pack(base: HubCheckpoint, samples: list[Sample]) -> None:
     found = []
     for checkpointing in (False, True):
         model = base.load_model(torch.float32)
@@ -173,7 +175,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_pack(base: Checkpoint, 
         np.testing.assert_allclose(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_varlen_attention_computes_padded_batches_as_sdpa_does(base: Checkpoint, samples: list[Sample]) -> None:
+def test_varlen_attention_computes_padded_batches_as_sdpa_does(base: HubCheckpoint, samples: list[Sample]) -> None:
     """Validation has masks and a cache, and no segments."""
     batches = Collator.of(base, PixelInputs(base.spec))
     found = []
@@ -193,7 +195,7 @@ def test_varlen_attention_computes_padded_batches_as_sdpa_does(base: Checkpoint,
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for CUDA")
-def test_varlen_attention_keeps_the_samples_of_a_pack_apart(base: Checkpoint, samples: list[Sample]) -> None:
+def test_varlen_attention_keeps_the_samples_of_a_pack_apart(base: HubCheckpoint, samples: list[Sample]) -> None:
     found = []
     for name in ("sdpa", "torch_varlen"):
         model = base.load_model(torch.bfloat16).cuda().eval()
@@ -222,7 +224,7 @@ def test_other_families_pack_to_the_loss_and_gradients_of_single_samples(
     build: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     """Tiles, padded squares and projectors; positions of one axis where there is no M-RoPE."""
-    base = Checkpoint.open(build(tmp_path / "model"))
+    base = HubCheckpoint.open(build(tmp_path / "model"))
     path = write_records(tmp_path / "data", records=RECORDS[:4])
     samples = prepare(read_entries(path), base.family, base.spec, base.tokenizer)
     collate = Collator.of(base, PixelInputs(base.spec))

@@ -9,11 +9,11 @@ from typing import Any
 from peft import get_peft_model
 from transformers import TrainingArguments
 
+from edgetune_core.adapter import Adapter
+from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off
 from edgetune_runtime.errors import InputError
-from edgetune_train.adapter import Adapter
 from edgetune_train.arguments import dtype_of
 from edgetune_train.attention import choose_attention, use_attention
-from edgetune_train.checkpoint import Checkpoint, library_warnings_off
 from edgetune_train.launch import is_sharded
 from edgetune_train.lora import in_vision, lora_config, resolve_targets
 from edgetune_train.quantize import nf4
@@ -47,7 +47,7 @@ class Adapted:
 
 
 def adapted_model(
-    checkpoint: Checkpoint, settings: TrainSettings, arguments: TrainingArguments, *, start: Path | None
+    checkpoint: HubCheckpoint, settings: TrainSettings, arguments: TrainingArguments, *, start: Path | None
 ) -> Adapted:
     """Load the base and put the adapter on it.
 

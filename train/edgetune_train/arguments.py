@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainingArguments
 
+from edgetune_core.checkpoint import library_warnings_off
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.json_file import decode_json
-from edgetune_train.checkpoint import library_warnings_off
 from edgetune_train.settings import Precision, RunSettings, TrainSettings
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, token_id
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.rope import mrope_positions
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.vision import ImageInputs
 
 IGNORE = -100  # the label that torch's cross entropy leaves out of the loss
@@ -55,7 +55,7 @@ class Collator:
     @classmethod
     def of(
         cls,
-        base: Checkpoint,
+        base: HubCheckpoint,
         images: ImageInputs,
         *,
         segments: bool = False,

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
 from edgetune_core.coordinates import END, SIGNS, Coordinate, expected_change, locate, sign_ids
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import Record
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.objective import answer_loss
 
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
@@ -32,10 +32,10 @@ class BoxLocator:
         base: for its tokenizer and family.
     """
 
-    base: Checkpoint
+    base: HubCheckpoint
 
     @classmethod
-    def of(cls, base: Checkpoint, samples: Iterable[Sample]) -> BoxLocator:
+    def of(cls, base: HubCheckpoint, samples: Iterable[Sample]) -> BoxLocator:
         """Return the locator of a checkpoint, after a look at the first samples with boxes.
 
         Raises:

@@ -15,13 +15,13 @@ from transformers import PrinterCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from edgetune_core.adapter import Adapter
+from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off, weights_sha256
 from edgetune_core.conversation import Sample, prepare, stop_ids
 from edgetune_core.generation import forget_sampling
 from edgetune_runtime.records import Record
-from edgetune_train.adapter import Adapter
 from edgetune_train.arguments import dtype_of
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
 from edgetune_train.folder import CHECKPOINTS, save_adapter
 from edgetune_train.grpo_arguments import grpo_arguments
 from edgetune_train.lora import lora_config, resolve_targets
@@ -31,7 +31,6 @@ from edgetune_train.rewards import REWARDS
 from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer, answer_text
 from edgetune_train.settings import GrpoSettings
-from edgetune_train.template import check_own_template
 from edgetune_train.trainer import FiniteTraining, last_checkpoint
 from edgetune_train.vision import PixelInputs
 
@@ -65,7 +64,7 @@ class GroundingGrpo(FiniteTraining, GRPOTrainer):
 
 
 def grpo(
-    checkpoint: Checkpoint,
+    checkpoint: HubCheckpoint,
     adapter: Adapter | None,
     records: Sequence[Record],
     val: Sequence[Record],
@@ -90,7 +89,7 @@ def grpo(
     Raises:
         InputError: a record cannot be used, the adapter does not fit, or TRL refuses an argument.
     """
-    check_own_template(checkpoint)
+    checkpoint.check_template()
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
     val_samples = prepare(val[: settings.val_limit], *facts)
@@ -141,7 +140,7 @@ def grpo(
     }
 
 
-def _policy(checkpoint: Checkpoint, adapter: Adapter | None, settings: GrpoSettings) -> Any:
+def _policy(checkpoint: HubCheckpoint, adapter: Adapter | None, settings: GrpoSettings) -> Any:
     """Return the model with an adapter that is to be trained."""
     torch.manual_seed(settings.seed)
     model = checkpoint.load_model(dtype_of(settings.precision))
@@ -160,7 +159,7 @@ def _policy(checkpoint: Checkpoint, adapter: Adapter | None, settings: GrpoSetti
         return get_peft_model(model, lora_config(model, names, lora))
 
 
-def _reward(name: str, records: Sequence[Record], samples: Sequence[Sample], checkpoint: Checkpoint) -> Any:
+def _reward(name: str, records: Sequence[Record], samples: Sequence[Sample], checkpoint: HubCheckpoint) -> Any:
     """Return a reward as TRL calls it; its logs know it by `name`."""
 
     def reward(completion_ids: list[list[int]], image: list[int], **_: Any) -> list[float | None]:

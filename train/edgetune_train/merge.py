@@ -18,11 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from edgetune_runtime.errors import ParityError
+from edgetune_core.adapter import Adapter
+from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off, weight_files, weights_sha256
+from edgetune_runtime.errors import InputError, ParityError
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST, data_hashes, read_manifest
-from edgetune_train.adapter import Adapter
-from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weight_files, weights_sha256
 from edgetune_train.proof import BAD_NUMBERS, compare, logits, proof_inputs
 
 _HEAD = "lm_head.weight"
@@ -38,7 +38,7 @@ def _trained_on(folder: Path) -> dict[str, str]:
     return told
 
 
-def merge(base: Checkpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
+def merge(base: HubCheckpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
     """Write the merged checkpoint into `folder` and prove it against the adapter.
 
     The arithmetic is float32; results are rounded once, to the base's dtype.
@@ -69,6 +69,10 @@ def merge(base: Checkpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
             plain = logits(adapted, inputs)
         try:
             merged_model = adapted.merge_and_unload(safe_merge=True)
+        except RuntimeError as error:  # what peft makes of biases that the base's layers have no place for
+            raise InputError(
+                f"{adapter.folder}: cannot be merged: {error}", hint="train it without lora_bias"
+            ) from error
         except ValueError as error:  # what peft's safe merge makes of weights that are not finite
             raise ParityError(f"{adapter.folder}: cannot be merged: {error}", hint=BAD_NUMBERS) from error
     merged = logits(merged_model, inputs)
@@ -77,7 +81,7 @@ def merge(base: Checkpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
     )
     changed, dtype = _write(base, merged_model.state_dict(), folder, untie=untie)
     del model, adapted, merged_model  # one copy of the weights in memory is enough
-    written = logits(Checkpoint.open(folder).load_model(torch.float32), inputs)
+    written = logits(HubCheckpoint.open(folder).load_model(torch.float32), inputs)
     proof = compare(plain, active, merged, written, dtype)
     return {
         "family": base.family.name,
@@ -95,7 +99,7 @@ def _keeps_tie(adapter: Adapter) -> bool:
 
 
 def _write(
-    base: Checkpoint, weights: Mapping[str, torch.Tensor], folder: Path, *, untie: bool
+    base: HubCheckpoint, weights: Mapping[str, torch.Tensor], folder: Path, *, untie: bool
 ) -> tuple[int, torch.dtype]:
     """Write the base with new weights under the base's names.
 
@@ -145,7 +149,7 @@ def _copy_others(source: Path, target: Path, skip: set[str]) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _head_name(base: Checkpoint, files: list[Path]) -> str:
+def _head_name(base: HubCheckpoint, files: list[Path]) -> str:
     """Return the output head's name in this checkpoint: beside published names stands its published one."""
     embeddings = f"{base.modules.text_root}.embed_tokens.weight"
     published = base.modules.hub_name(embeddings)

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
 from edgetune_runtime.errors import InputError
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint
 
 _KINDS = "mm_token_type_ids"
 _DIVISIBLE = {"pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask"}
@@ -35,7 +35,7 @@ class SamplePrompts(ProcessorMixin):
         InputError: the family's models take all images of a batch as one array.
     """
 
-    def __init__(self, base: Checkpoint, samples: Sequence[Sample], collate: Collator) -> None:
+    def __init__(self, base: HubCheckpoint, samples: Sequence[Sample], collate: Collator) -> None:
         # The mixin's own constructor would want the parts of a Hugging Face processor.
         special = base.family.special_tokens
         self.tokenizer = PreTrainedTokenizerFast(

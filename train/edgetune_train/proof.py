@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import token_id
 from edgetune_runtime.codec import grammar, grounding
 from edgetune_runtime.errors import ParityError
-from edgetune_train.checkpoint import Checkpoint
 
 _SIZES = ((320, 240), (200, 280))  # width, height in pixels of the test pictures
 _PHRASES = ("the red square", "the largest object on the left")
@@ -55,7 +55,7 @@ class Proof:
         return asdict(self)
 
 
-def proof_inputs(base: Checkpoint) -> list[dict[str, Any]]:
+def proof_inputs(base: HubCheckpoint) -> list[dict[str, Any]]:
     """Return the model's keyword arguments for each prompt: grounding requests with their answers, and a text."""
     inputs = []
     for (width, height), phrase in zip(_SIZES, _PHRASES, strict=True):
@@ -143,7 +143,7 @@ def _picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(rgb.astype(np.uint8))
 
 
-def _one(base: Checkpoint, text: str, answer: str, picture: Image.Image | None) -> dict[str, Any]:
+def _one(base: HubCheckpoint, text: str, answer: str, picture: Image.Image | None) -> dict[str, Any]:
     """Return the keyword arguments of one prompt followed by an answer."""
     chat, tokenizer = base.family.chat, base.tokenizer
     image_id = token_id(tokenizer, chat.image_token)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_runtime.errors import MissingDependency
-from edgetune_train.checkpoint import Checkpoint
 
 
-def nf4(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def nf4(checkpoint: HubCheckpoint, dtype: torch.dtype) -> Any:
     """Return transformers' config for NF4 with double quantization (QLoRA, arXiv 2305.14314).
 
     The vision tower, the merger and the output head stay as they are: they are small, frozen, and read by every token.

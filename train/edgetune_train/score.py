@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, stop_ids
 from edgetune_core.generation import generate_greedily
 from edgetune_runtime.bench import metrics
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.records import Record
 from edgetune_train.batch import Collator
-from edgetune_train.checkpoint import Checkpoint
 
 SCORES = ("acc50", "miou", "refusal_accuracy")
 _SLACK = 16  # tokens that an answer may take beyond the longest target
@@ -33,7 +33,7 @@ class GroundingScorer:
         samples: the grounding samples.
     """
 
-    def __init__(self, base: Checkpoint, samples: Sequence[Sample], collate: Collator, batch_size: int) -> None:
+    def __init__(self, base: HubCheckpoint, samples: Sequence[Sample], collate: Collator, batch_size: int) -> None:
         self.samples = [
             sample for sample in samples if isinstance(sample.record, Record) and sample.record.kind == "ground"
         ]
@@ -79,7 +79,7 @@ class GroundingScorer:
         return [answer_text(row, self._base) for row in output.sequences[:, prompt_length:].tolist()]
 
 
-def answer_text(ids: Sequence[int], base: Checkpoint) -> str:
+def answer_text(ids: Sequence[int], base: HubCheckpoint) -> str:
     """Return what a model has answered, from its tokens: up to the one that ends it, as the codec reads it."""
     stop = stop_ids(base.tokenizer, base.family)
     ended = next((place for place, token in enumerate(ids) if token in stop), len(ids))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.records import AnyRecord
-from edgetune_train.checkpoint import Checkpoint
 from edgetune_train.folder import ADAPTER_FILES
 from edgetune_train.launch import main_process
 from edgetune_train.settings import TrainSettings
@@ -38,7 +38,7 @@ class Stage:
     settings: TrainSettings
 
 
-def train_stages(checkpoint: Checkpoint, stages: Sequence[Stage], folder: Path) -> dict[str, Any]:
+def train_stages(checkpoint: HubCheckpoint, stages: Sequence[Stage], folder: Path) -> dict[str, Any]:
     """Train the stages in sequence into `folder`, going on where an interrupted run stopped.
 
     Each stage has a folder of its own, as `train` writes it; the adapter of the last one is the result.

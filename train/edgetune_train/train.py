@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off, weights_sha256
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import AnyRecord
@@ -21,7 +22,6 @@ from edgetune_train.arguments import dtype_of, training_arguments
 from edgetune_train.batch import Collator, blank_sample
 from edgetune_train.best import SCORE, BestAdapter, best_validation
 from edgetune_train.box_loss import BoxAware, BoxLocator
-from edgetune_train.checkpoint import Checkpoint, library_warnings_off, weights_sha256
 from edgetune_train.folder import BEST, CHECKPOINTS, save_adapter
 from edgetune_train.launch import is_sharded
 from edgetune_train.objective import answer_loss
@@ -30,7 +30,6 @@ from edgetune_train.progress import Progress
 from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer
 from edgetune_train.settings import TrainSettings
-from edgetune_train.template import check_own_template
 from edgetune_train.trainer import GroundingTrainer, last_checkpoint, logged_until
 
 log = logging.getLogger("edgetune")
@@ -41,7 +40,7 @@ was 67 % on the example model, so with fewer than this it is about a twentieth o
 
 
 def train(
-    checkpoint: Checkpoint,
+    checkpoint: HubCheckpoint,
     records: Sequence[AnyRecord],
     val: Sequence[AnyRecord],
     settings: TrainSettings,
@@ -70,7 +69,7 @@ def train(
         MissingDependency: a library that a setting needs is not installed.
     """
     arguments = training_arguments(settings, folder / CHECKPOINTS, validate=bool(val))
-    check_own_template(checkpoint)
+    checkpoint.check_template()
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
     val_samples = prepare(val[: settings.val_limit], *facts)

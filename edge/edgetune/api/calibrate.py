@@ -49,8 +49,8 @@ def calibrate(options: CalibrateOptions) -> StageResult:
             "no calibration data",
             hint="give --data records.jsonl with your own pictures and boxes: weights solved on text alone lose boxes",
         )
-    from edgetune_calibrate.checkpoint import Checkpoint
     from edgetune_calibrate.samples import calibration_set
+    from edgetune_core.checkpoint import HubCheckpoint
     from edgetune_data.read import canonical_file, keep_samples, stage_inputs
 
     settings = options.narrow(CalibrateSettings)
@@ -58,7 +58,8 @@ def calibrate(options: CalibrateOptions) -> StageResult:
     inputs |= stage_inputs("eval", options.evaluation) if options.evaluation else {}
     data = canonical_file(options.data)
     evaluation = canonical_file(options.evaluation) if options.evaluation else None
-    source = Checkpoint.open(options.checkpoint)
+    source = HubCheckpoint.open(options.checkpoint, exported=True)
+    source.check_template()
     chosen = calibration_set(source, data, samples=settings.samples, seed=settings.seed, evaluation=evaluation)
     if settings.samples is None and len(chosen.samples) < USUAL_SAMPLES:
         log.info(f"{data}: calibrating on all {len(chosen.samples)} records; {USUAL_SAMPLES} or more are usual")

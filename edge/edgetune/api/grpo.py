@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from edgetune_core.options import StageOptions, option, takes
 from edgetune_core.stage import StageResult, run_stage
 from edgetune_runtime.errors import InputError
 from edgetune_train.settings import GrpoSettings
-
-if TYPE_CHECKING:
-    from edgetune_train.launch import Build
 
 log = logging.getLogger("edgetune")
 
@@ -52,48 +50,50 @@ def grpo(options: GrpoOptions) -> StageResult:
     Raises:
         InputError: a record or a setting cannot be used, or validation images are trained on.
     """
+    from edgetune_core.adapter import Adapter
+    from edgetune_core.checkpoint import HubCheckpoint
     from edgetune_data.read import load, stage_inputs
     from edgetune_data.text_boxes import refuse
     from edgetune_runtime.records import scored
-    from edgetune_train.adapter import Adapter
-    from edgetune_train.checkpoint import Checkpoint
     from edgetune_train.grpo import grpo as train
     from edgetune_train.grpo_arguments import parse_grpo_args
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
-    from edgetune_train.launch import build_together
+    from edgetune_train.launch import main_process, work_folder
 
     settings = replace(options.narrow(GrpoSettings), trainer_args=parse_grpo_args(options.trainer_args))
-    base = Checkpoint.open(options.checkpoint)
-    start = Adapter.open(options.adapter) if options.adapter else None
-    if start:
-        start.check_base(base)
+    base = HubCheckpoint.open(options.checkpoint)
+    start = Adapter.of(base, options.adapter) if options.adapter else None
     records = scored(load(options.data), options.data)[: options.limit]
     val_records = scored(load(options.val), options.val) if options.val else []
     if not options.allow_text_boxes:
         refuse(records)
+    images = image_hashes([*records, *val_records])
+    if val_records and not options.allow_overlap:
+        remark = check_disjoint(records, val_records)
+        if remark:
+            log.info(remark)
 
-    def stage(build: Build) -> StageResult:
-        images = image_hashes([*records, *val_records])
-        if val_records and not options.allow_overlap:
-            remark = check_disjoint(records, val_records)
-            if remark:
-                log.info(remark)
-        inputs = {"checkpoint": options.checkpoint} | ({"adapter": options.adapter} if options.adapter else {})
-        inputs |= stage_inputs("data", options.data) | (stage_inputs("val", options.val) if options.val else {})
-        shape = None if start else asdict(settings.lora)
-        return run_stage(
-            "grpo",
-            options.output,
-            inputs=inputs,
-            settings=settings.to_dict() | {"lora": shape, "limit": options.limit, "images_sha256": tree_hash(images)},
-            build=build,
-            seed=settings.seed,
-            force=options.force,
-            dry_run=options.dry_run,
-            resumable=True,
-        )
+    def build(folder: Path) -> dict[str, Any]:
+        return train(base, start, records, val_records, settings, folder)
 
-    done = build_together(
-        options.output, stage, lambda folder: train(base, start, records, val_records, settings, folder)
+    inputs = {"checkpoint": options.checkpoint} | ({"adapter": options.adapter} if options.adapter else {})
+    inputs |= stage_inputs("data", options.data) | (stage_inputs("val", options.val) if options.val else {})
+    shape = None if start else asdict(settings.lora)
+    stage = partial(
+        run_stage,
+        "grpo",
+        options.output,
+        inputs=inputs,
+        settings=settings.to_dict() | {"lora": shape, "limit": options.limit, "images_sha256": tree_hash(images)},
+        build=build,
+        seed=settings.seed,
+        force=options.force,
+        resumable=True,
     )
-    return replace(done, facts={"records": len(records)})
+    facts = {"records": len(records)}
+    if main_process():
+        return replace(stage(dry_run=options.dry_run), facts=facts)
+    planned = stage(dry_run=True)
+    if not (options.dry_run or planned.skipped):
+        build(work_folder(options.output))
+    return replace(planned, facts=facts)

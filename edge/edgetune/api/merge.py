@@ -32,15 +32,14 @@ def merge(options: MergeOptions) -> StageResult:
         InputError: the adapter does not fit the base.
         ParityError: the merged checkpoint does not answer as the adapter does.
     """
-    from edgetune_train.adapter import Adapter
-    from edgetune_train.checkpoint import Checkpoint
+    from edgetune_core.adapter import Adapter
+    from edgetune_core.checkpoint import HubCheckpoint
     from edgetune_train.merge import merge as build
 
-    base = Checkpoint.open(options.checkpoint)
+    base = HubCheckpoint.open(options.checkpoint)
     if base.spec.remark:
         log.info(base.spec.remark)
-    lora = Adapter.open(options.adapter)
-    lora.check_base(base, allow_other_base=options.allow_other_base)
+    lora = Adapter.of(base, options.adapter, allow_other_base=options.allow_other_base)
     return run_stage(
         "merge",
         options.output,

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForImageTextToText
 
+from edgetune_core.adapter import Adapter
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import stop_ids
 from edgetune_core.generation import generate_greedily
 from edgetune_core.torch_runner.inputs import Inputs, LibraryInputs, OwnInputs
@@ -21,13 +23,10 @@ from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import Answer as ParsedAnswer
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.errors import InputError, MissingDependency
-from edgetune_runtime.families import family_of
-from edgetune_runtime.images.config import read_preprocessor
+from edgetune_runtime.errors import MissingDependency
 from edgetune_runtime.images.load import ImageSource, load_image
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.timing import Timings
-from edgetune_runtime.tokens import TextTokenizer
 
 
 class _Generated(NamedTuple):
@@ -52,20 +51,28 @@ class TorchModel:
         MissingDependency: an adapter without peft.
     """
 
+<<<<<<< HEAD
     def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str) -> None:
         read_preprocessor(checkpoint)  # without its settings transformers would go on with a class's defaults
         tokenizer = TextTokenizer(checkpoint / "tokenizer.json")
         self._family = family_of(str(read_json(checkpoint / "config.json").get("model_type")), tokenizer.control)
         if self._family.modules is None:
             raise InputError(f"{checkpoint}: {self._family.title} is supported for its boxes only, not for running")
+=======
+    def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str, max_new_tokens: int) -> None:
+        base = HubCheckpoint.open(checkpoint, quantized=True)
+        tokenizer, self._family = base.tokenizer, base.family
+>>>>>>> 3d98135 (One reader of checkpoints, one check of adapters: HubCheckpoint and Adapter in the core)
         self._device = torch.device(device)
         self._tokenizer = tokenizer
         self._inputs: Inputs = (LibraryInputs if self._family.exports else OwnInputs)(checkpoint, self._family)
         model = _load(checkpoint)
         if adapter is not None:
-            model = _with_adapter(model, adapter)
+            # Layers are adapted in place, so the model inside does all the work, and forward hooks on it see generate's
+            # steps.
+            model = Adapter.of(base, adapter).attach(model).get_base_model()
         self._model = model.to(self._device).eval()
-        self._clock = _Clock(self._model.get_submodule(self._family.modules.vision_root), self._model, self._device)
+        self._clock = _Clock(self._model.get_submodule(base.modules.vision_root), self._model, self._device)
         self._stop = stop_ids(tokenizer, self._family)
 
     @property
@@ -187,12 +194,3 @@ def _load(checkpoint: Path) -> Any:
             "that it was made from, or install what the message names",
         ) from error
     return model
-
-
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise MissingDependency("an adapter needs peft", hint="pip install 'edgetune[train]'") from error
-    # Layers are adapted in place, so the model inside does all the work, and forward hooks on it see generate's steps.
-    return PeftModel.from_pretrained(model, adapter).get_base_model()

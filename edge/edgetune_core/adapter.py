@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from edgetune_runtime.errors import InputError
+from edgetune_core.checkpoint import HubCheckpoint, tensor_shapes, weights_sha256
+from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST, read_manifest
-from edgetune_train.checkpoint import Checkpoint, tensor_shapes, weights_sha256
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
 
 _PREFIX = "base_model.model."
 
@@ -43,6 +42,14 @@ class Adapter:
         Raises:
             InputError: a file is missing or broken, or it is another kind of adapter than LoRA.
         """
+        try:
+            import torch
+            from peft import LoraConfig
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise MissingDependency("an adapter needs peft", hint="pip install 'edgetune[train]'") from error
+
         path = folder / "adapter_config.json"
         config = read_json(path)
         if config.get("peft_type") != "LORA":
@@ -60,21 +67,60 @@ class Adapter:
                 f"{weights}: {len(bad)} of {len(tensors)} weights hold values that are not finite, such as {bad[0]}",
                 hint="the training that wrote it diverged: train again, with a lower --learning-rate",
             )
-        scale = config.get("lora_alpha", LoraConfig.lora_alpha)
-        if not isinstance(scale, int | float) or not math.isfinite(scale):
-            raise InputError(f"{path}: lora_alpha must be a finite number, got {scale}")
+        for key, least in (("lora_alpha", None), ("r", 1), ("lora_dropout", 0)):
+            value = config.get(key, getattr(LoraConfig, key))
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (least is not None and value < least):
+                raise InputError(f"{path}: {key} must be a finite number, got {value!r}")
         try:
             parsed = LoraConfig.from_pretrained(str(folder))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: peft cannot read it: {error}") from error
         parsed.inference_mode = True
         return cls(folder, parsed, tensors)
+
+    @classmethod
+    def of(cls, base: HubCheckpoint, folder: Path, *, allow_other_base: bool = False) -> Adapter:
+        """Read an adapter and make sure that it belongs to a base: the one check of all that use an adapter.
+
+        Raises:
+            InputError: as `open` and `check_base`.
+        """
+        adapter = cls.open(folder).fitted(base)
+        adapter.check_base(base, allow_other_base=allow_other_base)
+        return adapter
+
+    def fitted(self, base: HubCheckpoint) -> Adapter:
+        """Return this adapter with the names that transformers gives the base's layers today.
+
+        transformers before 4.52 called the layers of Qwen2-VL and Qwen2.5-VL as published checkpoints do
+        (`model.layers`, `visual`); adapters of that time name them so.
+        """
+        shapes = {base.modules.memory_name(name) for name in tensor_shapes(base.folder)}
+
+        def renamed(key: str) -> str:
+            prefix = _PREFIX if key.startswith(_PREFIX) else ""
+            name = key.removeprefix(_PREFIX)
+            layer = name.partition(".lora_")[0]
+            if f"{layer}.weight" in shapes or layer == "lm_head":
+                return key
+            today = base.modules.memory_name(name)
+            return prefix + today if f"{today.partition('.lora_')[0]}.weight" in shapes else key
+
+        tensors = {renamed(key): tensor for key, tensor in self.tensors.items()}
+        config = copy.copy(self.config)
+        for field in ("target_modules", "modules_to_save", "exclude_modules"):
+            names = getattr(config, field, None)
+            if isinstance(names, set | list | tuple):
+                today = [renamed(name) if "." in name else name for name in names]
+                setattr(config, field, type(names)(today))
+        return Adapter(self.folder, config, tensors)
 
     def touches(self, module: str) -> bool:
         """Whether a module of this last name ("lm_head") is changed."""
         return any(module in key.split(".") for key in self.tensors)
 
-    def check_base(self, base: Checkpoint, *, allow_other_base: bool = False) -> None:
+    def check_base(self, base: HubCheckpoint, *, allow_other_base: bool = False) -> None:
         """Refuse a base that this adapter was not trained on.
 
         The layers' names and shapes are compared; an adapter that our train stage wrote also knows the sha256 of
@@ -87,8 +133,9 @@ class Adapter:
         Raises:
             InputError: it is another base; the message says how it shows.
         """
+        packed = "quantization_config" in base.config  # then its tensors have other names and shapes
         shapes = {base.modules.memory_name(name): shape for name, shape in tensor_shapes(base.folder).items()}
-        for key, tensor in self.tensors.items():
+        for key, tensor in () if packed else self.tensors.items():
             layer, _, part = key.removeprefix(_PREFIX).partition(".lora_")
             if part not in ("A.weight", "B.weight"):
                 continue  # peft checks what is not a plain pair of matrices when it loads it
@@ -109,7 +156,7 @@ class Adapter:
         if not allow_other_base:
             self._check_manifest(base)
 
-    def _check_manifest(self, base: Checkpoint) -> None:
+    def _check_manifest(self, base: HubCheckpoint) -> None:
         if not (self.folder / MANIFEST).is_file():
             return
         manifest = read_manifest(self.folder)
@@ -130,6 +177,8 @@ class Adapter:
         Raises:
             InputError: peft cannot put it on this model, or does not find its weights a place.
         """
+        from peft import get_peft_model
+
         try:
             adapted = get_peft_model(model, self.config)
         except (ValueError, RuntimeError, KeyError) as error:
@@ -144,6 +193,8 @@ class Adapter:
         Raises:
             InputError: some weights do not find a place, or some places no weights.
         """
+        from peft.utils import set_peft_model_state_dict
+
         try:
             report: Any = set_peft_model_state_dict(adapted, dict(self.tensors))
         except (ValueError, RuntimeError, KeyError) as error:
