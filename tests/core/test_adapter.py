@@ -90,7 +90,7 @@ def test_eval_and_run_refuse_an_adapter_that_does_not_fit(base: Path, adapter: P
     with pytest.raises(
         InputError, match=r"adapts model\.language_model\.layers\.0\.attention\.q_proj, which .* not have"
     ):
-        TorchModel(base, adapter=folder, device="cpu", max_new_tokens=4)
+        TorchModel(base, adapter=folder, device="cpu")
 
 
 def test_an_adapter_with_a_part_missing_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:

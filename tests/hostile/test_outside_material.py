@@ -171,7 +171,7 @@ def test_manifests_of_bundles(qwen3_vl_bundle: Path, folder: Path, data: st.Data
 def test_configs_of_adapters(folder: Path, data: st.DataObject) -> None:
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
-    from edgetune_train.adapter import Adapter
+    from edgetune_core.adapter import Adapter
 
     place = folder / "adapter"
     place.mkdir(exist_ok=True)

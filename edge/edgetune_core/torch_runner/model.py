@@ -51,18 +51,9 @@ class TorchModel:
         MissingDependency: an adapter without peft.
     """
 
-<<<<<<< HEAD
     def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str) -> None:
-        read_preprocessor(checkpoint)  # without its settings transformers would go on with a class's defaults
-        tokenizer = TextTokenizer(checkpoint / "tokenizer.json")
-        self._family = family_of(str(read_json(checkpoint / "config.json").get("model_type")), tokenizer.control)
-        if self._family.modules is None:
-            raise InputError(f"{checkpoint}: {self._family.title} is supported for its boxes only, not for running")
-=======
-    def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str, max_new_tokens: int) -> None:
         base = HubCheckpoint.open(checkpoint, quantized=True)
         tokenizer, self._family = base.tokenizer, base.family
->>>>>>> 3d98135 (One reader of checkpoints, one check of adapters: HubCheckpoint and Adapter in the core)
         self._device = torch.device(device)
         self._tokenizer = tokenizer
         self._inputs: Inputs = (LibraryInputs if self._family.exports else OwnInputs)(checkpoint, self._family)
