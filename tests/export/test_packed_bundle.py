@@ -166,6 +166,14 @@ def damaged(source: Path, target: Path, change: Any) -> Bundle:
             lambda t: t.update({f"{TEXT}.layers.2.mlp.up_proj.qweight": np.zeros((8, 256), np.int32)}),
             r"reshape|dimensions",
         ),
+        (
+            lambda t: t[f"{TEXT}.layers.1.self_attn.q_proj.scales"].__setitem__((0, 0), np.nan),
+            r"layers\.1\.self_attn\.q_proj\.scales: not all scales are finite",
+        ),
+        (
+            lambda t: t[f"{TEXT}.layers.1.self_attn.q_proj.g_idx"].__setitem__(0, 10**6),
+            r"layers\.1\.self_attn\.q_proj\.g_idx: inputs are not in consecutive groups of \d+",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
