@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from edgetune.api.export import ExportOptions as ExportOptions
     from edgetune.api.export import export as export
     from edgetune.api.export import export_formats as export_formats
+    from edgetune.api.gate import Gated as Gated
+    from edgetune.api.gate import GateOptions as GateOptions
+    from edgetune.api.gate import gate as gate
     from edgetune.api.grpo import GrpoOptions as GrpoOptions
     from edgetune.api.grpo import grpo as grpo
     from edgetune.api.merge import MergeOptions as MergeOptions
@@ -43,6 +46,9 @@ _HOME = {
     "Exported": "edgetune.api.export",
     "GrpoOptions": "edgetune.api.grpo",
     "grpo": "edgetune.api.grpo",
+    "GateOptions": "edgetune.api.gate",
+    "Gated": "edgetune.api.gate",
+    "gate": "edgetune.api.gate",
     "MergeOptions": "edgetune.api.merge",
     "merge": "edgetune.api.merge",
     "TrainOptions": "edgetune.api.train",
