@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import binascii
 import hashlib
 import io
@@ -106,7 +107,7 @@ def _from_data_uri(text: str) -> bytes:
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError(f"image: a data URI must be data:image/...;base64,..., got {text[:40]!r}")
     try:
-        return binascii.a2b_base64("".join(body.split()), strict_mode=False)
+        return base64.b64decode("".join(body.split()), validate=True)
     except binascii.Error as error:
         raise ImageError(f"image: the data URI is not valid base64: {error}") from error
 
