@@ -184,7 +184,8 @@ def test_a_checkpoint_without_its_preprocessor_config_is_refused(
 ) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
-    (bare / "config.json").write_bytes((qwen3_vl / "config.json").read_bytes())
+    for name in ("config.json", "tokenizer.json"):
+        (bare / name).write_bytes((qwen3_vl / name).read_bytes())
     command = [
         sys.executable,
         "-m",

@@ -218,7 +218,7 @@ def test_an_adapter_of_a_training_that_diverged_is_one_line(
     weights = load_file(adapter / "adapter_model.safetensors")
     name = next(name for name in weights if "q_proj.lora_B" in name)
     weights[name][0, 0] = value
-    # The update is 2·B·A: with ones in A its weights are 2e38 and what they make of a state overflows, whatever the seed;
+    # The update is 2·B·A: with ones in A its weights are 2e38 and what they make of a state overflows, always;
     # with twos in A and 2e38 in B the weights themselves overflow.
     weights[name.replace("lora_B", "lora_A")][:] = 2 if value > 1e38 else 1
     save_file(weights, adapter / "adapter_model.safetensors")

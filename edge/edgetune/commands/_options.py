@@ -111,6 +111,8 @@ class Value(click.ParamType[Any]):
             if self.commas:
                 words = value.split(",") if isinstance(value, str) else value
                 words = [word for word in words if self.kind is not str or word.strip()]
+                if isinstance(value, str) and not words:
+                    raise InputError("no value given")
                 values = map(self._one, words)
                 return tuple(values if self.facts.repeats else dict.fromkeys(values))
             if self.pair and isinstance(value, str):

@@ -37,9 +37,10 @@ def _several(console: Console, options: dict[str, Any]) -> int:
     for stage in done.bundles.values():
         console.line(f"{stage.folder}: {_state(stage.skipped, options['dry_run'])}")
     for name, error in done.failures.items():
-        console.note(f"{options['output'] / name}: failed with exit code {error.exit_code}: {error}")
+        console.note(f"error: {error}")
         if error.hint:
             console.note(f"hint: {error.hint}")
+        console.note(f"{options['output'] / name}: failed with exit code {error.exit_code}")
     if not options["dry_run"]:
         console.table([_row(stage.manifest) for stage in done.bundles.values()])
     told = {
