@@ -65,6 +65,10 @@ class HubCheckpoint:
             BundleError: tokenizer.json is missing or broken.
         """
         config = _read_config(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise InputError(
+                f"{folder}: no tokenizer.json", hint="save the tokenizer with AutoTokenizer(...).save_pretrained"
+            )
         tokenizer = TextTokenizer(folder / "tokenizer.json")
         family = family_of(config["model_type"], tokenizer.control)
         if family.modules is None:
@@ -72,7 +76,7 @@ class HubCheckpoint:
         if exported and not family.exports:
             known = ", ".join(one.title for one in FAMILIES.values() if one.exports)
             raise InputError(
-                f"{folder}: {family.title} (model type {config['model_type']!r}) cannot be calibrated and exported",
+                f"{folder}: {family.title} (model type {config['model_type']!r}) cannot be exported",
                 hint=f"only {known} can; the others are trained, merged, scored and run as checkpoints",
             )
         if "quantization_config" in config and not quantized:
@@ -271,6 +275,8 @@ def _check_tower(folder: Path, config: dict[str, Any], spec: Preprocessing) -> N
 
 def _check_width(folder: Path, config: dict[str, Any], modules: Modules) -> None:
     """Refuse weights of another width than config.json says: a model built from its defaults may take gigabytes."""
+    if not any((folder / name).is_file() for name in (SINGLE, INDEX)) and not any(folder.glob("pytorch_model*.bin")):
+        return  # no weights yet: whatever asks for them says so
     shapes = {modules.memory_name(name): shape for name, shape in tensor_shapes(folder).items()}
     shape = shapes.get(f"{modules.text_root}.embed_tokens.weight")
     if shape is None:

@@ -105,12 +105,12 @@ NAN = float("nan")
         ("boxes", None, "a box format has the fields"),
         ("boxes.frame", "resizd", "box frame 'resizd' is unknown"),
         ("image.patch_size", None, "image.patch_size is missing"),
-        ("image.mean", [NAN] * 3, "image.mean must be three numbers"),
+        ("image.mean", [NAN] * 3, "NaN is no number of JSON"),
         ("image.mean", [1e308] * 3, "image.mean must be three numbers"),
-        ("image.std", [NAN] * 3, "image.std must be three numbers"),
+        ("image.std", [NAN] * 3, "NaN is no number of JSON"),
         ("image.std", [1e-320] * 3, "image.std must be three numbers"),
         ("image.rescale", 0, "image.rescale must be a number"),
-        ("image.rescale", NAN, "image.rescale must be a number"),
+        ("image.rescale", NAN, "NaN is no number of JSON"),
         ("image.resample", 99, "image.resample 99 is no filter"),
         ("image.merge_size", 10**6, "limits.max_image_tokens is 256"),
         ("image.merge_size", 1, "limits.max_image_tokens is 256"),
@@ -127,13 +127,13 @@ NAN = float("nan")
         ("tokens.eos", [], "tokens.eos is empty"),
         ("tokens.eos", [2, "0"], "tokens.eos.1 must be a whole number, got '0'"),
         ("tokens.image", None, "tokens.image is missing"),
-        ("tokens.image", 10**4000, "tokens.image must be from 0 to 98, got 1000.*…"),
+        ("tokens.image", 10**4000, "a whole number of 4001 digits"),
         ("limits.max_length", "1024", "limits.max_length must be a whole number, got '1024'"),
         ("limits.max_length", True, "limits.max_length must be a whole number"),
         ("limits.max_image_tokens", None, "limits.max_image_tokens is missing"),
         ("model.layers", 0, "model.layers must be from 1"),
         ("model", [], "model must be an object"),
-        ("rope.theta", NAN, "rope.theta must be from 1 to"),
+        ("rope.theta", NAN, "NaN is no number of JSON"),
         ("rope.mrope_section", [12, 10], "rope does not fit heads of 64"),
         ("rope.interleaved", "yes", "rope.interleaved must be true or false"),
         ("accuracy_level", 9, "accuracy_level must be from 0 to 4"),
@@ -146,7 +146,7 @@ NAN = float("nan")
 def test_a_wrong_field_is_named(tmp_path: Path, place: str, value: Any, message: str) -> None:
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.load(write(tmp_path / "b", changed(place, value)))
-    assert str(caught.value).startswith(f"{tmp_path / 'b' / 'manifest.json'}: result.bundle: ")
+    assert str(caught.value).startswith(f"{tmp_path / 'b' / 'manifest.json'}: ")
 
 
 def test_a_family_that_nobody_knows_yet_is_no_obstacle(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_records_in_the_data_page_are_read(tmp_path: Path) -> None:
     path.write_text("".join(blocks), encoding="utf-8")
     Image.new("RGB", (160, 160)).save(tmp_path / "desk.jpg")
     entries = read_entries(path)
-    assert len(entries) == len(path.read_text().splitlines()) == 8
+    assert len(entries) == len(path.read_text().splitlines()) == 9
     assert all(json.loads(line) for line in path.read_text().splitlines())
     kinds = [entry.kind if isinstance(entry, Record) else "dialogue" for entry in entries]
-    assert kinds == ["ground"] * 3 + ["vqa"] * 2 + ["ground", "dialogue", "vqa"]
+    assert kinds == ["ground"] * 3 + ["vqa"] * 3 + ["ground", "dialogue", "vqa"]

@@ -14,6 +14,7 @@ EXIT_CODES = {
     "RecordError": 2,
     "BundleError": 2,
     "ParityError": 1,
+    "DivergenceError": 1,
     "GateFailed": 1,
     "MissingDependency": 3,
     "GateInconclusive": 4,

@@ -138,9 +138,9 @@ def test_a_killed_run_continues_to_the_same_end(qwen3_vl: Path, data: Path, tmp_
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--reward", "iuo=2"], "Did you mean 'iou'?"),
-        (["--reward", "iou"], "must look like iou=1.5"),
-        (["--reward", "iou=-1"], "0 or more"),
+        (["--reward", "iuo=2"], "the rewards are format, iou, refusal, answer"),
+        (["--reward", "iou"], "must look like NAME=WEIGHT"),
+        (["--reward", "iou=-1"], "-1.0 must be at least 0"),
         (
             [part for name in ("format", "iou", "refusal", "answer") for part in ("--reward", f"{name}=0")],
             "all weights",

@@ -15,7 +15,7 @@ from builders import REPOSITORY
 
 
 def measured(script: str, output: Path, *options: str) -> Any:
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *options, "--json", str(output)]
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "studies" / script), *options, "--json", str(output)]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )

@@ -184,13 +184,15 @@ def gpu_engine(alone: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     info = folder / "gpu_engine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gpu-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edgetune.backends]\ngpu = gpu_engine:load\n")
+    (info / "entry_points.txt").write_text("[edgetune.backends]\ngpu = gpu_engine:Engine\n")
     (folder / "gpu_engine.py").write_text(
-        "from edgetune_runtime.backends.onnx import engine\n"
+        "from edgetune_runtime.backends.onnx.engine import OnnxBackend\n"
         "from edgetune_runtime.errors import InputError\n"
-        "def load(bundle, *, device, threads):\n"
-        "    if threads is not None: raise InputError(f'{threads} threads on {device}')\n"
-        "    return engine.load(bundle, threads=1)\n"
+        "class Engine(OnnxBackend):\n"
+        "    @classmethod\n"
+        "    def load(cls, bundle, *, device='cpu', threads=None):\n"
+        "        if threads is not None: raise InputError(f'{threads} threads on {device}')\n"
+        "        return super().load(bundle, device='cpu', threads=1)\n"
     )
     return alone | {"PYTHONPATH": os.pathsep.join((str(folder), alone["PYTHONPATH"]))}
 
