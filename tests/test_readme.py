@@ -20,7 +20,7 @@ from edgetune.cli import VERBS, cli
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-RUN = re.compile(r"<!-- tests/test_readme.py runs this block.*?-->\n```(\w+)\n(.*?)```", re.DOTALL)
+RUN = re.compile(r"<!-- tests/test_readme.py runs this block( with --dry-run)?.*?-->\n```(\w+)\n(.*?)```", re.DOTALL)
 BASH = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 
 
@@ -76,11 +76,15 @@ def workplace(tmp_path: Path, qwen3_vl: Path) -> Path:
 
 def test_the_chain_of_the_readme_runs_as_printed(workplace: Path) -> None:
     blocks = RUN.findall(README.read_text(encoding="utf-8"))
-    assert [language for language, _ in blocks] == ["bash", "python"]
+    assert [(language, bool(dry)) for dry, language, _ in blocks] == [
+        ("bash", False),
+        ("bash", True),
+        ("python", False),
+    ]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     runners = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
-    for language, code in blocks:
-        command = [*runners[language], code]
+    for dry, language, code in blocks:
+        command = [*runners[language], code.rstrip() + dry.removeprefix(" with")]
         done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((workplace / "runs/bench/manifest.json").read_text())["result"]["failed"] in (0, [], {})
