@@ -253,9 +253,14 @@ def test_packs_that_are_added_up_train_as_one_padded_batch(qwen3_vl: Path, data:
 
 
 def test_two_processes_train_as_one_that_accumulates(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:
-    """Two ranks with 3 records each average the gradients that one process adds up over two steps of 3."""
+    """Two ranks with 3 records each average the gradients that one process adds up over two steps of 3.
+
+    Behind a link both build in the one folder beside what it leads to.
+    """
     options = ["--epochs", "4", *DESCENT]
     trained(qwen3_vl, data, tmp_path / "one", *options, "--accumulate", "2")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "two").symlink_to(tmp_path / "disk" / "adapter")
     paths = ["--checkpoint", str(qwen3_vl), "--data", str(data), "--output", str(tmp_path / "two")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -268,7 +273,8 @@ def test_two_processes_train_as_one_that_accumulates(qwen3_vl: Path, data: Path,
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert_moved_alike(tmp_path / "one", tmp_path / "two")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "one", "two"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["adapter"]
 
 
 def test_validation_images_must_not_be_trained_on(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:

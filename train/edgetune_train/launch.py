@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+from torch.distributed.rendezvous import rendezvous
 from transformers import TrainingArguments
+
+from edgetune_core.stage import StageResult
+
+Build = Callable[[Path], Mapping[str, Any]]
+"""Writes a stage's files into the folder that it is given and returns the manifest's `result`."""
+
+_calls = itertools.count()  # the processes of a launch make the same calls in the same order
+_LONGEST = timedelta(days=1)
 
 
 def main_process() -> bool:
@@ -13,9 +27,48 @@ def main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def work_folder(output: Path) -> Path:
-    """Return the folder where the main process builds `output`, as the stage lays it out."""
-    return output.parent / f".{output.name}.partial"
+def build_together(output: Path, stage: Callable[[Build], StageResult], build: Build) -> StageResult:
+    """Run a stage whose `build` all processes of a launch do together.
+
+    The main process alone looks at inputs and output. It tells the others which folder it builds in, so that a launch
+    hashes its inputs once and no process has to find that folder by its name.
+
+    Args:
+        output: what the stage writes, as the caller named it.
+        stage: is given `build` and runs the stage; called in the main process only.
+        build: is called in all processes, with the same folder, unless there is nothing to do.
+
+    Returns:
+        What the stage left; in the other processes without its manifest.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return stage(build)
+    store, _, _ = next(rendezvous("env://", timeout=_LONGEST))
+    key = f"edgetune/folder/{next(_calls)}"
+    if main_process():
+        return _lead(store, key, stage, build)
+    # These processes have nothing to clean up, and a launcher ends them while they wait for others: not in Python.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    folder = store.get(key).decode()
+    if folder:
+        build(Path(folder))
+    return StageResult(output, {}, skipped=not folder)
+
+
+def _lead(store: Any, key: str, stage: Callable[[Build], StageResult], build: Build) -> StageResult:
+    told = False
+
+    def tell_and_build(folder: Path) -> Mapping[str, Any]:
+        nonlocal told
+        store.set(key, str(folder.absolute()))
+        told = True
+        return build(folder)
+
+    try:
+        return stage(tell_and_build)
+    finally:
+        if not told:
+            store.set(key, "")
 
 
 def is_sharded(arguments: TrainingArguments) -> bool:

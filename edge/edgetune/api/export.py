@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from edgetune_core.options import StageOptions, option, takes
@@ -13,6 +15,8 @@ from edgetune_export.formats import FORMATS, find_format
 from edgetune_export.settings import ExportSettings
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.manifest import MANIFEST
+
+log = logging.getLogger("edgetune")
 
 WEIGHTS = "weights"
 """Folder of the weight set beside the bundles, when it is calibrated here."""
@@ -90,7 +94,7 @@ def export(options: ExportOptions) -> StageResult:
 
 
 def _build(options: ExportOptions, settings: ExportSettings, work: Path) -> dict[str, Any]:
-    """Export with a progress bar (none off a terminal)."""
+    """Export with a progress bar (none off a terminal); each step is remarked with its time when it is done."""
     from tqdm import tqdm
 
     from edgetune_core.weightset import WeightSet
@@ -99,15 +103,25 @@ def _build(options: ExportOptions, settings: ExportSettings, work: Path) -> dict
     format_ = find_format(options.format or "onnx")
     steps = (*OPENING, *format_.steps)
     with tqdm(total=len(steps), desc="export", unit="step", disable=None, delay=2, leave=False) as bar:
+        began: list[tuple[str, float]] = []
 
         def progress(step: str) -> None:
+            remark()
+            began.append((step, perf_counter()))
             bar.update(steps.index(step) - bar.n)
             bar.set_postfix_str(step)
+
+        def remark() -> None:
+            if began:
+                step, start = began[-1]
+                log.info(f"export: {step}, {perf_counter() - start:.1f} s")
 
         # The stage has compared the set's files with its manifest already.
         calibrated = None if options.weights is None else WeightSet.load(options.weights, verify=False)
         job = ExportJob.open(options.checkpoint, work, settings, weights=calibrated, progress=progress)
-        return format_.load()(job)
+        result = format_.load()(job)
+        remark()
+        return result
 
 
 @takes(ExportOptions)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgetune_core.options import StageOptions, option, takes
 from edgetune_core.stage import StageResult, run_stage
 from edgetune_runtime.errors import InputError
 from edgetune_train.settings import GrpoSettings
+
+if TYPE_CHECKING:
+    from edgetune_train.launch import Build
 
 log = logging.getLogger("edgetune")
 
@@ -58,7 +60,7 @@ def grpo(options: GrpoOptions) -> StageResult:
     from edgetune_train.grpo import grpo as train
     from edgetune_train.grpo_arguments import parse_grpo_args
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
-    from edgetune_train.launch import main_process, work_folder
+    from edgetune_train.launch import build_together
 
     settings = replace(options.narrow(GrpoSettings), trainer_args=parse_grpo_args(options.trainer_args))
     base = HubCheckpoint.open(options.checkpoint)
@@ -67,33 +69,29 @@ def grpo(options: GrpoOptions) -> StageResult:
     val_records = scored(load(options.val), options.val) if options.val else []
     if not options.allow_text_boxes:
         refuse(records)
-    images = image_hashes([*records, *val_records])
-    if val_records and not options.allow_overlap:
-        remark = check_disjoint(records, val_records)
-        if remark:
-            log.info(remark)
 
-    def build(folder: Path) -> dict[str, Any]:
-        return train(base, start, records, val_records, settings, folder)
+    def stage(build: Build) -> StageResult:
+        images = image_hashes([*records, *val_records])
+        if val_records and not options.allow_overlap:
+            remark = check_disjoint(records, val_records)
+            if remark:
+                log.info(remark)
+        inputs = {"checkpoint": options.checkpoint} | ({"adapter": options.adapter} if options.adapter else {})
+        inputs |= stage_inputs("data", options.data) | (stage_inputs("val", options.val) if options.val else {})
+        shape = None if start else asdict(settings.lora)
+        return run_stage(
+            "grpo",
+            options.output,
+            inputs=inputs,
+            settings=settings.to_dict() | {"lora": shape, "limit": options.limit, "images_sha256": tree_hash(images)},
+            build=build,
+            seed=settings.seed,
+            force=options.force,
+            dry_run=options.dry_run,
+            resumable=True,
+        )
 
-    inputs = {"checkpoint": options.checkpoint} | ({"adapter": options.adapter} if options.adapter else {})
-    inputs |= stage_inputs("data", options.data) | (stage_inputs("val", options.val) if options.val else {})
-    shape = None if start else asdict(settings.lora)
-    stage = partial(
-        run_stage,
-        "grpo",
-        options.output,
-        inputs=inputs,
-        settings=settings.to_dict() | {"lora": shape, "limit": options.limit, "images_sha256": tree_hash(images)},
-        build=build,
-        seed=settings.seed,
-        force=options.force,
-        resumable=True,
+    done = build_together(
+        options.output, stage, lambda folder: train(base, start, records, val_records, settings, folder)
     )
-    facts = {"records": len(records)}
-    if main_process():
-        return replace(stage(dry_run=options.dry_run), facts=facts)
-    planned = stage(dry_run=True)
-    if not (options.dry_run or planned.skipped):
-        build(work_folder(options.output))
-    return replace(planned, facts=facts)
+    return replace(done, facts={"records": len(records)})

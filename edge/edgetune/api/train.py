@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from edgetune_train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from edgetune_runtime.records import AnyRecord
+    from edgetune_train.launch import Build
 
 log = logging.getLogger("edgetune")
 
@@ -66,7 +66,7 @@ def train(options: TrainOptions) -> StageResult:
     from edgetune_data.text_boxes import refuse
     from edgetune_train.arguments import parse_trainer_args
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
-    from edgetune_train.launch import main_process, work_folder
+    from edgetune_train.launch import build_together
     from edgetune_train.stages import Stage, train_stages
     from edgetune_train.train import train as train_one
 
@@ -78,43 +78,39 @@ def train(options: TrainOptions) -> StageResult:
     if not options.allow_text_boxes:
         for part in parts:
             refuse(part.records)
-    images = image_hashes([record for part in parts for record in (*part.records, *part.val)])
-    for number, part in enumerate(parts, start=1):
-        if part.val and not options.allow_overlap:
-            remark = check_disjoint([record for before in parts[:number] for record in before.records], part.val)
-            if remark:
-                log.info(remark)
 
     def build(folder: Path) -> dict[str, Any]:
         if options.stages:
             return train_stages(base, parts, folder)
         return train_one(base, parts[0].records, parts[0].val, parts[0].settings, folder)
 
-    chosen = []
-    for plan, part in zip(plans, parts, strict=True):
-        seen = {path: images[path] for record in (*part.records, *part.val) for path in record.images}
-        chosen.append(plan.settings.to_dict() | {"limit": plan.limit, "images_sha256": tree_hash(seen)})
-    inputs = {role: path for plan in plans for role, path in plan.inputs().items()}
-    stage = partial(
-        run_stage,
-        "train",
-        options.output,
-        inputs={"checkpoint": options.checkpoint, **inputs},
-        settings={"stages": {plan.name: one for plan, one in zip(plans, chosen, strict=True)}}
-        if options.stages
-        else chosen[0],
-        build=build,
-        seed=plans[0].settings.seed,
-        force=options.force,
-        resumable=True,
-    )
-    facts = {"records": sum(len(part.records) for part in parts)}
-    if main_process():
-        return replace(stage(dry_run=options.dry_run), facts=facts)
-    planned = stage(dry_run=True)
-    if not (options.dry_run or planned.skipped):
-        build(work_folder(options.output))
-    return replace(planned, facts=facts)
+    def stage(build: Build) -> StageResult:
+        images = image_hashes([record for part in parts for record in (*part.records, *part.val)])
+        for number, part in enumerate(parts, start=1):
+            if part.val and not options.allow_overlap:
+                remark = check_disjoint([record for before in parts[:number] for record in before.records], part.val)
+                if remark:
+                    log.info(remark)
+        chosen = []
+        for plan, part in zip(plans, parts, strict=True):
+            seen = {path: images[path] for record in (*part.records, *part.val) for path in record.images}
+            chosen.append(plan.settings.to_dict() | {"limit": plan.limit, "images_sha256": tree_hash(seen)})
+        inputs = {role: path for plan in plans for role, path in plan.inputs().items()}
+        named = {plan.name: one for plan, one in zip(plans, chosen, strict=True)}
+        return run_stage(
+            "train",
+            options.output,
+            inputs={"checkpoint": options.checkpoint, **inputs},
+            settings={"stages": named} if options.stages else chosen[0],
+            build=build,
+            seed=plans[0].settings.seed,
+            force=options.force,
+            dry_run=options.dry_run,
+            resumable=True,
+        )
+
+    done = build_together(options.output, stage, build)
+    return replace(done, facts={"records": sum(len(part.records) for part in parts)})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -80,6 +81,10 @@ class Console:
     def note(self, text: str) -> None:
         """Print a remark to stderr."""
         say(text, error=True)
+
+    def next_verb(self, *words: object) -> None:
+        """Print to stderr the command that usually comes next; words in capitals are for the user to fill in."""
+        self.note(f"next: edgetune {shlex.join(map(str, words))}")
 
     def table(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Print rows under the keys of the first one, numbers to the right, unless under `--json`."""

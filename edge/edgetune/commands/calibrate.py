@@ -17,7 +17,11 @@ def command(console: Console, **options: Any) -> None:
     The result is one weight set that every export format is written from. The same command continues an interrupted
     run after the last finished block.
     """
-    _report(console, calibrate(**options))
+    stage = calibrate(**options)
+    _report(console, stage)
+    if not stage.dry_run:
+        paths = ("--checkpoint", options["checkpoint"], "--weights", stage.folder)
+        console.next_verb("export", *paths, "--output", "BUNDLE")
 
 
 def _report(console: Console, stage: StageResult) -> None:

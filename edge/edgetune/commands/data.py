@@ -42,6 +42,8 @@ def convert(console: Console, **options: Any) -> None:
             f"{stage.folder / 'data.jsonl'}: {records} records ({kinds}) of {result['images']} pictures "
             f"from {format_}, {result['rejected']} rejected"
         )
+    if not stage.dry_run:
+        console.next_verb("data", "check", stage.folder / "data.jsonl")
 
 
 @verb(api.CheckOptions)
@@ -109,6 +111,8 @@ def crop(console: Console, **options: Any) -> None:
     if facts["cut"] or facts["left_out"]:
         summary += f"; {facts['cut']} boxes cut, {facts['left_out']} left out (changes.jsonl)"
     _say(console, stage, summary)
+    if not stage.dry_run:
+        console.next_verb("data", "check", stage.folder / "data.jsonl")
 
 
 @verb(api.SplitOptions)
@@ -121,6 +125,9 @@ def split(console: Console, **options: Any) -> None:
     console.table(stage.facts["summary"])
     summary = f"{stage.facts['records']} records in {stage.facts['groups']} groups"
     _say(console, stage, summary)
+    if not stage.dry_run:
+        files = ("--data", stage.folder / "train.jsonl", "--val", stage.folder / "val.jsonl")
+        console.next_verb("train", "--checkpoint", "BASE", *files, "--output", "ADAPTER")
 
 
 def _say(console: Console, stage: StageResult, summary: str) -> None:

@@ -25,6 +25,7 @@ def _one(console: Console, options: dict[str, Any]) -> int:
         deferred = stage.manifest["result"]["bundle"].get("trt", {}).get("deferred")
         if deferred:
             console.line(deferred)
+        console.next_verb("bench", options["checkpoint"], stage.folder, "--data", "RECORDS", "--output", "RESULTS")
     console.result({"output": stage.folder, "skipped": stage.skipped, "manifest": stage.manifest})
     return 0
 
@@ -43,6 +44,8 @@ def _several(console: Console, options: dict[str, Any]) -> int:
         console.note(f"{options['output'] / name}: failed with exit code {error.exit_code}")
     if not options["dry_run"]:
         console.table([_row(stage.manifest) for stage in done.bundles.values()])
+        bundles = [stage.folder for stage in done.bundles.values()]
+        console.next_verb("bench", options["checkpoint"], *bundles, "--data", "RECORDS", "--output", "RESULTS")
     told = {
         name: {"output": stage.folder, "skipped": stage.skipped, "manifest": stage.manifest}
         for name, stage in done.bundles.items()

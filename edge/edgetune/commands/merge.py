@@ -28,3 +28,5 @@ def command(console: Console, **options: Any) -> None:
             f"{proof['prompts']} prompts the adapter moves logits by {proof['effect']:.3g}, the merged one is off by "
             f"{proof['written_error']:.1%} of that and agrees on {proof['same_token']:.1%} of the next tokens"
         )
+    if not stage.dry_run:
+        console.next_verb("calibrate", "--checkpoint", stage.folder, "--data", "RECORDS", "--output", "WEIGHTS")

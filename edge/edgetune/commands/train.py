@@ -18,6 +18,9 @@ def command(console: Console, **options: Any) -> None:
     stage = train(**options)
     if main_process():
         _report(console, stage)
+        if not stage.dry_run:
+            paths = ("--checkpoint", options["checkpoint"], "--adapter", stage.folder)
+            console.next_verb("merge", *paths, "--output", "MERGED")
 
 
 def _report(console: Console, stage: StageResult) -> None:
