@@ -68,7 +68,7 @@ def test_what_is_written_is_what_was_read() -> None:
         ({"things": [{"kind": "owl", "name": "Ada"}]}, "things['Ada'].feathers: is missing"),
         ({"things": [{"kind": "owl", "name": "Ada", "feathers": 2.0}]}, "things['Ada'].feathers: must be a whole"),
         ({"place": [1, 2, 3]}, "place: must hold 2 values, not 3"),
-        ({"place": [1, 10**400]}, "place[1]: must be a number, not "),
+        ({"place": [1, 10**400]}, "place[1]: must be a number, not <a whole number of 1329 bits>"),
         ({"notes": {"a": 1}}, "notes['a']: must be a text, not 1"),
         ({"notes": []}, "notes: must be an object, not []"),
         ({"open": 0}, "open: must be true or false, not 0"),
