@@ -102,7 +102,7 @@ def test_licence_types_and_readme_travel_along(name: str, request: pytest.Fixtur
 
 def test_the_programs(edgetune: zipfile.ZipFile, runtime: zipfile.ZipFile) -> None:
     assert "edgetune = edgetune.cli:main" in read(edgetune, "entry_points.txt")
-    assert "triton = edgetune_runtime.backends.triton.backend:load" in read(runtime, "entry_points.txt")
+    assert "triton = edgetune_runtime.backends.triton.backend:TorchBackend" in read(runtime, "entry_points.txt")
     assert "edgetune-run = edgetune_runtime.cli:main" in read(runtime, "entry_points.txt")
 
 

@@ -129,7 +129,10 @@ def test_eval_and_run_say_what_transformers_says(
         )
         new = model.generate(**inputs, generation_config=search)[0, inputs["input_ids"].shape[1] :].tolist()
         ended = next((place for place, token in enumerate(new) if token in stop), len(new))
-        texts.append(tokenizer.decode(new[:ended]).removeprefix(family.chat.before_answer))
+        if record.boxes is None:  # answered in words, without control tokens and white space around them
+            texts.append(tokenizer.decode(new[:ended], skip_special_tokens=True).strip())
+        else:
+            texts.append(tokenizer.decode(new[:ended]).removeprefix(family.chat.before_answer))
 
     output = tmp_path / "answers.json"
     options = ["--limit", "4", "--warmup", "0", "--max-new-tokens", str(NEW_TOKENS), "--threads", "1"]
@@ -191,9 +194,10 @@ def test_module_names_are_those_of_transformers(name: str, tiny: Build) -> None:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_what_is_not_exported_is_refused_plainly(name: str, tiny: Build, data: Path, tmp_path: Path) -> None:
     title = FAMILIES[name].title
-    with pytest.raises(InputError, match=rf"{title} \(model type '\w+'\) cannot be exported"):
+    refusal = rf"{title} \(model type '\w+'\) cannot be exported"
+    with pytest.raises(InputError, match=refusal):
         run("export", "--checkpoint", tiny(name), "--format", "onnx", "--output", tmp_path / "bundle")
-    with pytest.raises(InputError, match=f"{title} cannot be exported, so there is nothing to calibrate for"):
+    with pytest.raises(InputError, match=refusal):
         run("calibrate", "--checkpoint", tiny(name), "--data", data, "--output", tmp_path / "int4")
 
 
