@@ -25,6 +25,7 @@ VERBS = {
     "gate": "Pass or fail measured rows: accuracy lost, time, size, memory.",
     "doctor": "Say what is installed, which engines work, how to get the rest.",
     "demo": "The whole chain on the tiny example model, with pictures.",
+    "completion": "Print the script for completion in bash, zsh or fish.",
 }
 
 
@@ -47,7 +48,7 @@ class LazyGroup(Program, click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb that `args` starts with; a mistyped one gets a suggestion."""
-        if not args[0].startswith("-") and args[0] not in VERBS:
+        if not (ctx.resilient_parsing or args[0].startswith("-") or args[0] in VERBS):
             raise click.NoSuchCommand(args[0], possibilities=VERBS, ctx=ctx)
         return super().resolve_command(ctx, args)
 

@@ -46,6 +46,7 @@ class Facts:
         help: a sentence for people.
         flag: its name on the command line; None is the field's, with dashes.
         metavar: what stands for its value in the help text.
+        known: values that the help text and the shell's completion name, where a package may add others.
         minimum: smallest number; `above` says that the number itself is excluded.
         maximum: largest number.
         above: the minimum is excluded.
@@ -60,6 +61,7 @@ class Facts:
     help: str
     flag: str | None = None
     metavar: str | None = None
+    known: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     above: bool = False

@@ -28,9 +28,13 @@ class _Places(StageOptions):
     weights: Path | None = option(None, help="Weight set of edgetune calibrate.")
     data: Path | None = option(None, help="Records to calibrate on first; needs --formats.")
     output: Path = option(help="Folder of the bundle.")
-    format: str | None = option(None, help="Kind of bundle.", metavar=f"[{'|'.join(FORMATS)}]", shown="onnx")
+    format: str | None = option(None, help="Kind of bundle.", known=tuple(FORMATS), shown="onnx")
     formats: tuple[str, ...] = option(
-        (), help="Several, such as onnx,gptq: bundles OUTPUT/onnx and OUTPUT/gptq.", commas=True
+        (),
+        help="Several kinds with commas between them, such as onnx,gptq: bundles OUTPUT/onnx and OUTPUT/gptq.",
+        metavar="KIND[,KIND]",
+        known=tuple(FORMATS),
+        commas=True,
     )
 
 

@@ -89,21 +89,23 @@ class Value(click.ParamType[Any]):
             kind = arguments[0]
         self.kind, self.facts, self.flag = kind, facts, flag_of(item)
         self.choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        self.offered = tuple(map(str, self.choices or facts.known))
         self.name = "path" if kind is Path else getattr(kind, "__name__", "value")
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         """Return the allowed values, or what kind of value it is."""
-        if self.choices:
-            return f"[{'|'.join(map(str, self.choices))}]"
+        if self.offered:
+            return f"[{'|'.join(self.offered)}]"
         return {Path: "PATH", int: "INTEGER", float: "FLOAT"}.get(self.kind, "TEXT")
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """Offer the allowed values, or the shell's own completion of paths."""
+        """Offer the allowed values, of a list for the last one, or the shell's own completion of paths."""
         from click.shell_completion import CompletionItem
 
         if self.kind is Path:
             return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(str(one)) for one in self.choices if str(one).startswith(incomplete)]
+        before, comma, last = incomplete.rpartition(",") if self.commas else ("", "", incomplete)
+        return [CompletionItem(f"{before}{comma}{one}") for one in self.offered if one.startswith(last)]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the parsed value, or raise `click.BadParameter` with what is allowed."""

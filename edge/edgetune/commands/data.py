@@ -178,7 +178,7 @@ SUBCOMMANDS: dict[str, click.Command] = {
 
 
 @verb(subcommands=SUBCOMMANDS)
-@click.argument("subcommand")
+@click.argument("subcommand", shell_complete=lambda *call: [name for name in SUBCOMMANDS if name.startswith(call[-1])])
 def command(console: Console, subcommand: str) -> None:
     """Convert, check, crop, split and count data sets."""
     raise click.NoSuchCommand(subcommand, possibilities=SUBCOMMANDS, ctx=click.get_current_context())
