@@ -12,21 +12,19 @@ which gets an upright RGB picture and returns boxes xyxy in its pixels. A packag
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.errors import MissingDependency
+from edgetune_runtime.plugins import Plugins
 
 if TYPE_CHECKING:
     from PIL import Image
 
-GROUP = "edgetune.redactors"
 _CASCADE = (
     "haarcascade_frontalface_alt.xml"  # no false face in 50 landscapes and textures, where the default one sees 12
 )
@@ -120,26 +118,23 @@ class TextFinder:
 _BUILT_IN: dict[str, Callable[[], Redactor]] = {"faces": FaceFinder, "text": TextFinder}
 
 
-def redactor_names() -> list[str]:
-    """Return the names of the installed redactors, the built-in ones first."""
-    return list(dict.fromkeys([*_BUILT_IN, *sorted(entry.name for entry in entry_points(group=GROUP))]))
+OTHERS: Plugins[Redactor] = Plugins(
+    "edgetune.redactors",
+    "redactor",
+    "a function whose result has a method 'find'",
+    lambda made: callable(getattr(made, "find", None)),
+    built_in=_BUILT_IN,
+    made=True,
+)
+"""Redactors that installed packages add."""
 
 
 def load_redactor(name: str) -> Redactor:
-    """Return the redactor with this name; an installed plugin goes before a built-in one.
+    """Return the redactor with this name, built in or of another package.
 
     Raises:
-        InputError: there is none, or it cannot be loaded.
-        ModuleNotFoundError: a library that it needs is missing.
+        InputError: there is none, or the package is broken.
+        MissingDependency: the package, or something that it needs, cannot be imported.
+        ModuleNotFoundError: a library that a built-in one needs is missing.
     """
-    for entry in entry_points(group=GROUP):
-        if entry.name == name:
-            made: Redactor = entry.load()()
-            if not callable(getattr(made, "find", None)):
-                raise InputError(f"the redactor {name!r} ({entry.value}) has no method 'find'")
-            return made
-    if name not in _BUILT_IN:
-        near = difflib.get_close_matches(name, redactor_names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(redactor_names())}"
-        raise InputError(f"no redactor is called {name!r}", hint=hint)
-    return _BUILT_IN[name]()
+    return _BUILT_IN[name]() if name in _BUILT_IN else OTHERS.load(name)

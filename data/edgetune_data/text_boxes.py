@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from edgetune_data.formats.base import Options, Value
@@ -19,7 +20,7 @@ from edgetune_data.frames import Frame, frame_of
 from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.errors import ImageError, InputError
-from edgetune_runtime.families import FAMILIES
+from edgetune_runtime.families import all_families
 from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.records.checks import FormError
 from edgetune_runtime.records.dialogue import Dialogue
@@ -51,17 +52,6 @@ _ASKS = re.compile(
     re.IGNORECASE,
 )
 """Words of a question whose answer's bare lists of four numbers are boxes."""
-_REQUESTS = [
-    re.compile(re.escape(request).replace(re.escape("{phrase}"), "(?P<phrase>.+?)") + r"\.?", re.IGNORECASE | re.DOTALL)
-    for request in dict.fromkeys(
-        (
-            "Locate {phrase} in this image and output the bbox coordinates in JSON format.",
-            *(family.ground_prompt for family in FAMILIES.values()),
-            "detect {phrase}",
-        )
-    )
-]
-"""Requests in which the phrase can be told from the rest: Qwen's fine-tuning data, the families' own, PaliGemma's."""
 _FENCE = re.compile(r"```(?:json)?", re.IGNORECASE)
 _LOC_STEPS = 1024
 
@@ -341,9 +331,25 @@ def _alone(said: _Said, names: list[str]) -> tuple[str, list[str]]:
     return f"[{marks}]", labels
 
 
+@cache
+def _requests() -> list[re.Pattern[str]]:
+    """Requests in which the phrase can be told: Qwen's fine-tuning data, those of all families, PaliGemma's."""
+    texts = (
+        "Locate {phrase} in this image and output the bbox coordinates in JSON format.",
+        *(family.ground_prompt for family in all_families()),
+        "detect {phrase}",
+    )
+    return [
+        re.compile(
+            re.escape(text).replace(re.escape("{phrase}"), "(?P<phrase>.+?)") + r"\.?", re.IGNORECASE | re.DOTALL
+        )
+        for text in dict.fromkeys(texts)
+    ]
+
+
 def _phrase(asked: str) -> list[str]:
     """Return what a request asks for, where it is one that is known."""
-    for request in _REQUESTS:
+    for request in _requests():
         if match := request.fullmatch(asked):
             return [match["phrase"].strip()]
     return []

@@ -1,16 +1,20 @@
 """The `edgetune` program: a group of verbs whose modules are imported only when they are called.
 
-`edgetune --help` reads the table below and imports no verb, hence neither numpy nor torch.
+`edgetune --help` reads the table below and the names that other packages declare, and imports no verb, hence neither
+numpy nor torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import EntryPoint
 
 import click
+from click.shell_completion import CompletionItem
 
 from edgetune import __version__
 from edgetune.commands._common import Program
+from edgetune_runtime.plugins import Plugins, package_of
 
 VERBS = {
     "data": "Convert, check, crop, split and count data sets.",
@@ -28,18 +32,32 @@ VERBS = {
     "completion": "Print the script for completion in bash, zsh or fish.",
 }
 
+OTHERS: Plugins[click.Command] = Plugins(
+    "edgetune.verbs",
+    "verb",
+    "a click command",
+    lambda found: isinstance(found, click.Command),
+    built_in=VERBS,
+)
+"""Verbs that installed packages add."""
+
 
 class LazyGroup(Program, click.Group):
     """A group that knows its verbs by name and one line of help, and imports one to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs in the order in which they are used."""
-        return list(VERBS)
+        return [*VERBS, *OTHERS.names()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the verb's module and return its `command`, or None when there is no such verb."""
+        """Import the verb's module and return its `command`, or None when there is no such verb.
+
+        Raises:
+            InputError: the verb is another package's, which is broken.
+            MissingDependency: it is, and something that it needs cannot be imported.
+        """
         if cmd_name not in VERBS:
-            return None
+            return OTHERS.load(cmd_name) if cmd_name in OTHERS.names() else None
         command = import_module(f"edgetune.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
@@ -48,14 +66,30 @@ class LazyGroup(Program, click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb that `args` starts with; a mistyped one gets a suggestion."""
-        if not (ctx.resilient_parsing or args[0].startswith("-") or args[0] in VERBS):
-            raise click.NoSuchCommand(args[0], possibilities=VERBS, ctx=ctx)
+        told = ctx.resilient_parsing or args[0].startswith("-") or args[0] in VERBS  # which searches no packages
+        if not told and args[0] not in (known := self.list_commands(ctx)):
+            raise click.NoSuchCommand(args[0], possibilities=known, ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the verbs from the table."""
+        """Write the verbs from the table, and those of other packages with the names of their packages."""
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
+        added = [(point.name, _told(point)) for point in OTHERS.points()]
+        if added:
+            with formatter.section("Verbs of other packages"):
+                formatter.write_dl(added)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the verbs, and the options that stand before one; nothing is imported."""
+        told = {point.name: _told(point) for point in OTHERS.points()} | VERBS
+        verbs = [CompletionItem(name, help=text) for name, text in told.items() if name.startswith(incomplete)]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+def _told(point: EntryPoint) -> str:
+    package = package_of(point)
+    return f"Not offered: {package} uses the name of a verb above." if point.name in VERBS else f"Of {package}."
 
 
 @click.command(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_core.template import check_template, own_template
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families import FAMILIES, Family, family_of
+from edgetune_runtime.families import Family, all_families, family_of
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.rules import open_preprocessing
@@ -74,7 +74,7 @@ class HubCheckpoint:
         if family.modules is None:
             raise InputError(f"{folder}: {family.title} is supported for its boxes only, not for training or running")
         if exported and not family.exports:
-            known = ", ".join(one.title for one in FAMILIES.values() if one.exports)
+            known = ", ".join(one.title for one in all_families() if one.exports)
             raise InputError(
                 f"{folder}: {family.title} (model type {config['model_type']!r}) cannot be exported",
                 hint=f"only {known} can; the others are trained, merged, scored and run as checkpoints",

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.plugins import Plugins
 
 if TYPE_CHECKING:
     from edgetune_export.job import ExportJob
@@ -77,25 +75,21 @@ FORMATS = {
     ),
 }
 
-
-GROUP = "edgetune.exporters"
+OTHERS: Plugins[Format] = Plugins(
+    "edgetune.exporters",
+    "format",
+    "an edgetune_export.formats.Format",
+    lambda found: isinstance(found, Format),
+    built_in=FORMATS,
+)
+"""Formats that installed packages add."""
 
 
 def find_format(name: str) -> Format:
-    """Return the format of this name, of ours or of another distribution.
+    """Return the format of this name, of ours or of another package.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the package is broken.
+        MissingDependency: the package, or something that it needs, cannot be imported.
     """
-    if name in FORMATS:
-        return FORMATS[name]
-    others = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in others:
-        known = [*FORMATS, *sorted(others)]
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the formats are {', '.join(known)}"
-        raise InputError(f"unknown format {name!r}", hint=hint)
-    found = others[name].load()
-    if not isinstance(found, Format):
-        raise InputError(f"format {name!r}: its entry point {others[name].value} is no edgetune_export.formats.Format")
-    return found
+    return FORMATS[name] if name in FORMATS else OTHERS.load(name)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.broken import Writer, face, photographs
 from edgetune.cli import cli
+from packages import search, write_package
 
 PLUGIN = '''
 from edgetune_data.redactors import Region
@@ -39,13 +40,8 @@ def run(*arguments: str | Path) -> Result:
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package with a redactor, installed as pip leaves one."""
-    site = tmp_path / "site"
-    (site / "reds-1.0.dist-info").mkdir(parents=True)
-    (site / "reds-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: reds\nVersion: 1.0\n")
-    (site / "reds-1.0.dist-info" / "entry_points.txt").write_text("[edgetune.redactors]\nreds = reds_plugin:Reds\n")
-    (site / "reds_plugin.py").write_text(PLUGIN)
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.delitem(sys.modules, "reds_plugin", raising=False)
+    points = {"edgetune.redactors": {"reds": "reds_plugin:Reds"}}
+    search(write_package(tmp_path / "site", points, {"reds_plugin.py": PLUGIN}, name="reds"), monkeypatch)
 
 
 def write(folder: Path) -> Path:

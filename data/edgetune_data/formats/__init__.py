@@ -6,9 +6,7 @@ these recognises, so that reading ordinary data never searches the installed pac
 
 from __future__ import annotations
 
-import difflib
 from functools import cache, lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from edgetune_data.formats import (
@@ -29,8 +27,8 @@ from edgetune_data.formats import (
 from edgetune_data.formats.base import Format
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.plugins import Plugins
 
-GROUP = "edgetune.formats"
 BUILT_IN = (
     table.CSV,
     table.PARQUET,
@@ -50,30 +48,31 @@ BUILT_IN = (
 """Formats of this package, in the order in which they are asked: the one that would take most comes last."""
 
 
+OTHERS: Plugins[Format] = Plugins(
+    "edgetune.formats",
+    "format",
+    "an edgetune_data.formats.base.Format",
+    lambda found: isinstance(found, Format),
+    built_in=("auto", *(format.name for format in BUILT_IN)),
+    named=True,
+)
+"""Formats that installed packages add."""
+
+
 @cache
 def others() -> tuple[Format, ...]:
     """Return the formats of other installed packages, sorted by name.
 
     Raises:
         InputError: one cannot be loaded, is no `Format`, or has the name of another one.
+        MissingDependency: one needs something that cannot be imported.
     """
-    found: dict[str, Format] = {format.name: format for format in BUILT_IN}
-    for entry in sorted(entry_points(group=GROUP)):
-        try:
-            made = entry.load()
-        except Exception as error:  # whatever the other package raises
-            raise InputError(f"the format {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
-        if not isinstance(made, Format):
-            raise InputError(f"the format {entry.name!r} ({entry.value}) is no edgetune_data.formats.base.Format")
-        if made.name in found:
-            raise InputError(f"the format {made.name!r} ({entry.value}) has the name of another one")
-        found[made.name] = made
-    return tuple(found.values())[len(BUILT_IN) :]
+    return tuple(OTHERS.load_all())
 
 
 def names() -> list[str]:
     """Return the names of all formats, the built-in ones first."""
-    return [format.name for format in (*BUILT_IN, *others())]
+    return [*(format.name for format in BUILT_IN), *OTHERS.names()]
 
 
 def find(name: str, path: Path) -> Format:
@@ -87,12 +86,7 @@ def find(name: str, path: Path) -> Format:
     for format in BUILT_IN:
         if format.name == name:
             return format
-    for format in others():
-        if format.name == name:
-            return format
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else None
-    raise InputError(f"format {name!r} is not one of auto, {', '.join(names())}", hint=hint)
+    return OTHERS.load(name)
 
 
 def sniff(path: Path) -> Format:

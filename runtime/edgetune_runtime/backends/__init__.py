@@ -6,7 +6,6 @@ An engine is imported only when a bundle of its format is loaded, and its librar
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from edgetune_runtime.backends.base import (
@@ -21,6 +20,7 @@ from edgetune_runtime.backends.base import (
     ModelShape,
 )
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.plugins import Plugins
 from edgetune_runtime.threads import check_threads
 
 if TYPE_CHECKING:
@@ -40,8 +40,13 @@ __all__ = [
     "load_backend",
 ]
 
-ENGINES = "edgetune.backends"
-"""Entry-point group of engines from other distributions: NAME = a subclass of `Backend`."""
+ENGINES: Plugins[type[Backend]] = Plugins(
+    "edgetune.backends",
+    "engine",
+    "a subclass of edgetune_runtime.Backend",
+    lambda kind: isinstance(kind, type) and issubclass(kind, Backend),
+)
+"""Engines of installed packages, and ours under torch; the runtime's other engines have no names."""
 
 _OWN = ("onnx.engine:OnnxBackend", "onnx.packed:PackedBackend", "trt.engine:TrtBackend")
 """The runtime's own engines, which come before installed ones for the formats that they claim."""
@@ -75,11 +80,7 @@ def load_backend(
 
 def _named(name: str, bundle: Bundle) -> type[Backend]:
     """The installed engine of this name."""
-    found = {point.name: point for point in entry_points(group=ENGINES)}
-    if name not in found:
-        known = ", ".join(sorted(found)) or "none"
-        raise InputError(f"unknown engine {name!r}", hint=f"installed beside the runtime's own: {known}")
-    kind = _imported(found[name])
+    kind = ENGINES.load(name)
     if bundle.format not in kind.formats:
         raise InputError(
             f"{bundle.folder}: the engine {name} does not read format {bundle.format!r}",
@@ -91,14 +92,14 @@ def _named(name: str, bundle: Bundle) -> type[Backend]:
 def _claiming(bundle: Bundle) -> type[Backend]:
     """The first engine that reads the bundle's format."""
     for place in _OWN:
-        module, _, name = place.partition(":")
-        kind: type[Backend] = getattr(import_module(f"edgetune_runtime.backends.{module}"), name)
+        module, _, own = place.partition(":")
+        kind: type[Backend] = getattr(import_module(f"edgetune_runtime.backends.{module}"), own)
         if bundle.format in kind.formats:
             return kind
     missing: list[MissingDependency] = []
-    for point in entry_points(group=ENGINES):
+    for name in ENGINES.names():
         try:
-            kind = _imported(point)
+            kind = ENGINES.load(name)
         except MissingDependency as error:  # another one may read the format
             missing.append(error)
             continue
@@ -108,17 +109,6 @@ def _claiming(bundle: Bundle) -> type[Backend]:
         f"{bundle.folder}: no engine here reads format {bundle.format!r}",
         hint="; ".join(map(str, missing)) or "install an engine for it, or export to another format",
     )
-
-
-def _imported(point: EntryPoint) -> type[Backend]:
-    """The class that an entry point names."""
-    try:
-        kind = point.load()
-    except (ImportError, AttributeError) as error:  # a module or its class is not there
-        raise MissingDependency(f"the engine {point.name} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Backend)):
-        raise InputError(f"the engine {point.name} ({point.value}) is not a subclass of edgetune_runtime.Backend")
-    return kind
 
 
 def _check_shape(bundle: Bundle, shape: ModelShape) -> None:

@@ -1,8 +1,7 @@
-"""The model families that are known, by name."""
+"""The model families that are known, by name: ours, and those of installed packages."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from edgetune_runtime.errors import InputError
@@ -18,25 +17,58 @@ from edgetune_runtime.families import (
     smolvlm,
 )
 from edgetune_runtime.families.base import Chat, Family, Modules
+from edgetune_runtime.plugins import Plugins
 
-__all__ = ["FAMILIES", "Chat", "Family", "Modules", "family_of", "get_family"]
+__all__ = ["FAMILIES", "Chat", "Family", "Modules", "all_families", "family_of", "get_family"]
 
 _MODULES = (qwen3_vl, qwen2_5_vl, qwen2_vl, qwen_vl, internvl, llava, llava_onevision, smolvlm, idefics3)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+
+
+OTHERS: Plugins[Family] = Plugins(
+    "edgetune.families",
+    "model family",
+    "an edgetune_runtime.families.Family",
+    lambda found: isinstance(found, Family),
+    built_in=FAMILIES,
+    named=True,
+)
+"""Families that installed packages add; they are asked about what none of ours is."""
+
+
+def all_families() -> list[Family]:
+    """Return ours and those of other packages.
+
+    Raises:
+        InputError: a package is broken, or its family has the name or a `model_type` of another one.
+        MissingDependency: a package, or something that it needs, cannot be imported.
+    """
+    families = list(FAMILIES.values())
+    for family in OTHERS.load_all():
+        theirs = {kind: known for known in families for kind in known.model_types}
+        for kind in family.model_types:
+            if kind in theirs:
+                raise InputError(
+                    f"the model family {family.name!r} of {OTHERS.package(family.name)} claims model type {kind!r}, "
+                    f"which is that of {theirs[kind].name!r}",
+                    hint="uninstall the package, or ask its authors for a model type of its own",
+                )
+        families.append(family)
+    return families
 
 
 def get_family(name: str) -> Family:
     """Return the family with this name or with this `model_type` of a config.json.
 
     Raises:
-        InputError: the name is unknown; the hint has the nearest known one, or all of them.
+        InputError: the name is unknown; the hint has the nearest known one, or all of them. Or as `all_families`.
     """
-    by_name = {model_type: family for family in FAMILIES.values() for model_type in family.model_types} | FAMILIES
-    if name in by_name:
-        return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known families: {', '.join(FAMILIES)}"
-    raise InputError(f"unknown model family {name!r}", hint=hint)
+    for families in (FAMILIES.values, all_families):  # ours first: what is known searches no packages
+        known = list(families())
+        found = [one for one in known if one.name == name] + [one for one in known if name in one.model_types]
+        if found:
+            return found[0]
+    raise OTHERS.unknown(name)
 
 
 def family_of(model_type: str, tokens: Collection[str]) -> Family:

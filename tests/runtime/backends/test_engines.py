@@ -9,18 +9,14 @@ import pytest
 from edgetune_runtime import Session
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
 from edgetune_runtime.errors import InputError
+from packages import search, write_package
 
 
 @pytest.fixture
 def other_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installed distribution that declares the runtime's own ONNX engine as the engine "again"."""
-    info = tmp_path / "others-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[edgetune.backends]\nagain = edgetune_runtime.backends.onnx.engine:OnnxBackend\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    points = {"edgetune.backends": {"again": "edgetune_runtime.backends.onnx.engine:OnnxBackend"}}
+    search(write_package(tmp_path, points, name="others"), monkeypatch)
     return tmp_path
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from edgetune.cli import cli
 from edgetune_runtime.manifest import sha256_file, sha256_tree
+from packages import write_package
 
 SMALL = ("--max-new-tokens", "8", "--threads", "1", "--warmup", "0")
 ABSENT = ("torch", "transformers", "psutil", "click", "tqdm", "onnx", "edgetune", "edgetune_bench", "huggingface_hub")
@@ -181,11 +182,7 @@ def gpu_engine(alone: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     It is a distribution of its own and computes on the CPU, with the runtime's ONNX loader.
     """
     folder = tmp_path_factory.mktemp("engine")
-    info = folder / "gpu_engine-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gpu-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edgetune.backends]\ngpu = gpu_engine:Engine\n")
-    (folder / "gpu_engine.py").write_text(
+    module = (
         "from edgetune_runtime.backends.onnx.engine import OnnxBackend\n"
         "from edgetune_runtime.errors import InputError\n"
         "class Engine(OnnxBackend):\n"
@@ -194,6 +191,7 @@ def gpu_engine(alone: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         "        if threads is not None: raise InputError(f'{threads} threads on {device}')\n"
         "        return super().load(bundle, device='cpu', threads=1)\n"
     )
+    write_package(folder, {"edgetune.backends": {"gpu": "gpu_engine:Engine"}}, {"gpu_engine.py": module})
     return alone | {"PYTHONPATH": os.pathsep.join((str(folder), alone["PYTHONPATH"]))}
 
 
