@@ -13,7 +13,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),onnxrunti
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test fuzz check install install-test clean
+.PHONY: demo test fuzz check docs install install-test clean
 
 demo: install ## train, merge, calibrate, export, run and compare the tiny model; writes runs/demo
 	$(BIN)/edgetune demo $(ARGS)
@@ -30,14 +30,19 @@ check: install-test ## linter, formatter and type checkers
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 --package edgetune_runtime
 
+docs: $(VENV)/.installed-docs ## the documentation as a site with search, in site/; dead links and anchors are errors
+	$(BIN)/mkdocs build --strict
+
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
 
-# torch goes first and by its plain name, so that an index or a folder with a CPU build of the release can serve it.
-$(VENV)/.torch: constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"error: edgetune needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}\nhint: make PYTHON=python3.11 ...")'
-	@echo "installing into $(VENV) (some minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
+
+# torch goes first and by its plain name, so that an index or a folder with a CPU build of the release can serve it.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (some minutes, once)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet torch==2.13.0
 	@touch $@
 
@@ -50,5 +55,10 @@ $(VENV)/.installed-test: $(VENV)/.torch $(PINS)
 	@$(if $(RTX),$(PIP) --no-deps $(RTX))
 	@touch $@ $(VENV)/.installed
 
+# Neither torch nor another extra: an editable runtime and what reads its docstrings.
+$(VENV)/.installed-docs: $(PINS) | $(BIN)/python
+	@$(PIP) --editable runtime --editable ".[docs]"
+	@touch $@
+
 clean: ## remove the environment and what the tools left
-	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs site dist .mypy_cache .ruff_cache .pytest_cache

@@ -16,11 +16,12 @@ from edgetune_runtime.timing import Timings
 class Answer(grounding.Answer):
     """A model's reply to a request for boxes.
 
-    >>> from edgetune_runtime import Session
-    >>> with Session.load("runs/onnx-int4") as session:
-    ...     answer = session.answer("photo.png", session.request("the owl"), max_new_tokens=12)
-    >>> answer.status in ("found", "refused", "unparsed") and answer.timings.tokens <= 12
-    True
+    Examples:
+        >>> from edgetune_runtime import Session
+        >>> with Session.load("runs/onnx-int4") as session:
+        ...     answer = session.answer("photo.png", session.request("the owl"), max_new_tokens=12)
+        >>> answer.status in ("found", "refused", "unparsed") and answer.timings.tokens <= 12
+        True
 
     Attributes:
         detections: boxes in float pixels of the original upright image, with labels and scores; see `Detection`.
@@ -50,12 +51,13 @@ class Answer(grounding.Answer):
 class Stream(Iterator[str]):
     """An answer in words, piece by piece as it is generated.
 
-    >>> from edgetune_runtime import Session
-    >>> with Session.load("runs/onnx-int4") as session:
-    ...     stream = session.stream("photo.png", "What is on the table?", max_new_tokens=8)
-    ...     words = "".join(stream)
-    >>> stream.timings.tokens <= 8
-    True
+    Examples:
+        >>> from edgetune_runtime import Session
+        >>> with Session.load("runs/onnx-int4") as session:
+        ...     stream = session.stream("photo.png", "What is on the table?", max_new_tokens=8)
+        ...     words = "".join(stream)
+        >>> stream.timings.tokens <= 8
+        True
 
     Args:
         pieces: gives the pieces and returns what they cost.

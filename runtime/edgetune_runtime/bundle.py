@@ -52,10 +52,11 @@ class Limits:
 class Bundle:
     """A loaded description; the weights stay on disk. Everything in it was checked.
 
-    >>> from edgetune_runtime import Bundle
-    >>> bundle = Bundle.load("runs/onnx-int4")
-    >>> bundle.format, bundle.box_format.frame, bundle.request("the owl")
-    ('onnx', 'norm1000', 'Locate the owl and output its bbox coordinates in JSON format.')
+    Examples:
+        >>> from edgetune_runtime import Bundle
+        >>> bundle = Bundle.load("runs/onnx-int4")
+        >>> bundle.format, bundle.box_format.frame, bundle.request("the owl")
+        ('onnx', 'norm1000', 'Locate the owl and output its bbox coordinates in JSON format.')
 
     Attributes:
         folder: where the bundle is, absolute.

@@ -21,12 +21,13 @@ def draw_detections(
 ) -> Image.Image:
     """Return a copy of an image with boxes and their labels; sizes follow the image's.
 
-    >>> from PIL import Image
-    >>> from edgetune_runtime import Detection, draw_detections
-    >>> image = Image.open("photo.png")
-    >>> drawn = draw_detections(image, [Detection((10, 10, 60, 40), "the owl")], color="red")
-    >>> drawn.size == image.size and drawn.getpixel((10, 25))
-    (255, 0, 0)
+    Examples:
+        >>> from PIL import Image
+        >>> from edgetune_runtime import Detection, draw_detections
+        >>> image = Image.open("photo.png")
+        >>> drawn = draw_detections(image, [Detection((10, 10, 60, 40), "the owl")], color="red")
+        >>> drawn.size == image.size and drawn.getpixel((10, 25))
+        (255, 0, 0)
 
     Args:
         image: the upright image that the boxes belong to.

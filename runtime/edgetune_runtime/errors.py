@@ -28,12 +28,13 @@ MAX_MESSAGE = 2000
 class EdgetuneError(Exception):
     """Base of all expected failures.
 
-    >>> from edgetune_runtime import EdgetuneError, Session
-    >>> try:
-    ...     Session.load("nowhere")
-    ... except EdgetuneError as error:
-    ...     print(error.hint)
-    give a folder that an edgetune command wrote to the end
+    Examples:
+        >>> from edgetune_runtime import EdgetuneError, Session
+        >>> try:
+        ...     Session.load("nowhere")
+        ... except EdgetuneError as error:
+        ...     print(error.hint)
+        give a folder that an edgetune command wrote to the end
 
     Args:
         message: what went wrong and where. Line breaks are folded so that `str()` is one line, and what is longer than
@@ -61,26 +62,28 @@ def _restored(kind: type[EdgetuneError], message: str, attributes: dict[str, obj
 class InputError(EdgetuneError):
     """The user's input cannot be used as it is.
 
-    >>> from edgetune_runtime import InputError, Session
-    >>> with Session.load("runs/onnx-int4") as session:
-    ...     try:
-    ...         session.ground("photo.png", " ")
-    ...     except InputError as error:
-    ...         print(error)
-    the phrase is empty
+    Examples:
+        >>> from edgetune_runtime import InputError, Session
+        >>> with Session.load("runs/onnx-int4") as session:
+        ...     try:
+        ...         session.ground("photo.png", " ")
+        ...     except InputError as error:
+        ...         print(error)
+        the phrase is empty
     """
 
 
 class ImageError(InputError):
     """An image is missing, broken, or outside the accepted limits.
 
-    >>> from edgetune_runtime import ImageError, Session
-    >>> with Session.load("runs/onnx-int4") as session:
-    ...     try:
-    ...         session.ground(None, "the owl")
-    ...     except ImageError as error:
-    ...         print(error)
-    not an image: None, which cameras and OpenCV give when they have no picture
+    Examples:
+        >>> from edgetune_runtime import ImageError, Session
+        >>> with Session.load("runs/onnx-int4") as session:
+        ...     try:
+        ...         session.ground(None, "the owl")
+        ...     except ImageError as error:
+        ...         print(error)
+        not an image: None, which cameras and OpenCV give when they have no picture
     """
 
 
@@ -96,12 +99,13 @@ class RecordError(InputError):
 class BundleError(EdgetuneError):
     """A stage folder or bundle is not what it claims to be.
 
-    >>> from edgetune_runtime import Bundle, BundleError
-    >>> try:
-    ...     Bundle.load("runs")
-    ... except BundleError as error:
-    ...     print(str(error).split("/")[-1])
-    runs: no manifest.json in this folder
+    Examples:
+        >>> from edgetune_runtime import Bundle, BundleError
+        >>> try:
+        ...     Bundle.load("runs")
+        ... except BundleError as error:
+        ...     print(str(error).split("/")[-1])
+        runs: no manifest.json in this folder
     """
 
 
@@ -132,9 +136,10 @@ class GateInconclusive(EdgetuneError):
 class MissingDependency(EdgetuneError):
     """Something has to be installed first; `hint` holds the command.
 
-    >>> from edgetune_runtime import MissingDependency
-    >>> MissingDependency("onnxruntime is not installed", hint="pip install onnxruntime").exit_code
-    3
+    Examples:
+        >>> from edgetune_runtime import MissingDependency
+        >>> MissingDependency("onnxruntime is not installed", hint="pip install onnxruntime").exit_code
+        3
     """
 
     exit_code = 3

@@ -72,11 +72,12 @@ class _Clock:
 class Session:
     """One bundle in memory.
 
-    >>> from edgetune_runtime import Session
-    >>> session = Session.load("runs/onnx-int4")
-    >>> session.ground("photo.png", "the owl", max_new_tokens=12)  # an untrained model finds nothing
-    []
-    >>> session.close()
+    Examples:
+        >>> from edgetune_runtime import Session
+        >>> session = Session.load("runs/onnx-int4")
+        >>> session.ground("photo.png", "the owl", max_new_tokens=12)  # an untrained model finds nothing
+        []
+        >>> session.close()
 
     Threads may share a session: their calls queue, and each gets its own answer. A model has one sequence, so a
     `stream` that was not read to its end is ended by the next call and says so when it is read on.
@@ -221,7 +222,8 @@ class Session:
             The answer; for a list, one for each. The first of them has the time of the encoder.
 
         Raises:
-            ImageError, InputError: as `ground`.
+            ImageError: as `ground`.
+            InputError: as `ground`.
         """
         answers = []
         with self._lock:
@@ -243,7 +245,8 @@ class Session:
         The next call of the session ends a stream, which then raises `InputError` when it is read on.
 
         Raises:
-            ImageError, InputError: as `ground`.
+            ImageError: as `ground`.
+            InputError: as `ground`.
         """
         with self._lock:
             clock = self._begin()

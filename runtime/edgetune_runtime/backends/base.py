@@ -81,14 +81,15 @@ class ModelShape:
 class Backend(ABC):
     """One loaded model and one sequence in its KV cache.
 
-    >>> import numpy as np
-    >>> from edgetune_runtime import Bundle
-    >>> from edgetune_runtime.backends import load_backend
-    >>> engine = load_backend(Bundle.load("runs/onnx-int4"))
-    >>> engine.reserve(2)
-    >>> logits = engine.forward(engine.embed(np.array([1, 2])), np.array([[0, 1]] * 3))
-    >>> engine.formats, engine.length, len(logits) == engine.shape.vocabulary
-    (('onnx',), 2, True)
+    Examples:
+        >>> import numpy as np
+        >>> from edgetune_runtime import Bundle
+        >>> from edgetune_runtime.backends import load_backend
+        >>> engine = load_backend(Bundle.load("runs/onnx-int4"))
+        >>> engine.reserve(2)
+        >>> logits = engine.forward(engine.embed(np.array([1, 2])), np.array([[0, 1]] * 3))
+        >>> engine.formats, engine.length, len(logits) == engine.shape.vocabulary
+        (('onnx',), 2, True)
 
     Public methods check shapes, dtypes and state; engines override the methods that end in `_impl`, which may rely on
     it. An engine serves one thread at a time.

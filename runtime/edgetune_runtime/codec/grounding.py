@@ -51,11 +51,12 @@ _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 class Detection:
     """One box that a model answered with.
 
-    >>> from edgetune_runtime import Detection
-    >>> owl = Detection((110.0, 28.5, 244.0, 134.0), "the owl", 0.93)
-    >>> x1, y1, x2, y2 = owl.box
-    >>> owl.label, x2 - x1
-    ('the owl', 134.0)
+    Examples:
+        >>> from edgetune_runtime import Detection
+        >>> owl = Detection((110.0, 28.5, 244.0, 134.0), "the owl", 0.93)
+        >>> x1, y1, x2, y2 = owl.box
+        >>> owl.label, x2 - x1
+        ('the owl', 134.0)
 
     Attributes:
         box: (x1, y1, x2, y2) in float pixels of the original upright image.
