@@ -11,7 +11,7 @@ import numpy as np
 from edgetune_runtime.bench.predictions import GroundPrediction
 from edgetune_runtime.bench.results import AveragePrecision, Interval
 from edgetune_runtime.bench.significance import draws
-from edgetune_runtime.errors import MissingDependency
+from edgetune_runtime.errors import MissingDependency, install_command
 
 _NAMES = {
     "ap": "AP_all",
@@ -81,7 +81,7 @@ def library() -> Any:
     try:
         return importlib.import_module("faster_coco_eval")
     except ImportError as error:
-        hint = 'pip install "edgetune[metrics]"'
+        hint = install_command("metrics")
         raise MissingDependency("COCO-style AP needs faster-coco-eval", hint=hint) from error
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgetune_runtime.bench.results import ScoreInterval
 from edgetune_runtime.bench.significance import draws
-from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.errors import InputError, MissingDependency, install_command
 
 Words = Sequence[str]
 _LONGEST = 4  # words of an n-gram
@@ -142,4 +142,4 @@ def library() -> Any:
     try:
         return importlib.import_module("sacrebleu.metrics")
     except ImportError as error:
-        raise MissingDependency("BLEU needs sacrebleu", hint='pip install "edgetune[metrics]"') from error
+        raise MissingDependency("BLEU needs sacrebleu", hint=install_command("metrics")) from error

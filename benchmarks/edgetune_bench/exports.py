@@ -27,7 +27,7 @@ from typing import Any
 from edgetune_bench.average_precision import coco_results, coco_truth
 from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.predictions import GroundPrediction, Prediction, VqaPrediction, grounding, questions
-from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_runtime.images.load import load_image, read_header, upright_size
 
 _SPLIT = "test"  # of EvalScope's refcoco set
@@ -170,7 +170,7 @@ def _parquet(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     try:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        hint = 'pip install "edgetune[data]"'
+        hint = install_command("data")
         raise MissingDependency("EvalScope's refcoco set is a parquet file, which pyarrow writes", hint=hint) from error
     folder.mkdir(parents=True)
     parquet.write_table(arrow.Table.from_pylist(list(rows)), folder / f"{_SPLIT}-00000-of-00001.parquet")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_core.checkpoint import HubCheckpoint, tensor_shapes, weights_sha256
-from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST, read_manifest
 
@@ -48,7 +48,7 @@ class Adapter:
             from safetensors import SafetensorError
             from safetensors.torch import load_file
         except ImportError as error:
-            raise MissingDependency("an adapter needs peft", hint="pip install 'edgetune[train]'") from error
+            raise MissingDependency("an adapter needs peft", hint=install_command("train")) from error
 
         path = folder / "adapter_config.json"
         config = read_json(path)

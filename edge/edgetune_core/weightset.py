@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
 from edgetune_runtime.manifest import MANIFEST, read_manifest, sha256_tree, verify_files
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, unpack_nibbles
 
@@ -240,7 +240,7 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            "safetensors is not installed", hint='pip install "edgetune-runtime[packed]"'
+            "safetensors is not installed", hint=install_command("packed", "edgetune-runtime")
         ) from error
     return safetensors.numpy
 

@@ -145,6 +145,36 @@ class MissingDependency(EdgetuneError):
     exit_code = 3
 
 
+def install_command(extra: str, of: str = "edgetune") -> str:
+    """Return the command that adds an extra to an installed distribution, from where that came from.
+
+    A distribution that was installed from a clone, a wheel or a repository gets its extra from there; one that came
+    from a package index, or is not installed, by its name.
+
+    Args:
+        extra: the extra's name, such as "train".
+        of: "edgetune" or "edgetune-runtime".
+    """
+    import json
+    from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        origin = json.loads(metadata.distribution(of).read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        origin = {}
+    url, vcs = origin.get("url", ""), origin.get("vcs_info")
+    if url.startswith("file:"):
+        editable = "--editable " if origin.get("dir_info", {}).get("editable") else ""
+        return f'pip install {editable}"{url2pathname(urlsplit(url).path)}[{extra}]"'
+    if vcs:
+        url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    if "subdirectory" in origin:
+        url += f"#subdirectory={origin['subdirectory']}"
+    return f'pip install "{of}[{extra}]{" @ " if url else ""}{url}"'
+
+
 def excerpt(value: Any, most: int = 200) -> str:
     """Return a value as an error message quotes it: its repr, cut short where it is longer than `most` characters.
 

@@ -68,10 +68,9 @@ def test_a_missing_library_is_said_before_a_model_is_loaded(
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     done = evaluate(bundle, "--data", data, "--metric", "ap", *SMALL)
     assert done.exit_code == 3
-    assert done.stderr.splitlines() == [
-        "error: COCO-style AP needs faster-coco-eval",
-        'hint: pip install "edgetune[metrics]"',
-    ]
+    error, hint = done.stderr.splitlines()
+    assert error == "error: COCO-style AP needs faster-coco-eval"
+    assert hint.startswith("hint: pip install ") and hint.endswith('[metrics]"')
 
 
 def one_pass(folder: Path, image: Image.Image, text: str, answer: str) -> list[tuple[str, float]]:

@@ -82,10 +82,9 @@ def test_require_decides_the_exit_code(tmp_path: Path) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
     broken = doctor("--require", "train,onnx", path=tmp_path)
     assert broken.returncode == 3
-    assert broken.stderr == (
-        "error: missing: onnx (libcudart.so.13: cannot open shared object file)\n"
-        'hint: pip install "edgetune-runtime[onnx]"\n'
-    )
+    error, hint = broken.stderr.splitlines()
+    assert error == "error: missing: onnx (libcudart.so.13: cannot open shared object file)"
+    assert hint.startswith("hint: pip install ") and hint.endswith('[onnx]"')
     assert doctor(path=tmp_path).returncode == 0
 
 

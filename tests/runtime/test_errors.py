@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from edgetune_runtime import errors
 
@@ -38,3 +43,36 @@ def test_messages_are_one_line() -> None:
 def test_record_errors_say_where() -> None:
     error = errors.RecordError("no image", path=Path("sets/a.jsonl"), line=17)
     assert str(error) == "sets/a.jsonl:17: no image"
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, 'pip install "acme[gpu]"'),  # from a package index
+        ({"url": "file:///home/me/my%20clone", "dir_info": {}}, 'pip install "/home/me/my clone[gpu]"'),
+        ({"url": "file:///clone", "dir_info": {"editable": True}}, 'pip install --editable "/clone[gpu]"'),
+        (
+            {"url": "file:///dist/acme-1-py3-none-any.whl", "archive_info": {}},
+            'pip install "/dist/acme-1-py3-none-any.whl[gpu]"',
+        ),
+        (
+            {"url": "https://host/a.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}, "subdirectory": "sub"},
+            'pip install "acme[gpu] @ git+https://host/a.git@c0ffee#subdirectory=sub"',
+        ),
+    ],
+)
+def test_an_extra_is_installed_from_where_its_distribution_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: dict[str, Any] | None, command: str
+) -> None:
+    """Pip writes where a distribution came from into direct_url.json (PEP 610)."""
+    info = tmp_path / "acme-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")
+    if origin is not None:
+        (info / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert errors.install_command("gpu", "acme") == command
+
+
+def test_an_extra_of_what_is_not_installed_is_asked_for_by_name() -> None:
+    assert errors.install_command("train", "acme-that-is-nowhere") == 'pip install "acme-that-is-nowhere[train]"'

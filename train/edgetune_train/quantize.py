@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from edgetune_core.checkpoint import HubCheckpoint
-from edgetune_runtime.errors import MissingDependency
+from edgetune_runtime.errors import MissingDependency, install_command
 
 
 def nf4(checkpoint: HubCheckpoint, dtype: torch.dtype) -> Any:
@@ -27,7 +27,7 @@ def nf4(checkpoint: HubCheckpoint, dtype: torch.dtype) -> Any:
     if find_spec("bitsandbytes") is None:
         raise MissingDependency(
             "--quantize nf4: the Python package 'bitsandbytes' is not installed",
-            hint='pip install "edgetune[qlora]"',
+            hint=install_command("qlora"),
         )
     modules = checkpoint.modules
     make: Any = BitsAndBytesConfig

@@ -20,7 +20,7 @@ import click
 from edgetune.commands._config import load_config
 from edgetune.commands._options import parameters
 from edgetune_core.options import Options
-from edgetune_runtime.errors import EdgetuneError
+from edgetune_runtime.errors import EdgetuneError, install_command
 from edgetune_runtime.signals import Terminated, sigterm_raises
 from edgetune_runtime.terminal import drop, finish, printable, report, say
 
@@ -205,7 +205,7 @@ def _exit_code(run: Callable[[], object]) -> int:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA_OF_MODULE:
             raise
-        hint = f'pip install "edgetune[{EXTRA_OF_MODULE[module]}]"'
+        hint = install_command(EXTRA_OF_MODULE[module])
         return _report(f"the Python package {module!r} is not installed", hint, 3)
     except OSError as error:
         return _report_system_error(error)

@@ -48,7 +48,7 @@ def command(console: Console, **options: object) -> None:
 def _checkpoint(options: argparse.Namespace) -> Runner:
     """Return a checkpoint that answers under torch."""
     from edgetune_runtime.backends import Device
-    from edgetune_runtime.errors import InputError, MissingDependency
+    from edgetune_runtime.errors import InputError, MissingDependency, install_command
     from edgetune_runtime.threads import check_threads
 
     if options.engine is not None:
@@ -59,9 +59,7 @@ def _checkpoint(options: argparse.Namespace) -> Runner:
 
         from edgetune_core.torch_runner.model import TorchModel
     except ImportError as error:
-        raise MissingDependency(
-            "a checkpoint needs torch and transformers", hint="pip install 'edgetune[train]'"
-        ) from error
+        raise MissingDependency("a checkpoint needs torch and transformers", hint=install_command("train")) from error
     Device.parse(options.device)
     notices: Any = logging
     notices.disable_progress_bar()

@@ -10,6 +10,7 @@ from functools import partial
 
 from edgetune.doctor.engines import Probe, probe_engine
 from edgetune.doctor.packages import Package, packages_of_extra
+from edgetune_runtime.errors import install_command
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Feature:
 
 _EXTRAS = ("train", "export", "bench")
 _ENGINES = {
-    "onnx": (Probe("onnxruntime", "CPUExecutionProvider"), 'pip install "edgetune-runtime[onnx]"'),
+    "onnx": (Probe("onnxruntime", "CPUExecutionProvider"), install_command("onnx", "edgetune-runtime")),
     "onnx-cuda": (
         Probe("onnxruntime", "CUDAExecutionProvider"),
-        'pip uninstall onnxruntime && pip install "edgetune-runtime[onnx-gpu]"',
+        "pip uninstall onnxruntime && " + install_command("onnx-gpu", "edgetune-runtime"),
     ),
-    "torch": (Probe("torch", "cpu"), 'pip install "edgetune[train]"'),
+    "torch": (Probe("torch", "cpu"), install_command("train")),
     "torch-cuda": (
         Probe("torch", "cuda"),
         "pip install --force-reinstall torch (on a machine with an NVIDIA GPU; PyPI's Linux wheels have CUDA)",
@@ -76,4 +77,4 @@ def _examine(name: str) -> Feature:
     packages = packages_of_extra("edgetune", name)
     lacking = [package for package in packages if not package.fits]
     detail = ", ".join(package.complaint for package in lacking) or f"{len(packages)} packages present"
-    return Feature(name, not lacking, detail, f'pip install "edgetune[{name}]"', tuple(packages))
+    return Feature(name, not lacking, detail, install_command(name), tuple(packages))

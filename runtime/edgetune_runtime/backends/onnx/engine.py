@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.onnx.cache import make_cache
-from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
 
 if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle
@@ -160,7 +160,8 @@ def _onnxruntime() -> Any:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            "onnxruntime is not installed", hint='pip install "edgetune-runtime[onnx]" (or [onnx-gpu] for CUDA)'
+            "onnxruntime is not installed",
+            hint=install_command("onnx", "edgetune-runtime") + " (or [onnx-gpu] for CUDA)",
         ) from error
     return onnxruntime
 
@@ -188,9 +189,10 @@ def _open(
     settings: Any = (
         [provider] if device.kind == "cpu" else [(provider, {"device_id": device.number}), "CPUExecutionProvider"]
     )
+    gpu = install_command("onnx-gpu", "edgetune-runtime")
     missing = MissingDependency(
         f"onnxruntime {ort.__version__} cannot run on {device.kind}: its {provider} is not there",
-        hint='pip uninstall onnxruntime, then pip install "edgetune-runtime[onnx-gpu]", with its CUDA libraries',
+        hint=f"pip uninstall onnxruntime, then {gpu}, with its CUDA libraries",
     )
     if provider not in ort.get_available_providers():
         raise missing

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.backends.onnx.engine import OnnxBackend, graphs_of
-from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
 from edgetune_runtime.quant.blocks import BlockFormat, in_nibbles, pack_nibbles
 from edgetune_runtime.quant.layouts import GROUPS, LAYOUTS, Layout
 
@@ -69,7 +69,7 @@ def read_weights(
         from safetensors import safe_open
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            "safetensors is not installed", hint='pip install "edgetune-runtime[packed]"'
+            "safetensors is not installed", hint=install_command("packed", "edgetune-runtime")
         ) from error
     weights: dict[str, Array] = {}
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ from edgetune_runtime.backends.triton.packing import Linear
 from edgetune_runtime.backends.triton.vision import load_vision
 from edgetune_runtime.backends.triton.weights import Checkpoint, read_decoder
 from edgetune_runtime.bundle import Bundle
-from edgetune_runtime.errors import InputError, MissingDependency
+from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_runtime.quant.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ def _kernels() -> ModuleType:
     try:
         from edgetune_runtime.backends.triton import step
     except ModuleNotFoundError as error:
-        raise MissingDependency("triton is not installed", hint='pip install "edgetune-runtime[triton]"') from error
+        raise MissingDependency(
+            "triton is not installed", hint=install_command("triton", "edgetune-runtime")
+        ) from error
     return step
 
 
