@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -68,15 +69,17 @@ class Stream(Iterator[str]):
 
     def __init__(self, pieces: Generator[str, None, Timings]) -> None:
         self._pieces = pieces
+        self._lock = threading.Lock()
         self.timings: Timings | None = None
 
     def __next__(self) -> str:
-        """Return the next piece. Raises what the model raises while it generates."""
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self.timings = self.timings or end.value
-            raise StopIteration from None
+        """Return the next piece; threads that share a stream share its pieces. Raises what the model raises."""
+        with self._lock:  # a generator that runs refuses a second thread
+            try:
+                return next(self._pieces)
+            except StopIteration as end:
+                self.timings = self.timings or end.value
+                raise StopIteration from None
 
 
 class Runner(Protocol):

@@ -45,6 +45,8 @@ class EdgetuneError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # Half a character, as in the name of a file that is not UTF-8, would make printing the message an error.
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(shortened(" ".join(message.split()), MAX_MESSAGE))
         self.hint = hint
 

@@ -103,7 +103,7 @@ def _how_to_mend(error: json.JSONDecodeError) -> str | None:
     if error.msg == "Extra data" and before.endswith("\r"):
         return "end lines with a line feed, not with a carriage return alone"
     if error.doc.strip() in ("{", "["):
-        return "a JSONL file has one whole object a line; name a file of one JSON value .json"
+        return "a JSONL file has one whole object a line; name a file that holds one array of them .json"
     return None
 
 

@@ -24,7 +24,7 @@ from edgetune_runtime.codec.grounding import parse
 from edgetune_runtime.decode import Prompt, Step, greedy_steps
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.images.base import Pieces
-from edgetune_runtime.images.load import ImageSource, image_hash, load_image
+from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.rope import mrope_positions
 from edgetune_runtime.text_stream import TextStream
@@ -160,7 +160,14 @@ class Session:
 
         Returns:
             What it cost.
+
+        Raises:
+            ImageError: no picture can have that size.
+            InputError: a side is not a whole number, or the session is closed.
         """
+        if not (isinstance(width, int) and isinstance(height, int)):
+            raise InputError(f"width and height are whole numbers of pixels, not {width!r} and {height!r}")
+        check_pixels(width, height, "warm_up")
         grey = Image.new("RGB", (width, height), (127, 127, 127))
         with self._lock:
             clock = self._begin()

@@ -21,13 +21,13 @@ def check_threads(threads: int | None) -> int | None:
     """Return a number of threads that makes sense on this machine; None leaves the choice to the engine.
 
     Raises:
-        InputError: less than 1, or more than `THREADS_PER_CORE` for each usable core.
+        InputError: no whole number, less than 1, or more than `THREADS_PER_CORE` for each usable core.
     """
     if threads is None:
         return None
     most = THREADS_PER_CORE * usable_cores()
-    if threads < 1:
-        raise InputError(f"threads must be at least 1, not {threads}")
+    if not isinstance(threads, int) or threads < 1:
+        raise InputError(f"threads must be a whole number of at least 1, not {threads!r}")
     if threads > most:
         cores = f"{usable_cores()} usable core{'s' if usable_cores() != 1 else ''}"
         raise InputError(

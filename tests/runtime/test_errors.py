@@ -40,6 +40,10 @@ def test_messages_are_one_line() -> None:
     assert str(error) == "first second" and error.hint == "do this"
 
 
+def test_messages_can_be_printed() -> None:
+    assert str(errors.InputError("half \ud83e of an owl")) == "half \\ud83e of an owl"
+
+
 def test_record_errors_say_where() -> None:
     error = errors.RecordError("no image", path=Path("sets/a.jsonl"), line=17)
     assert str(error) == "sets/a.jsonl:17: no image"

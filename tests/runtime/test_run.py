@@ -63,7 +63,7 @@ def test_a_question(command: str, qwen3_vl_bundle: Path, image: Path) -> None:
         (["{bundle}", "{image}", "x", "--out", "nowhere/boxes.png"], 2, "error: nowhere: no such folder"),
         (["{bundle}", "{image}", "x", "--ask", "--out", "a.png"], 2, "error: answers in words have no boxes to draw"),
         (["{bundle}", "{image}", " "], 2, "error: the phrase is empty"),
-        (["{bundle}", "{image}", "x", "--threads", "0"], 2, "error: threads must be at least 1"),
+        (["{bundle}", "{image}", "x", "--threads", "0"], 2, "error: threads must be a whole number of at least 1"),
     ],
 )
 @pytest.mark.parametrize("command", COMMANDS)

@@ -233,6 +233,24 @@ def test_what_is_no_phrase_is_one_error(session: Session, phrase: Any, message: 
         session.answer(picture(64, 64), 5)  # type: ignore[call-overload]
 
 
+def test_threads_that_share_a_stream_share_its_pieces(session: Session) -> None:
+    image = picture(100, 80)
+    stream, pieces = session.stream(image, "What is this?", max_new_tokens=20), []
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(lambda _: pieces.extend(stream), range(4)):
+            pass
+    assert "".join(pieces).strip() == session.ask(image, "What is this?", max_new_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((0, 5), "0x5"), ((-1, 5), "-1x5"), ((10**6, 10**6), "over the limit"), ((1.5, 3), "whole numbers of pixels")],
+)
+def test_warming_up_for_pictures_that_cannot_be(session: Session, size: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        session.warm_up(*size)
+
+
 def test_limits_are_errors(session: Session) -> None:
     image = picture(64, 64)
     with pytest.raises(
@@ -314,8 +332,9 @@ def test_devices_and_threads_are_checked(qwen3_vl_bundle: Path) -> None:
     for device in ("tpu", "cuda:x", "cpu:1", "cuda:", ""):
         with pytest.raises(InputError, match=f"unknown device '{device}'"):
             load_backend(bundle, device=device)
-    with pytest.raises(InputError, match="threads must be at least 1"):
-        load_backend(bundle, threads=0)
+    for threads in (0, -1, "2", 1.0):
+        with pytest.raises(InputError, match="threads must be a whole number of at least 1"):
+            load_backend(bundle, threads=threads)  # type: ignore[arg-type]
 
 
 def test_a_float32_bundle_is_refused_on_cuda(qwen3_vl_bundle: Path) -> None:

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import io
 import os
+import re
 import struct
 import threading
 import unicodedata
@@ -35,6 +36,7 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 """What `load_image` takes; see there."""
 
 _LIMIT_LOCK = threading.Lock()
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path has lost one of the two slashes
 
 
 def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
@@ -163,6 +165,8 @@ def _open(source: Path | bytes, name: str, max_image_pixels: int) -> Image.Image
             found = False
         if not found and source.is_dir():
             raise ImageError(f"{shown}: is a folder")
+        if not found and source.exists():
+            raise ImageError(f"{shown}: is a device, a pipe or a socket", hint="save a picture of it as a file first")
         if not found:
             raise ImageError(f"{shown}: no such image file", hint=_why_missing(source))
     try:
@@ -178,6 +182,8 @@ def _open(source: Path | bytes, name: str, max_image_pixels: int) -> Image.Image
 def _why_missing(path: Path) -> str | None:
     """Return what is wrong with the name of a picture that is not there, where it shows."""
     name = str(path)
+    if _ADDRESS.match(name):
+        return "addresses are not fetched here: download the picture first"
     if "~" in path.parts:
         return "'~' is not expanded in data files: write the whole path"
     if "\\" in name:
@@ -227,10 +233,15 @@ def _png_has_trailer(path: Path) -> bool:
 
 
 def _check_size(image: Image.Image, name: str, max_image_pixels: int) -> None:
-    _check_pixels(image.width, image.height, name, max_image_pixels)
+    check_pixels(image.width, image.height, name, max_image_pixels)
 
 
-def _check_pixels(width: int, height: int, name: str, max_image_pixels: int) -> None:
+def check_pixels(width: int, height: int, name: str, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    """Refuse a size that no picture may have.
+
+    Raises:
+        ImageError: a side is below 1, or width x height is over the limit.
+    """
     if min(width, height) < 1:
         raise ImageError(f"{name}: the image is empty: {width}x{height} pixels")
     if width * height > max_image_pixels:
@@ -262,7 +273,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _from_array(source: SupportsArray, max_image_pixels: int) -> Image.Image:
     try:
         array = np.asarray(source)
-    except (TypeError, ValueError, RuntimeError) as error:  # such as a tensor on a GPU, or one that needs gradients
+    except Exception as error:  # whatever that class raises: it may be a tensor on a GPU, or one that needs gradients
         raise ImageError(f"image: numpy cannot read the {type(source).__name__}: {error}") from error
     if array.dtype != np.uint8:
         raise ImageError(
@@ -277,7 +288,7 @@ def _from_array(source: SupportsArray, max_image_pixels: int) -> Image.Image:
             hint="move the channels to the end: array.transpose(1, 2, 0)" if first else None,
         )
     height, width = array.shape[:2]
-    _check_pixels(width, height, "image", max_image_pixels)
+    check_pixels(width, height, "image", max_image_pixels)
     return _to_rgb(Image.fromarray(array), "image")
 
 

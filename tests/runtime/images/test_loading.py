@@ -153,6 +153,12 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_image(tmp_path / "gone.png")
     with pytest.raises(ImageError, match="is a folder"):
         load_image(tmp_path)
+    with pytest.raises(ImageError, match="is a device, a pipe or a socket"):
+        load_image("/dev/null")
+    for address in ("rtsp://127.0.0.1/cam", "HTTP://example.org/x.jpg"):
+        with pytest.raises(ImageError, match="no such image file") as caught:
+            load_image(address)
+        assert caught.value.hint == "addresses are not fetched here: download the picture first"
 
 
 @pytest.mark.parametrize(
