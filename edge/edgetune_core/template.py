@@ -32,11 +32,15 @@ def own_template(folder: Path) -> Render:
     transformers renders in a sandbox that runs no code, but a template can still ask for gigabytes or for ever.
 
     Raises:
-        InputError: the checkpoint has no template; or, when it renders, the template is broken or asks for too much.
+        InputError: the tokenizer cannot be loaded, or the checkpoint has no template; or, when it renders, the template
+            is broken or asks for too much.
     """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever transformers meets in tokenizer_config.json and the files of templates
+        raise InputError(f"{folder}: transformers cannot load the tokenizer: {str(error)[:300]}") from error
     if tokenizer.chat_template is None and (folder / "chat_template.json").is_file():
         tokenizer.chat_template = read_json(folder / "chat_template.json").get("chat_template")
     if not tokenizer.chat_template:

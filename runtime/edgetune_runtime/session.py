@@ -165,7 +165,7 @@ class Session:
             ImageError: no picture can have that size.
             InputError: a side is not a whole number, or the session is closed.
         """
-        if not (isinstance(width, int) and isinstance(height, int)):
+        if not all(isinstance(side, int) for side in (width, height)):
             raise InputError(f"width and height are whole numbers of pixels, not {width!r} and {height!r}")
         check_pixels(width, height, "warm_up")
         grey = Image.new("RGB", (width, height), (127, 127, 127))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from edgetune_runtime.errors import InputError
 
@@ -17,7 +18,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_threads(threads: int | None) -> int | None:
+def check_threads(threads: Any) -> int | None:
     """Return a number of threads that makes sense on this machine; None leaves the choice to the engine.
 
     Raises:

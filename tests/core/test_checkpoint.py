@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from builders import copy_checkpoint
@@ -53,6 +54,16 @@ def test_a_checkpoint_is_read_without_its_weights(qwen3_vl: Path) -> None:
         ("config.json", lambda c: c["text_config"].update(hidden_size=4096), "config.json says hidden_size 4096"),
         ("config.json", lambda c: c["text_config"].pop("hidden_size"), "config.json says hidden_size None"),
         (
+            "config.json",
+            lambda c: c["text_config"].update(num_hidden_layers=10**6),
+            "says num_hidden_layers 1000000, the",
+        ),
+        (
+            "config.json",
+            lambda c: c["vision_config"].update(depth=10**6),
+            "config.json says depth 1000000, the weights",
+        ),
+        (
             "preprocessor_config.json",
             lambda c: c.update(patch_size=14),
             "the preprocessor's patch_size is 14, config.json's vision tower has patch_size 16",
@@ -67,6 +78,15 @@ def test_files_that_contradict_each_other_are_told(
     with pytest.raises(InputError) as caught:
         HubCheckpoint.open(folder)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_attention_heads", 0), ("vocab_size", "x")])
+def test_a_config_that_transformers_stumbles_over_is_one_line(
+    key: str, value: object, qwen3_vl: Path, tmp_path: Path
+) -> None:
+    folder = edited(qwen3_vl, tmp_path / "edited", "config.json", lambda c: c["text_config"].update({key: value}))
+    with pytest.raises(InputError, match="the model cannot be loaded: "):
+        HubCheckpoint.open(folder).load_model(torch.float32)
 
 
 def test_a_name_of_the_hub_comes_with_the_command_that_downloads_it() -> None:
@@ -127,17 +147,18 @@ def test_a_pickle_is_not_loaded(qwen3_vl: Path, tmp_path: Path) -> None:
         ("{% for i in range(1000000000) %}x{% endfor %}", "the chat template cannot be rendered: "),
         ('{% set x = "a" * 4000000000 %}{{ x | length }}', "the chat template cannot be rendered: "),
         ("hello", "the chat template renders"),
+        (b"\xff\xfe", "transformers cannot load the tokenizer"),
     ],
 )
 def test_a_chat_template_that_is_missing_or_wrong_is_one_line(
-    template: str | None, message: str, qwen3_vl: Path, tmp_path: Path
+    template: str | bytes | None, message: str, qwen3_vl: Path, tmp_path: Path
 ) -> None:
     folder = copy_checkpoint(qwen3_vl, tmp_path / "templated")
     path = folder / "chat_template.jinja"
     if template is None:
         path.unlink()
     else:
-        path.write_text(template)
+        path.write_bytes(template.encode() if isinstance(template, str) else template)
     with pytest.raises(InputError) as caught:
         HubCheckpoint.open(folder).check_template()
     assert message in str(caught.value) and str(folder) in str(caught.value)

@@ -235,7 +235,8 @@ def test_what_is_no_phrase_is_one_error(session: Session, phrase: Any, message: 
 
 def test_threads_that_share_a_stream_share_its_pieces(session: Session) -> None:
     image = picture(100, 80)
-    stream, pieces = session.stream(image, "What is this?", max_new_tokens=20), []
+    stream = session.stream(image, "What is this?", max_new_tokens=20)
+    pieces: list[str] = []
     with ThreadPoolExecutor(4) as threads:
         for _ in threads.map(lambda _: pieces.extend(stream), range(4)):
             pass
