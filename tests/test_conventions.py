@@ -11,6 +11,10 @@ import pytest
 from edgetune.cli import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMED = re.compile(
+    r"(?<![\w/.-])((?:edge|runtime|benchmarks|tests|examples|docs|\.ci|train/edgetune_train|data/edgetune_data"
+    r"|calibrate/edgetune_calibrate)/[\w./-]*[\w/])"
+)
 LATER = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
 
@@ -47,3 +51,10 @@ def test_links_between_documents_lead_somewhere() -> None:
         if "://" not in target
     ]
     assert [f"{page.name}: {target}" for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_paths_that_documents_name_are_there() -> None:
+    named = [(page, path) for page in tracked("*.md") for path in NAMED.findall(page.read_text(encoding="utf-8"))]
+    assert len(named) > 100
+    missing = [f"{page.name}: {p}" for page, p in named if not any((base / p).exists() for base in (ROOT, page.parent))]
+    assert missing == []

@@ -51,48 +51,60 @@ class CalibrateSettings(Options):
     method: Method = option("gptq", help="Quantization algorithm; rtn is the fastest and the least accurate.")
     bits: tuple[Literal[3, 4, 8], ...] = option(
         (),
-        help="Bits of a weight: 3, 4 (default) or 8; with a budget several, by default 4,8.",
+        help="Bits of a weight: 3, 4 or 8, by default 4. With --budget-mb or --max-drop several to choose "
+        "from, by default 4,8.",
         metavar="N[,N]",
         commas=True,
     )
     group_sizes: tuple[Literal[32, 64, 128], ...] = option(
         (128,),
-        help="Weights sharing a scale: 32, 64 or 128; of several the largest that divides a layer's inputs.",
+        help="How many weights share a scale: 32, 64 or 128. Of several, a layer gets the largest that "
+        "divides its number of inputs.",
         flag="--group-size",
         metavar="N[,N]",
         commas=True,
         shown="128",
     )
     budget_mb: float | None = option(
-        None, help="Choose each layer's format: the least drift of boxes in so many MB.", minimum=0, above=True
-    )
-    max_drop: float | None = option(
         None,
-        help="Choose each layer's format: the fewest bytes that cost so many points of box IoU.",
+        help="Choose each layer's bits and group size so that boxes move least within this many MB (10^6 "
+        "bytes) of layers.",
         minimum=0,
         above=True,
     )
-    symmetric: bool = option(False, help="No zero points: smaller, a little less accurate.")
-    head: Literal[16, 8, 4] = option(16, help="Bits of the language model head; 16 leaves it.")
-    samples: int | None = option(None, help="Records to calibrate on; by default 128, or all if fewer.", minimum=1)
-    seed: int = option(0, help="Seed for choosing samples.")
+    max_drop: float | None = option(
+        None,
+        help="Choose each layer's bits and group size so that the layers are smallest and boxes are expected "
+        "to lose at most this many points of IoU.",
+        minimum=0,
+        above=True,
+    )
+    symmetric: bool = option(False, help="Quantize without zero points: smaller and slightly less accurate.")
+    head: Literal[16, 8, 4] = option(16, help="Bits of the language model head; 16 leaves it unquantized.")
+    samples: int | None = option(
+        None, help="How many records to calibrate on; by default 128, or all if there are fewer.", minimum=1
+    )
+    seed: int = option(0, help="Random seed for choosing the records.")
     modality_weights: Mapping[str, float] = option(
         {},
-        help="How much all image, prompt or answer tokens together count; give all three.",
+        help="How much all image, prompt or answer tokens together count, such as image=1; give all three. "
+        "Every token counts the same unless given.",
         flag="--modality-weight",
         metavar="ROLE=SHARE",
         minimum=0,
     )
     compensate: bool = option(
         True,
-        help="Aim at the unquantized model's outputs, so that later layers make up for earlier ones; twice the "
-        "forwards.",
+        help="Let later layers make up for the errors of earlier ones, by aiming at the unquantized model's "
+        "outputs; takes twice as many forward passes.",
     )
-    device: Device = option("cpu", help="Where to compute.")
+    device: Device = option("cpu", help="Device to compute on.")
     precision: Precision = option(
-        "auto", help="Of the forward pass; auto is fp32 on the CPU, on a GPU bf16 for a bf16 checkpoint."
+        "auto",
+        help="Dtype of the forward pass; auto is fp32 on the CPU and for fp32 checkpoints, and bf16 on a GPU "
+        "for a bf16 checkpoint.",
     )
-    offload: bool = option(False, help="Keep activations in host memory: less of the GPU's, a little slower.")
+    offload: bool = option(False, help="Keep activations in host memory: takes less GPU memory and is a little slower.")
     true_sequential: bool = True
 
     def __post_init__(self) -> None:

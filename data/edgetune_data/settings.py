@@ -34,41 +34,48 @@ class ReadSettings(Options):
         allow_download: fetch pictures from http(s) addresses.
     """
 
-    image_root: Path | None = option(None, help="Where relative paths of pictures start.")
+    image_root: Path | None = option(
+        None, help="Folder that relative paths of pictures start from; by default as the format has it."
+    )
     split: str | None = option(None, help="Read only this split (refcoco, csv, parquet, vqa).")
-    box_format: BoxFormat | None = option(None, help="Of csv and parquet; xyxy in pixels unless given.")
+    box_format: BoxFormat | None = option(
+        None, help="How csv and parquet write boxes; xyxy is corners in pixels, and what is taken unless given."
+    )
     orientation: Literal["upright", "stored"] | None = option(
         None,
         help="Whether boxes on pictures with an EXIF rotation were drawn on the upright picture or as it is stored.",
     )
-    annotations: Path | None = option(None, help="Second file: instances of refcoco, answers of vqa.")
+    annotations: Path | None = option(None, help="The second file of refcoco (instances) or of vqa (answers).")
     columns: Mapping[str, str] = option(
         {},
-        help="Name of a csv or parquet column, or the entry of a Label Studio task that an image tag shows.",
+        help="Our name of a column and the file's own (csv, parquet), or an image tag and the entry of the "
+        "Label Studio task that it shows. Repeatable.",
         flag="--column",
         metavar="OURS=THEIRS",
     )
     questions: Mapping[str, str] = option(
         {},
-        help="What a Label Studio control (its from_name) asks.",
+        help="The question that a Label Studio control (its from_name) asks. Repeatable.",
         flag="--question",
         metavar="CONTROL=TEXT",
     )
     group: bool = option(
-        False, help="Rows of the same picture and phrase are one record (csv, parquet).", flag="--group-rows"
+        False, help="Make one record of all rows with the same picture and phrase (csv, parquet).", flag="--group-rows"
     )
     crowd: Literal["keep", "skip"] | None = option(
         None,
-        help="COCO regions marked as a crowd, as CVAT marks masks: take the box for one object, or leave the region "
-        "out; refused unless given.",
+        help="COCO regions that are marked as a crowd, as CVAT marks masks: keep takes the box as one object,"
+        " skip leaves the region out; refused unless given.",
     )
     text_boxes: Literal["pixels", "norm1000", "norm1", "padded1", "auto"] | None = option(
         None,
-        help="Frame of boxes that conversations hold as text, to make boxes of them: pixels, 0-1000 or 0-1 of width "
-        "and height, or 0-1 of the picture padded to a square; auto where the file proves one. They stay text unless "
-        "given.",
+        help="Make boxes of those that conversations hold as text, written in pixels, in 0-1000 or 0-1 of "
+        "width and height, or in 0-1 of the picture padded to a square; auto finds out which where the "
+        "file proves it. They stay text unless given.",
     )
-    allow_download: bool = option(False, help="Fetch pictures from http(s) addresses.")
+    allow_download: bool = option(
+        False, help="Download pictures whose paths are http(s) addresses; refused unless given."
+    )
 
     def given(self) -> set[str]:
         """Return the names of the options that are set."""
@@ -94,7 +101,7 @@ class CheckLimits(Options):
         vague: more regular expressions (case-insensitive, whole phrase) for phrases that name nothing.
     """
 
-    min_box: float = option(0.25, help="Warn about boxes smaller than this many image tokens.", minimum=0)
+    min_box: float = option(0.25, help="Warn about boxes with a smaller area than this many image tokens.", minimum=0)
     near: int = option(
         6,
         help="Warn about pictures whose perceptual hashes differ in at most this many of 64 bits.",
@@ -102,22 +109,24 @@ class CheckLimits(Options):
         maximum=32,
     )
     max_blur: float = option(
-        0.6, help="Warn about pictures blurred more than this, from 0 (sharp) to 1.", minimum=0, maximum=1
+        0.6, help="Warn about pictures that are blurred more than this, from 0 (sharp) to 1.", minimum=0, maximum=1
     )
     min_bright: float = option(
         0.32,
-        help="Warn about dark pictures: even the brightest 1 % of pixels is below this, 0 to 1.",
+        help="Warn about pictures whose brightest 1 % of pixels is darker than this, from 0 (black) to 1.",
         minimum=0,
         maximum=1,
     )
     max_bright: float = option(
         0.95,
-        help="Warn about bright pictures: even the darkest 5 % of pixels is above this, 0 to 1.",
+        help="Warn about pictures whose darkest 5 % of pixels is brighter than this, from 0 to 1 (white).",
         minimum=0,
         maximum=1,
     )
     min_entropy: float = option(
-        3.0, help="Warn about pictures with less entropy than this many bits, which show hardly anything.", minimum=0
+        3.0,
+        help="Warn about pictures that show hardly anything: colour histograms with less entropy than this many bits.",
+        minimum=0,
     )
     max_enlarge: float = option(
         2.0, help="Warn about pictures whose sides the model enlarges more than this many times.", minimum=0
@@ -130,13 +139,15 @@ class CheckLimits(Options):
     )
     rare: float = option(
         0.05,
-        help="Warn about labels with less than this share of the boxes of the most frequent label.",
+        help="Warn about labels with fewer boxes than this share of the most frequent label's, from 0 to 1.",
         minimum=0,
         maximum=1,
     )
-    frame_boxes: int = option(10, help="Judge the coordinate frame of a file from this many boxes on.", minimum=1)
+    frame_boxes: int = option(10, help="Fewest boxes of a file from which its coordinate frame is judged.", minimum=1)
     vague: tuple[str, ...] = option(
-        (), help="Warn about phrases that match this, too, as naming nothing; repeatable.", metavar="REGEX"
+        (),
+        help="Also warn about phrases that match this regular expression as naming nothing. Repeatable.",
+        metavar="REGEX",
     )
 
     def __post_init__(self) -> None:
@@ -167,15 +178,17 @@ class CropRules(Options):
         min_visible: 0-1; a box with a smaller share of its area in the crop is not in it any more.
     """
 
-    margin: float = option(0.5, help="Room left around the objects, as a share of their size.", minimum=0)
+    margin: float = option(0.5, help="Space left around the objects, as a share of their size.", minimum=0)
     min_size: int = option(224, help="Shortest side of a crop in pixels.", minimum=1)
     max_size: int | None = option(
-        None, help="Longest side of a crop in pixels; objects are never cut for it.", minimum=1
+        None,
+        help="Longest side of a crop in pixels; a crop that its objects need is larger. Unlimited unless given.",
+        minimum=1,
     )
     max_aspect: float = option(3.0, help="Largest ratio of a crop's longer side to its shorter one.", minimum=1)
     min_visible: float = option(
         0.5,
-        help="Leave out a box of which the crop would show less than this share, with --around box.",
+        help="With --around box, leave out other boxes of which the crop would show less than this share, from 0 to 1.",
         minimum=0,
         above=True,
         maximum=1,

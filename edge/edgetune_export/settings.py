@@ -39,42 +39,52 @@ class ExportSettings(Options):
         max_length: prompt and answer together, in tokens; None derives it from the image limit.
     """
 
-    precision: Precision = option("int4", help="Decoder weights.")
+    precision: Precision = option(
+        "int4", help="Weights of the language model's layers; int8 and int4 are rounded to nearest by block."
+    )
     vision_precision: VisionPrecision | None = option(
         None,
-        help="Vision encoder; by default the decoder's, int8 for int4, and fp16 for int8 and int4 on cuda. "
-        "int8-static takes the activations' scales from the weight set.",
+        help="Weights of the vision encoder; by default as --precision, but int8 with int4, and fp16 with int8 or "
+        "int4 where the bundle is for cuda or of format trt. int8-static takes the scales of activations from "
+        "the weight set.",
     )
     head_precision: Precision | None = option(
-        None, help="Language model head; by default the weight set's, else the decoder's, int8 for int4."
+        None,
+        help="Weights of the language model head; by default as in the weight set, else as --precision, but "
+        "int8 for int4.",
     )
-    target: Literal["cpu", "cuda"] = option("cpu", help="Device of the bundle; cuda computes in float16.")
+    target: Literal["cpu", "cuda"] = option("cpu", help="Device that the bundle is for; cuda computes in float16.")
     block_size: Block | None = option(
         None,
-        help="Weights that share a scale where they are rounded to nearest.",
+        help="How many weights share a scale where they are rounded to nearest.",
         shown="32; for trt 128 or 64",
     )
-    symmetric: bool = option(False, help="Rounded int4 without zero points: smaller, a little less accurate.")
+    symmetric: bool = option(False, help="Round int4 weights without zero points: smaller and slightly less accurate.")
     accuracy_level: Literal[0, 4] = option(
         4,
-        help="Activation rounding in quantized matrix products: 4 lets CPUs round activations to int8 by block, which "
-        "is fast; 0 does not.",
+        help="Activation rounding in quantized matrix products: 4 lets CPUs round activations to int8 by "
+        "block, which is faster; 0 keeps them in float.",
     )
     dialect: Literal["ort", "plain"] = option(
         "ort",
-        help="Operators of onnx: onnxruntime's own, or those of the ONNX standard only, for other runtimes.",
+        help="Operators of format onnx: onnxruntime's own (ort), or only those of the ONNX standard (plain), "
+        "for other runtimes.",
     )
     trt_profile: Literal["10.3", "10.13", "10.16"] | None = option(
-        None, help="Oldest TensorRT to support with trt graphs: 10.3 is that of JetPack 6.2."
+        None,
+        help="Oldest TensorRT version that the graphs of format trt have to run on; 10.3 is the one of JetPack 6.2.",
     )
     trt_targets: tuple[str, ...] = option(
         (),
-        help="RTX GPUs to build engines for here, such as sm86,sm120.",
+        help="Build TensorRT-RTX engines for these GPUs now, by compute capability with commas between them, "
+        "such as sm86,sm120; otherwise the device builds its own.",
         flag="--trt-target",
         commas=True,
     )
     max_length: int | None = option(
-        None, help="Prompt and answer in tokens; by default 1024 beside an image.", minimum=1
+        None,
+        help="Longest prompt and answer together, in tokens; by default the largest image and 1024 more.",
+        minimum=1,
     )
 
     def __post_init__(self) -> None:

@@ -60,20 +60,32 @@ class RunSettings(Options):
         seed: of initial weights, the order of records, and whatever else is random.
     """
 
-    epochs: float = option(3.0, help="Passes over the records.", minimum=0, above=True)
-    batch_size: int = option(8, help="Records per device and step.", minimum=1)
-    accumulate: int = option(1, help="Steps added up per optimizer step.", minimum=1)
-    learning_rate: float = option(2e-4, help="Peak of the schedule.", minimum=0, above=True)
+    epochs: float = option(3.0, help="Passes over the training records.", minimum=0, above=True)
+    batch_size: int = option(8, help="Records in a batch, on each device.", minimum=1)
+    accumulate: int = option(1, help="Batches whose gradients are added up for one optimizer step.", minimum=1)
+    learning_rate: float = option(
+        2e-4,
+        help="Peak learning rate: warm-up over the first 3 % of the steps, then a cosine to zero.",
+        minimum=0,
+        above=True,
+    )
     precision: Precision = option(
         "auto", help="Dtype of base weights and compute; auto is bf16 where the hardware has it."
     )
-    gradient_checkpointing: bool = option(False, help="Trade time for memory in the backward pass.")
-    checkpoint_steps: int = option(100, help="Steps between resume points.", minimum=1)
-    val_limit: int = option(200, help="Validation records to score.", minimum=1)
-    cache_mb: int = option(2048, help="Memory for image features, in MiB.", minimum=0)
-    seed: int = option(0, help="Seed of initial weights, order and dropout.")
+    gradient_checkpointing: bool = option(
+        False, help="Recompute activations in the backward pass: less memory, more time."
+    )
+    checkpoint_steps: int = option(
+        100, help="Optimizer steps between two points from which an interrupted run continues.", minimum=1
+    )
+    val_limit: int = option(200, help="Score at most this many validation records.", minimum=1)
+    cache_mb: int = option(2048, help="Memory in which image features are kept between epochs, in MiB.", minimum=0)
+    seed: int = option(0, help="Random seed of the adapter's first weights, the order of records and dropout.")
     trainer_args: Mapping[str, Any] = option(
-        {}, help="Any field of TrainingArguments.", flag="--trainer-arg", metavar="KEY=VALUE"
+        {},
+        help="Any other field of transformers' TrainingArguments. Repeatable.",
+        flag="--trainer-arg",
+        metavar="KEY=VALUE",
     )
 
 
@@ -95,46 +107,57 @@ class TrainSettings(RunSettings):
         keep: the adapter to keep, of the "last" step or of the "best" validation.
     """
 
-    rank: int = option(16, help="LoRA rank.", minimum=1)
-    alpha: int = option(32, help="LoRA alpha: scales the update by alpha/rank.", minimum=1)
-    dropout: float = option(0.0, help="LoRA dropout.", minimum=0, maximum=1, below=True)
-    rslora: bool = option(False, help="Scale by alpha/sqrt(rank) (rank-stabilised LoRA).")
-    dora: bool = option(False, help="Train direction and magnitude apart (DoRA).")
+    rank: int = option(16, help="Rank of the LoRA matrices.", minimum=1)
+    alpha: int = option(32, help="LoRA alpha: the update is scaled by alpha/rank.", minimum=1)
+    dropout: float = option(
+        0.0, help="Dropout on the inputs of the LoRA matrices, 0 to 1.", minimum=0, maximum=1, below=True
+    )
+    rslora: bool = option(False, help="Scale the update by alpha/sqrt(rank) instead (rank-stabilised LoRA).")
+    dora: bool = option(False, help="Train direction and magnitude of the weights separately (DoRA).")
     targets: tuple[str, ...] = option(
         ("auto",),
-        help="Layers to adapt: auto, a name such as q_proj, or a regular expression on whole names. Repeatable.",
+        help="Layers to adapt: auto (every linear layer of the language model), a name such as q_proj, or a "
+        "regular expression that matches whole names. Repeatable.",
         flag="--target",
     )
-    vision_lora: bool = option(False, help="Let auto and names reach the vision tower, frozen otherwise.")
+    vision_lora: bool = option(False, help="Adapt the vision tower as well, which stays as it is otherwise.")
     box_loss: float = option(
         0.0,
-        help="Weight of a term for how far the expected boxes are off (L1 + GIoU).",
+        help="Weight of an additional loss on the distance of the expected boxes from the true ones (L1 and "
+        "GIoU); 0 leaves it out.",
         metavar="WEIGHT",
         minimum=0,
     )
     pack: int = option(
         0,
-        help="Pack records into sequences of this length, one per device and step; 0 pads batches instead.",
+        help="Pack records into sequences of this many tokens, one on each device in a step; 0 pads batches instead.",
         metavar="TOKENS",
         minimum=0,
     )
     attention: Attention = option(
-        "auto", help="Attention implementation when packing; auto is the fastest that is there."
+        "auto", help="Attention implementation when packing; auto is the fastest that is installed."
     )
     quantize: Quantization = option(
-        "none", help="Hold the language blocks in 4 bits (QLoRA); merge takes the unquantized base."
+        "none",
+        help="nf4 holds the language model's weights in 4 bits while training (QLoRA); merge takes the "
+        "unquantized base.",
     )
     unfreeze: tuple[str, ...] = option(
         (),
-        help="Train parts of the vision tower whole: vision.last:N, merger, or both with a comma.",
+        help="Parts of the vision tower to train without LoRA: vision.last:N (the last N blocks), merger, or "
+        "both with a comma.",
         metavar="PARTS",
         commas=True,
     )
-    loraplus_ratio: float | None = option(None, help="Learning rate of LoRA's B over that of A (LoRA+).", minimum=1)
-    early_stop: int | None = option(
-        None, help="Stop after this many validations without a better mIoU.", metavar="PATIENCE", minimum=1
+    loraplus_ratio: float | None = option(
+        None, help="Learning rate of the LoRA matrices B as a multiple of that of A (LoRA+), such as 16.", minimum=1
     )
-    keep: Keep = option("last", help="Which adapter to keep: the last one, or that of the best mIoU on --val.")
+    early_stop: int | None = option(
+        None, help="Stop after this many validations in a row without a better mIoU.", metavar="PATIENCE", minimum=1
+    )
+    keep: Keep = option(
+        "last", help="Which adapter to keep: the last one, or the one with the best mIoU on the --val records."
+    )
 
     @property
     def lora(self) -> LoraSettings:
@@ -169,7 +192,7 @@ class GrpoSettings(RunSettings):
 
     rewards: Mapping[str, float] = option(
         {},
-        help="Weight of format, iou, refusal or answer; each is 1 unless given.",
+        help="Weight of a reward, which is format, iou, refusal or answer; 1 unless given. Repeatable.",
         flag="--reward",
         metavar="NAME=WEIGHT",
         minimum=0,
@@ -177,27 +200,47 @@ class GrpoSettings(RunSettings):
     generations: int = option(8, help="Answers sampled for each record.", minimum=2)
     temperature: float = option(1.0, help="Sampling temperature.", minimum=0, above=True)
     max_tokens: int | None = option(
-        None, help="Longest sampled answer, in tokens; by default the longest target and half as much again.", minimum=1
+        None,
+        help="Longest sampled answer, in tokens; by default 1.5 times the longest answer of the records.",
+        minimum=1,
     )
-    beta: float = option(0.0, help="Weight of the divergence from the start (KL).", minimum=0)
-    clip: float = option(0.2, help="Clipping bound of a token's probability ratio (epsilon).", minimum=0, above=True)
+    beta: float = option(
+        0.0, help="Weight of the KL divergence from the model that training starts with; 0 leaves it out.", minimum=0
+    )
+    clip: float = option(
+        0.2,
+        help="Clipping epsilon: how far a token's probability ratio may leave 1 before it is clipped.",
+        minimum=0,
+        above=True,
+    )
     clip_high: float | None = option(
-        None, help="Upper clipping bound (epsilon); --clip unless given.", minimum=0, above=True
+        None, help="Clipping epsilon above 1; the value of --clip unless given.", minimum=0, above=True
     )
-    epochs: float = option(1.0, help="Passes over the records.", minimum=0, above=True)
-    batch_size: int = option(4, help="Records per device and step, each with all its answers.", minimum=1)
+    epochs: float = option(1.0, help="Passes over the training records.", minimum=0, above=True)
+    batch_size: int = option(4, help="Records in a batch on each device, each with all its sampled answers.", minimum=1)
     accumulate: int = option(
-        1, help="Steps added up per optimizer step; their answers are sampled together.", minimum=1
+        1,
+        help="Batches whose gradients are added up for one optimizer step; their answers are sampled together.",
+        minimum=1,
     )
-    learning_rate: float = option(2e-5, help="Peak of the schedule.", minimum=0, above=True)
+    learning_rate: float = option(
+        2e-5,
+        help="Peak learning rate: warm-up over the first 3 % of the steps, then a cosine to zero.",
+        minimum=0,
+        above=True,
+    )
     rank: int | None = option(None, help="LoRA rank of a new adapter; 16 unless given.", minimum=1)
     alpha: int | None = option(None, help="LoRA alpha of a new adapter; 32 unless given.", minimum=1)
-    targets: tuple[str, ...] = option((), help="Layers of a new adapter, as in `train`. Repeatable.", flag="--target")
-    checkpoint_steps: int = option(50, help="Steps between resume points.", minimum=1)
-    cache_mb: int = option(2048, help="Memory for preprocessed images, in MiB.", minimum=0)
-    seed: int = option(0, help="Seed of initial weights, order and sampling.")
+    targets: tuple[str, ...] = option(
+        (), help="Layers of a new adapter, as --target of edgetune train. Repeatable.", flag="--target"
+    )
+    checkpoint_steps: int = option(
+        50, help="Optimizer steps between two points from which an interrupted run continues.", minimum=1
+    )
+    cache_mb: int = option(2048, help="Memory in which preprocessed images are kept, in MiB.", minimum=0)
+    seed: int = option(0, help="Random seed of a new adapter's weights, the order of records and sampling.")
     trainer_args: Mapping[str, Any] = option(
-        {}, help="Any field of TRL's GRPOConfig.", flag="--trainer-arg", metavar="KEY=VALUE"
+        {}, help="Any other field of TRL's GRPOConfig. Repeatable.", flag="--trainer-arg", metavar="KEY=VALUE"
     )
 
     def __post_init__(self) -> None:

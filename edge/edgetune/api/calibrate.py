@@ -20,12 +20,12 @@ USUAL_SAMPLES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class _Places(StageOptions):
-    checkpoint: Path = option(help="Hugging Face checkpoint, merged (not an adapter).")
+    checkpoint: Path = option(help="Hugging Face folder of the model; merge an adapter into it first.")
     data: Path | None = option(None, help="Records to calibrate on, in any format that data convert reads.")
     evaluation: Path | None = option(
-        None, help="Records you will evaluate on: a picture in both is an error.", flag="--eval"
+        None, help="Records that you will evaluate on; a picture that is in both is an error.", flag="--eval"
     )
-    output: Path = option(help="Folder of the weight set.")
+    output: Path = option(help="Folder to write the weight set to.")
 
 
 @dataclass(frozen=True, kw_only=True)

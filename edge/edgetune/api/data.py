@@ -25,16 +25,19 @@ GROUPS = "groups.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class _ConvertPlaces(StageOptions):
-    path: Path = option(help="A file or a folder.", argument=True)
-    output: Path = option(help="Folder for data.jsonl.")
+    path: Path = option(help="File or folder of the data set.", argument=True)
+    output: Path = option(help="Folder to write data.jsonl to.")
     format: str = option(
         "auto",
-        help="What PATH is, a name of docs/data_convert.md or a format that another package adds; auto looks.",
+        help="Format of PATH, such as coco, yolo or csv (the page about edgetune data lists them), or one "
+        "that another package adds; auto recognises it.",
         metavar="NAME",
     )
     copy_images: bool = option(False, help="Copy all pictures into the output folder.")
     on_error: Literal["stop", "report"] = option(
-        "stop", help="Bad records: stop at the first, or go on and write them to rejected.jsonl."
+        "stop",
+        help="What to do about a bad record: stop at the first, or leave all of them out and list them in "
+        "rejected.jsonl (report).",
     )
 
 
@@ -89,9 +92,13 @@ def convert(options: ConvertOptions) -> StageResult:
 @dataclass(frozen=True, kw_only=True)
 class _ModelOptions(Options):
     checkpoint: Path | None = option(None, help="Hugging Face folder of the model that will be trained.")
-    family: str | None = option(None, help="Family of the model, where there is no checkpoint yet.", metavar="NAME")
-    min_pixels: int | None = option(None, help="Fewest pixels of a resized picture, with --family.", minimum=1)
-    max_pixels: int | None = option(None, help="Most pixels of a resized picture, with --family.", minimum=1)
+    family: str | None = option(
+        None, help="Model family, such as qwen3_vl, where there is no checkpoint yet.", metavar="NAME"
+    )
+    min_pixels: int | None = option(
+        None, help="Smallest area of a resized picture in pixels, with --family.", minimum=1
+    )
+    max_pixels: int | None = option(None, help="Largest area of a resized picture in pixels, with --family.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,15 +119,15 @@ class _ModelOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class _CheckPlaces(_ModelOptions, StageOptions):
-    data: Path = option(help="Records of any format.", argument=True)
+    data: Path = option(help="Records, in any format that data convert reads.", argument=True)
     against: tuple[Path, ...] = option(
-        (), help="Another data file that must share no picture with DATA, such as the validation split; repeatable."
+        (), help="Another data file that must share no picture with this one, such as the validation split. Repeatable."
     )
-    output: Path | None = option(None, help="Folder to write report.json, sheet.html and what --fix makes.")
+    output: Path | None = option(None, help="Folder to write report.json, sheet.html and the cleaned copy of --fix to.")
     fixes: tuple[str, ...] = option(
         (),
-        help="Write a cleaned copy, too, with these mended: unreadable, duplicates (both when no name is "
-        "given), swap, clip, boxes, leaks, cover, private.",
+        help="Also write a cleaned copy with these problems mended: unreadable, duplicates (both when no name"
+        " is given), swap, clip, boxes, leaks, cover, private.",
         flag="--fix",
         metavar="[NAME,...]",
         commas=True,
@@ -128,11 +135,12 @@ class _CheckPlaces(_ModelOptions, StageOptions):
     )
     redactors: tuple[str, ...] = option(
         (),
-        help="Look for what must not be in pictures: faces, text, or a plug-in's; repeatable.",
+        help="Look for what must not be in pictures: faces, text, or what the redactor of another package "
+        "finds. Repeatable.",
         flag="--redactor",
         metavar="NAME",
     )
-    pictures: int = option(8, help="Show so many pictures of each rule in sheet.html.", minimum=0)
+    pictures: int = option(8, help="How many pictures of each rule sheet.html shows.", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +214,14 @@ def _write_check(
 
 @dataclass(frozen=True, kw_only=True)
 class _CropPlaces(StageOptions):
-    data: Path = option(help="Records of any format.", argument=True)
-    output: Path = option(help="Folder for data.jsonl and images/.")
+    data: Path = option(help="Records, in any format that data convert reads.", argument=True)
+    output: Path = option(help="Folder to write data.jsonl and images/ to.")
     around: Literal["record", "box", "picture"] = option(
         "record",
         help="A crop for each record (around all of its boxes), each box, or each picture (all boxes of all records).",
     )
-    rest: Literal["keep", "drop"] = option("keep", help="What becomes of records without boxes.")
-    originals: bool = option(False, help="Keep each cropped record as it was, too, before its crops.")
+    rest: Literal["keep", "drop"] = option("keep", help="Keep or drop records without boxes.")
+    originals: bool = option(False, help="Also keep each record as it was, before its crops.")
     format: Literal["png", "jpeg"] = option("png", help="File format of the crops; png keeps every pixel.")
 
 
@@ -271,11 +279,11 @@ def crop(options: CropOptions) -> StageResult:
 class SplitOptions(StageOptions):
     """Options of `edgetune.data.split`."""
 
-    data: Path = option(help="Records of any format.", argument=True)
-    output: Path = option(help="Folder for train.jsonl and the others.")
+    data: Path = option(help="Records, in any format that data convert reads.", argument=True)
+    output: Path = option(help="Folder to write train.jsonl, val.jsonl and test.jsonl to.")
     ratios: tuple[float, ...] = option(
         (0.8, 0.1, 0.1),
-        help="Shares of the records; two or three that add up to 1.",
+        help="Shares of the records in each split, two or three that add up to 1.",
         metavar="TRAIN,VAL[,TEST]",
         shown="0.8,0.1,0.1",
         minimum=0,
@@ -291,7 +299,7 @@ class SplitOptions(StageOptions):
         maximum=32,
     )
     group_by: str | None = option(
-        None, help="Records with the same value of this key of meta stay together, too.", metavar="KEY"
+        None, help="Also keep records together that have the same value under this key of meta.", metavar="KEY"
     )
     seed: int = option(0, help="Random seed.")
 
@@ -344,7 +352,7 @@ def _files_of(items: list[Item]) -> dict[str, Path]:
 class StatsOptions(_ModelOptions):
     """Options of `edgetune.data.stats`."""
 
-    data: Path = option(help="Records of any format.", argument=True)
+    data: Path = option(help="Records, in any format that data convert reads.", argument=True)
 
 
 @takes(StatsOptions)

@@ -24,14 +24,18 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True, kw_only=True)
 class _Places(StageOptions):
-    checkpoint: Path = option(help="Hugging Face checkpoint, merged (not an adapter).")
-    weights: Path | None = option(None, help="Weight set of edgetune calibrate.")
-    data: Path | None = option(None, help="Records to calibrate on first; needs --formats.")
-    output: Path = option(help="Folder of the bundle.")
-    format: str | None = option(None, help="Kind of bundle.", known=tuple(FORMATS), shown="onnx")
+    checkpoint: Path = option(help="Hugging Face folder of the model; merge an adapter into it first.")
+    weights: Path | None = option(
+        None, help="Folder of a weight set from edgetune calibrate; without one, weights are rounded to nearest."
+    )
+    data: Path | None = option(
+        None, help="Records to calibrate a weight set on first, in place of --weights; needs --formats."
+    )
+    output: Path = option(help="Folder to write the bundle to.")
+    format: str | None = option(None, help="Format of the bundle.", known=tuple(FORMATS), shown="onnx")
     formats: tuple[str, ...] = option(
         (),
-        help="Several kinds with commas between them, such as onnx,gptq: bundles OUTPUT/onnx and OUTPUT/gptq.",
+        help="Several formats with commas between them: onnx,gptq writes the bundles OUTPUT/onnx and OUTPUT/gptq.",
         metavar="KIND[,KIND]",
         known=tuple(FORMATS),
         commas=True,

@@ -25,7 +25,7 @@ class GateOptions(Options):
         help="A folder of `edgetune bench`, its results.json, or a file of `edgetune-run bench`.", argument=True
     )
     rows: tuple[str, ...] = option(
-        (), help="Row to check; all but the baseline unless given.", flag="--row", metavar="NAME"
+        (), help="Row to check; all but the baseline unless given. Repeatable.", flag="--row", metavar="NAME"
     )
     floors: Mapping[str, float] = option(
         {},
@@ -36,17 +36,25 @@ class GateOptions(Options):
         maximum=100,
     )
     max_drop: float | None = option(
-        None, help="Largest drop of each --metric against the baseline, in points.", minimum=0
+        None, help="Largest drop of each --metric below the baseline, in points (hundredths).", minimum=0
     )
-    metrics: tuple[Drop, ...] = option((), help="Metric limited by --max-drop; acc@0.5 unless given.", flag="--metric")
-    max_p50_ms: float | None = option(None, help="Largest median time of an answer.", minimum=0)
-    max_p95_ms: float | None = option(None, help="Largest 95th-percentile time of an answer.", minimum=0)
+    metrics: tuple[Drop, ...] = option(
+        (), help="Metric limited by --max-drop; acc@0.5 unless given. Repeatable.", flag="--metric"
+    )
+    max_p50_ms: float | None = option(None, help="Largest median time of an answer, in milliseconds.", minimum=0)
+    max_p95_ms: float | None = option(
+        None, help="Largest 95th-percentile time of an answer, in milliseconds.", minimum=0
+    )
     max_size_mb: float | None = option(None, help="Largest size of the folder, in 10^6 bytes.", minimum=0)
-    max_memory_mb: float | None = option(None, help="Largest resident memory of the process.", minimum=0)
-    max_gpu_mb: float | None = option(None, help="Largest growth of the GPU's used memory.", minimum=0)
-    max_cold_start_s: float | None = option(None, help="Longest time from process start to first answer.", minimum=0)
-    allow_inconclusive: bool = option(False, help="Pass inconclusive checks; set --min as well.")
-    junit: Path | None = option(None, help="Write the checks as JUnit XML.")
+    max_memory_mb: float | None = option(None, help="Largest resident memory of the process, in 10^6 bytes.", minimum=0)
+    max_gpu_mb: float | None = option(None, help="Largest growth of the GPU's used memory, in 10^6 bytes.", minimum=0)
+    max_cold_start_s: float | None = option(
+        None, help="Longest time from the start of the process to its first answer, in seconds.", minimum=0
+    )
+    allow_inconclusive: bool = option(
+        False, help="Pass checks that too few records leave undecided; set --min as well."
+    )
+    junit: Path | None = option(None, help="File to write the checks to, as JUnit XML.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

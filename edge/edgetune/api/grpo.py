@@ -20,14 +20,22 @@ log = logging.getLogger("edgetune")
 
 @dataclass(frozen=True, kw_only=True)
 class _Places(StageOptions):
-    checkpoint: Path = option(help="Hugging Face folder of the base.")
-    adapter: Path | None = option(None, help="Adapter to start from, as `train` writes it.")
+    checkpoint: Path = option(help="Hugging Face folder of the base model.")
+    adapter: Path | None = option(
+        None, help="Adapter to start from, as edgetune train writes it; a new one unless given."
+    )
     data: Path = option(help="Training records, in any format that data convert reads.")
-    val: Path | None = option(None, help="Records that are scored after each epoch.")
+    val: Path | None = option(
+        None, help="Records that are scored after each epoch, in any format that data convert reads."
+    )
     output: Path = option(help="Folder to write the adapter to.")
     limit: int | None = option(None, help="Train on the first N records only.", minimum=1)
-    allow_overlap: bool = option(False, help="Accept validation images that are trained on.")
-    allow_text_boxes: bool = option(False, help="Learn boxes that answers hold as text as they stand there.")
+    allow_overlap: bool = option(False, help="Accept validation records whose pictures are also trained on.")
+    allow_text_boxes: bool = option(
+        False,
+        help="Train on boxes that are written as text in answers, in the coordinates they are written in; "
+        "refused unless given.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,12 @@ log = logging.getLogger("edgetune")
 class MergeOptions(StageOptions):
     """Options of `edgetune.merge`."""
 
-    checkpoint: Path = option(help="Hugging Face folder of the base.")
-    adapter: Path = option(help="Folder of a peft LoRA adapter.")
-    output: Path = option(help="Folder to write the checkpoint to.")
-    allow_other_base: bool = option(False, help="Accept another base than the trained one.")
+    checkpoint: Path = option(help="Hugging Face folder of the base model.")
+    adapter: Path = option(
+        help="Folder of the LoRA adapter, from edgetune train or another tool that writes peft's format."
+    )
+    output: Path = option(help="Folder to write the merged checkpoint to.")
+    allow_other_base: bool = option(False, help="Accept a base other than the one that the adapter was trained on.")
 
 
 @takes(MergeOptions)

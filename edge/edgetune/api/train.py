@@ -30,20 +30,26 @@ _APART = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Places(StageOptions):
-    checkpoint: Path = option(help="Hugging Face folder of the base.")
+    checkpoint: Path = option(help="Hugging Face folder of the base model.")
     data: Path | None = option(None, help="Training records, in any format that data convert reads.")
-    val: Path | None = option(None, help="Records that are scored after each epoch.")
+    val: Path | None = option(
+        None, help="Records that are scored after each epoch, in any format that data convert reads."
+    )
     output: Path = option(help="Folder to write the adapter to.")
     limit: int | None = option(None, help="Train on the first N records only.", minimum=1)
     stages: tuple[str, ...] = option(
         (),
-        help="Files of options (YAML or TOML), by commas: trainings in sequence, each from the adapter before it; what "
-        "a file says overrides the command line.",
+        help="Files of options (YAML or TOML) with commas between them: one training after the other, each "
+        "from the adapter before it. Options in a file override the command line.",
         flag="--stage",
         metavar="FILES",
     )
-    allow_overlap: bool = option(False, help="Accept validation images that are trained on.")
-    allow_text_boxes: bool = option(False, help="Learn boxes that answers hold as text as they stand there.")
+    allow_overlap: bool = option(False, help="Accept validation records whose pictures are also trained on.")
+    allow_text_boxes: bool = option(
+        False,
+        help="Train on boxes that are written as text in answers, in the coordinates they are written in; "
+        "refused unless given.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,8 @@ def convert(console: Console, **options: Any) -> None:
 
 
 @verb(api.CheckOptions)
-@click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too, not only for errors.")
-@click.option("--examples", type=click.IntRange(min=0), default=3, help="Print so many warnings of each rule.")
+@click.option("--strict", is_flag=True, help="Exit with code 1 for warnings as well, not only for errors.")
+@click.option("--examples", type=click.IntRange(min=0), default=3, help="How many warnings of each rule to print.")
 def check(console: Console, strict: bool, examples: int, **options: Any) -> int:
     """Say what is wrong with a data set: all errors with file and line, and what trains badly.
 

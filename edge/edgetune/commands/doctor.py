@@ -13,7 +13,11 @@ from edgetune_runtime.errors import MissingDependency
 
 
 @verb()
-@click.option("--require", metavar="NAMES", help="Exit with 3 unless these work; commas between names: onnx,train.")
+@click.option(
+    "--require",
+    metavar="NAMES",
+    help="Exit with code 3 unless these work, with commas between names, such as onnx,train.",
+)
 def command(console: Console, require: str | None) -> None:
     """Say what is installed, which engines work and how to get the rest."""
     from edgetune.doctor import FEATURES, examine
