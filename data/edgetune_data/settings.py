@@ -43,7 +43,8 @@ class ReadSettings(Options):
     )
     orientation: Literal["upright", "stored"] | None = option(
         None,
-        help="Whether boxes on pictures with an EXIF rotation were drawn on the upright picture or as it is stored.",
+        help="Whether boxes on pictures with an EXIF rotation were drawn on the upright picture or on the "
+        "picture as it is stored; refused unless given.",
     )
     annotations: Path | None = option(None, help="The second file of refcoco (instances) or of vqa (answers).")
     columns: Mapping[str, str] = option(

@@ -73,6 +73,7 @@ class ExportSettings(Options):
     trt_profile: Literal["10.3", "10.13", "10.16"] | None = option(
         None,
         help="Oldest TensorRT version that the graphs of format trt have to run on; 10.3 is the one of JetPack 6.2.",
+        shown="10.3; with --trt-target 10.16",
     )
     trt_targets: tuple[str, ...] = option(
         (),

@@ -39,14 +39,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("image", metavar="IMAGE", help="picture file")
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help='what to find, such as "the left clock"')
     parser.add_argument("--ask", action="store_true", help="take each PHRASE as a question and answer in words")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the picture with the boxes drawn to this file")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
     parser.add_argument(
-        "--device", default="cpu", help="cpu, cuda, or one of several GPUs such as cuda:1 (default: cpu)"
+        "--device",
+        default="cpu",
+        help="device to compute on: cpu, cuda, or one of several GPUs such as cuda:1 (default: cpu)",
     )
-    parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's own choice)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens (default: 128, with --ask 256)")
+    parser.add_argument(
+        "--engine", metavar="NAME", help="an installed engine to use in place of the runtime's own for the format"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's own choice)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 128, with --ask 256)"
+    )
     parser.add_argument("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser

@@ -36,7 +36,7 @@ class _Places(StageOptions):
     formats: tuple[str, ...] = option(
         (),
         help="Several formats with commas between them: onnx,gptq writes the bundles OUTPUT/onnx and OUTPUT/gptq.",
-        metavar="KIND[,KIND]",
+        metavar="NAME[,NAME]",
         known=tuple(FORMATS),
         commas=True,
     )

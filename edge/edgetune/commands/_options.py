@@ -54,8 +54,8 @@ def _parameter(item: Field[Any], hint: Any) -> click.Parameter:
         default=None if required or _is_mapping(kind) or (several and not item.default) else item.default,
         required=required,
         metavar=facts.metavar,
-        show_default=facts.shown if facts.shown is not None else True,
-        help=facts.help,
+        show_default=facts.shown is None,
+        help=facts.help + (f"  [default: {facts.shown}]" if facts.shown else ""),
         **without,
     )
 

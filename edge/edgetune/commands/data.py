@@ -143,7 +143,7 @@ def _say(console: Console, stage: StageResult, summary: str) -> None:
 
 @verb(api.StatsOptions)
 def stats(console: Console, **options: Any) -> None:
-    """Count a data set: records, pictures, labels, box sizes and places, words, and with a model tokens."""
+    """Count a data set: records, pictures, labels, boxes, words and, with a model, tokens."""
     found = api.stats(**options)
     data = options["data"]
     console.result({"data": data, **found})

@@ -23,20 +23,23 @@ def build_parser() -> argparse.ArgumentParser:
         "`edgetune bench merge`, `edgetune gate` and the report read the file that it writes.",
     )
     add = parser.add_argument
-    add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help="folder of a bundle, and what its row is called")
-    add("--data", type=Path, required=True, help="JSONL of records with their answers")
-    add("--output", type=Path, required=True, metavar="FILE", help="JSON file for figures and answers")
-    add("--baseline", metavar="[NAME=]BUNDLE", help="the bundle that the others are compared with")
-    add("--limit", type=_count, help="use only the first N records")
-    add("--rounds", type=_count, default=1, help="deal the records out and take turns N times (default: 1)")
+    add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help="folder of a bundle, and the name of its row")
+    add("--data", type=Path, required=True, metavar="FILE", help="JSONL file of records with their answers")
+    add("--output", type=Path, required=True, metavar="FILE", help="JSON file to write figures and answers to")
+    add("--baseline", metavar="[NAME=]BUNDLE", help="the bundle that the others are compared with (default: none)")
+    add("--limit", type=_count, metavar="N", help="use only the first N records")
+    rounds = "split the records into N parts, bundles taking turns after each (default: 1)"
+    add("--rounds", type=_count, default=1, metavar="N", help=rounds)
     warmup = "unmeasured answers before the measured ones (default: %(default)s)"
-    add("--warmup", type=int, default=Options.warmup, help=warmup)
-    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--engine", help="an installed engine in place of the runtime's own for the format")
-    add("--threads", type=_count, help="CPU threads (default: all usable cores, on cuda the engine's own choice)")
-    add("--max-new-tokens", type=_count, default=128, help="longest answer, in tokens (default: 128)")
-    add("--stall", type=float, default=600.0, help="stop a row that is silent for so many s (default: 600)")
-    add("--force", action="store_true", help="write over an earlier FILE")
+    add("--warmup", type=int, default=Options.warmup, metavar="N", help=warmup)
+    add("--device", default="cpu", help="device that the bundles run on, cpu or cuda (default: cpu)")
+    add("--engine", metavar="NAME", help="an installed engine to use in place of the runtime's own")
+    threads = "CPU threads (default: all usable cores; with --device cuda the engine's own choice)"
+    add("--threads", type=_count, metavar="N", help=threads)
+    add("--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer, in tokens (default: 128)")
+    stall = "stop a bundle that has not answered for this many seconds (default: 600)"
+    add("--stall", type=float, default=600.0, metavar="SECONDS", help=stall)
+    add("--force", action="store_true", help="replace an earlier output file")
     return parser
 
 

@@ -20,11 +20,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle; engines go to its engines/")
     parser.add_argument(
-        "--target", help="compute capability of another GPU, such as sm86 (TensorRT-RTX only; needs no GPU here)"
+        "--target",
+        metavar="SM",
+        help="build for another GPU of this compute capability, such as sm86; takes TensorRT-RTX and needs no GPU here",
     )
-    parser.add_argument("--library", help="tensorrt or tensorrt_rtx (default: the one that is installed)")
-    parser.add_argument("--force", action="store_true", help="build even when the engines are there")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--library", metavar="NAME", help="tensorrt or tensorrt_rtx (default: the one that is installed)"
+    )
+    parser.add_argument("--force", action="store_true", help="build even where the engines exist")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
     parser.add_argument("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
     return parser
 
