@@ -7,7 +7,7 @@ numpy nor torch.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,6 +15,9 @@ from click.shell_completion import CompletionItem
 from edgetune import __version__
 from edgetune.commands._common import Program
 from edgetune_runtime.plugins import Plugins, package_of
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 VERBS = {
     "data": "Convert, check, crop, split and count data sets.",
