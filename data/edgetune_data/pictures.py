@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from edgetune_data.download import fetch, is_address
-from edgetune_runtime.errors import ImageError
+from edgetune_runtime.errors import ImageError, excerpt
 from edgetune_runtime.records.forms import FormError
 
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "MPO": "jpg"}
@@ -89,7 +89,7 @@ class Pictures:
         if reference[:5].lower() == "data:":
             match = _DATA_URI.fullmatch(reference)
             if match is None:
-                raise FormError(f"a data URI must be data:image/...;base64,..., got {reference[:40]!r}")
+                raise FormError(f"a data URI must be data:image/...;base64,..., got {excerpt(reference, 40)}")
             return self._write(_decoded(match[1]), "the data URI")
         if reference.startswith("file://"):
             return str(self.root / unquote(reference.removeprefix("file://")))

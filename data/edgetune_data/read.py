@@ -22,10 +22,11 @@ from typing import Any
 from edgetune_core.stage import check_input
 from edgetune_data import text_boxes
 from edgetune_data.formats import canonical, find
-from edgetune_data.formats.base import FLAGS, Format, Options, Row, Source, Value
+from edgetune_data.formats.base import FLAGS, Format, Row, Source, Value
 from edgetune_data.formats.sniffing import is_json_lines
 from edgetune_data.manifest import beside
 from edgetune_data.pictures import Pictures, is_temporary
+from edgetune_data.settings import ReadSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.json_file import decode_json
@@ -157,8 +158,8 @@ class Reading:
         BundleError: a file was changed after the stage that wrote it.
     """
 
-    def __init__(self, path: Path, format: str = "auto", options: Options | None = None) -> None:
-        options = options or Options()
+    def __init__(self, path: Path, format: str = "auto", options: ReadSettings | None = None) -> None:
+        options = options or ReadSettings()
         self.path = path
         self.format: Format = find(format, path)
         if not path.exists():
@@ -231,7 +232,7 @@ class Reading:
             raise InputError(f"{self.path}: {error}", hint=error.hint) from error
 
 
-def _item(row: Row, frame: text_boxes.TextFrame | None, options: Options) -> Item:
+def _item(row: Row, frame: text_boxes.TextFrame | None, options: ReadSettings) -> Item:
     value = None
     try:
         value = row.build()
@@ -242,7 +243,7 @@ def _item(row: Row, frame: text_boxes.TextFrame | None, options: Options) -> Ite
         return Item(row.file, row.place, value, None, error, row.raw)
 
 
-def open_records(path: Path, format: str = "auto", options: Options | None = None) -> Iterator[tuple[Value, str]]:
+def open_records(path: Path, format: str = "auto", options: ReadSettings | None = None) -> Iterator[tuple[Value, str]]:
     """Yield each record as canonical JSON, with where it comes from.
 
     The paths of pictures lead from the current folder, so `record_of(value, Path(), source)` decodes a value.
@@ -255,7 +256,7 @@ def open_records(path: Path, format: str = "auto", options: Options | None = Non
         yield item.value or {}, item.name
 
 
-def load(path: Path, format: str = "auto", options: Options | None = None) -> list[AnyRecord]:
+def load(path: Path, format: str = "auto", options: ReadSettings | None = None) -> list[AnyRecord]:
     """Return the records of a data set, decoded and checked.
 
     Raises:
@@ -314,7 +315,7 @@ def turn_text(parts: tuple[Any, ...]) -> str:
     return "".join(pieces).strip()
 
 
-def _plain(path: Path, format: str, options: Options | None) -> Path | None:
+def _plain(path: Path, format: str, options: ReadSettings | None) -> Path | None:
     """Return the file that the runtime's own reader reads as well, or None where this package has to."""
     if (options and options.given()) or (path.exists() and find(format, path).name != "edgetune"):
         return None

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-from edgetune_data.formats.base import Options, Value
+from edgetune_data.formats.base import Value
 from edgetune_data.frames import Frame, frame_of
+from edgetune_data.settings import ReadSettings
 from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.errors import ImageError, InputError
@@ -115,7 +116,7 @@ def refuse(records: Sequence[Record | Dialogue]) -> None:
         )
 
 
-def placed(value: Mapping[str, Any], frame: TextFrame, options: Options) -> Value:
+def placed(value: Mapping[str, Any], frame: TextFrame, options: ReadSettings) -> Value:
     """Return a canonical record in which boxes that were text are places, in pixels of the upright picture.
 
     A question that is answered with boxes alone becomes one that can be scored, where the boxes or the question name
@@ -147,7 +148,7 @@ def placed(value: Mapping[str, Any], frame: TextFrame, options: Options) -> Valu
     return {"messages": messages, "images": images, "objects": {"ref": names, "bbox": numbers}, **rest}
 
 
-def decide(found: Iterable[tuple[Written, str]], options: Options) -> TextFrame:
+def decide(found: Iterable[tuple[Written, str]], options: ReadSettings) -> TextFrame:
     """Return the one frame that the boxes of a data set can be in.
 
     Args:

@@ -80,8 +80,13 @@ class Adapter:
         return cls(folder, parsed, tensors)
 
     @classmethod
-    def of(cls, base: HubCheckpoint, folder: Path, *, allow_other_base: bool = False) -> Adapter:
+    def of(cls, base: HubCheckpoint, folder: Path, *, allow_other_base: bool | None = None) -> Adapter:
         """Read an adapter and make sure that it belongs to a base: the one check of all that use an adapter.
+
+        Args:
+            base: the checkpoint.
+            folder: of the adapter.
+            allow_other_base: as for `check_base`.
 
         Raises:
             InputError: as `open` and `check_base`.
@@ -120,7 +125,7 @@ class Adapter:
         """Whether a module of this last name ("lm_head") is changed."""
         return any(module in key.split(".") for key in self.tensors)
 
-    def check_base(self, base: HubCheckpoint, *, allow_other_base: bool = False) -> None:
+    def check_base(self, base: HubCheckpoint, *, allow_other_base: bool | None = None) -> None:
         """Refuse a base that this adapter was not trained on.
 
         The layers' names and shapes are compared; an adapter that our train stage wrote also knows the sha256 of
@@ -128,7 +133,8 @@ class Adapter:
 
         Args:
             base: the checkpoint to merge into.
-            allow_other_base: do not compare the sha256, for a base that was deliberately changed.
+            allow_other_base: do not compare the sha256, for a base that was deliberately changed; None where the user
+                has no such choice.
 
         Raises:
             InputError: it is another base; the message says how it shows.
@@ -154,9 +160,10 @@ class Adapter:
                     hint="give the base that the adapter was trained on",
                 )
         if not allow_other_base:
-            self._check_manifest(base)
+            choice = ", or --allow-other-base if the difference is meant" if allow_other_base is not None else ""
+            self._check_manifest(base, f"give that base{choice}")
 
-    def _check_manifest(self, base: HubCheckpoint) -> None:
+    def _check_manifest(self, base: HubCheckpoint, hint: str) -> None:
         if not (self.folder / MANIFEST).is_file():
             return
         manifest = read_manifest(self.folder)
@@ -168,7 +175,7 @@ class Adapter:
             where = manifest.get("inputs", {}).get("checkpoint", {}).get("path", "another checkpoint")
             raise InputError(
                 f"{self.folder}: was trained on {where} (weights {trained_on[:9]}), {base.folder} has {actual[:9]}",
-                hint="give that base, or --allow-other-base if the difference is meant",
+                hint=hint,
             )
 
     def attach(self, model: Any) -> PeftModel:

@@ -14,7 +14,7 @@ from edgetune_runtime.timing import Timings
 
 
 @dataclass(frozen=True)
-class Answer(grounding.Answer):
+class Answer(grounding.ParsedAnswer):
     """A model's reply to a request for boxes.
 
     Examples:
@@ -37,7 +37,7 @@ class Answer(grounding.Answer):
     timings: Timings = field(kw_only=True, compare=False)
 
     @classmethod
-    def of(cls, parsed: grounding.Answer, timings: Timings) -> Answer:
+    def of(cls, parsed: grounding.ParsedAnswer, timings: Timings) -> Answer:
         """Return what a text says together with what it cost."""
         return cls(
             text=parsed.text,

@@ -21,7 +21,7 @@ import scenes
 from builders import TINY_MODEL
 from edgetune_runtime.bench.metrics import sample_iou
 from edgetune_runtime.codec.geometry import Geometry
-from edgetune_runtime.codec.grounding import Answer, parse
+from edgetune_runtime.codec.grounding import ParsedAnswer, parse
 from edgetune_runtime.families import get_family
 from grid import Grid
 from network import TinyQwen3VL
@@ -85,7 +85,7 @@ def generate(model: Any, tokenizer: Any, processor: Any, pictures: list[Image.Im
 
 def answers(
     model: Any, tokenizer: Any, processor: Any, assets: render.Assets, asked: list[tuple[scenes.Scene, scenes.Query]]
-) -> list[Answer]:
+) -> list[ParsedAnswer]:
     """What the model says to phrases about scenes of one size."""
     pictures = draw(assets, [scene for scene, _ in asked])
     texts = [FAMILY.ground_prompt.format(phrase=query.text) for _, query in asked]

@@ -19,8 +19,9 @@ from transformers import AutoModelForImageTextToText
 
 from builders import build_qwen3_vl, copy_checkpoint
 from edgetune.cli import cli
+from edgetune_core.adapter import Adapter
 from edgetune_core.checkpoint import HubCheckpoint
-from edgetune_runtime.errors import ParityError
+from edgetune_runtime.errors import InputError, ParityError
 from edgetune_train.proof import compare, logits, proof_inputs
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -268,7 +269,10 @@ def test_a_trained_adapter_knows_its_base(qwen3_vl: Path, data: Path, tmp_path: 
     other = build_qwen3_vl(tmp_path / "other", seed=1)
     result = merge(other, adapter, tmp_path / "merged")
     refuses(result, 2, f"was trained on {qwen3_vl}", tmp_path / "merged")
-    assert "--allow-other-base" in result.stderr
+    assert result.stderr.endswith("hint: give that base, or --allow-other-base if the difference is meant\n")
+    with pytest.raises(InputError, match="was trained on") as caught:  # eval, run and grpo have no such option
+        Adapter.of(HubCheckpoint.open(other), adapter)
+    assert caught.value.hint == "give that base"
     assert merge(other, adapter, tmp_path / "merged", "--allow-other-base").exit_code == 0
     document = merged(qwen3_vl, adapter, tmp_path / "merged")
     trained = json.loads((adapter / "manifest.json").read_text())

@@ -86,7 +86,7 @@ def adapted_model(
         model = get_peft_model(model, lora_config(model, names, settings.lora, whole))
     to_float32(model)
     if start is not None:
-        Adapter.open(start).load_into(model)
+        Adapter.of(checkpoint, start).load_into(model)
     if arguments.gradient_checkpointing:
         model.enable_input_require_grads()  # or the frozen embeddings would cut the graph before the first block
     return Adapted(model, images, attention, segments, len(names))

@@ -29,10 +29,6 @@ Value = dict[str, Any]
 BOX_FORMATS = get_args(BoxFormat)
 
 
-Options = ReadSettings
-"""How a data set is read, as a format's reader sees it."""
-
-
 @dataclass
 class Source:
     """One data set being read.
@@ -45,7 +41,7 @@ class Source:
     """
 
     path: Path
-    options: Options
+    options: ReadSettings
     pictures: Pictures
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -63,7 +59,7 @@ class Row:
     build: Callable[[], Value]
 
 
-def one_file(path: Path, options: Options) -> list[Path]:
+def one_file(path: Path, options: ReadSettings) -> list[Path]:
     """Return the file that the user named, which holds all records."""
     return [path]
 
@@ -77,7 +73,7 @@ class Format:
         title: what it is, in a line.
         sniff: whether a file or folder is of this format, as far as names, keys and shapes tell.
         rows: yields the records to be.
-        options: the fields of `Options` that it knows, with what they mean for it; others are refused.
+        options: the fields of `ReadSettings` that it knows, with what they mean for it; others are refused.
         files: the files that hold the records, the first one first; raises InputError where one is missing.
     """
 
@@ -86,7 +82,7 @@ class Format:
     sniff: Callable[[Sniffed], bool]
     rows: Callable[[Source], Iterator[Row]]
     options: Mapping[str, str] = field(default_factory=dict)
-    files: Callable[[Path, Options], list[Path]] = one_file
+    files: Callable[[Path, ReadSettings], list[Path]] = one_file
 
 
 IMAGE_ROOT = {"image_root": "the folder that relative paths of pictures start from, in place of the data file's own"}
@@ -108,7 +104,7 @@ FLAGS = {
     "text_boxes": "--text-boxes",
     "allow_download": "--allow-download",
 }
-"""Field of `Options` -> the command line's name of it."""
+"""Field of `ReadSettings` -> the command line's name of it."""
 
 Convert = Callable[[Mapping[str, Any]], Value]
 

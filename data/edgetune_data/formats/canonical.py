@@ -9,8 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.formats.base import TURNS_OPTIONS, Format, Options, Row, Source, Value, object_rows
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, object_rows
 from edgetune_data.formats.sniffing import Sniffed
+from edgetune_data.settings import ReadSettings
 
 DATA = "data.jsonl"
 VERSION = 1
@@ -24,7 +25,7 @@ def record_schema() -> dict[str, Any]:
     return schema
 
 
-def files(path: Path, options: Options) -> list[Path]:
+def files(path: Path, options: ReadSettings) -> list[Path]:
     """Return the data file, of a folder that `edgetune data` wrote if `path` is one."""
     return [path / DATA if path.is_dir() else path]
 

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.formats.base import BOXES, Format, Options, Row, Source, Value
+from edgetune_data.formats.base import BOXES, Format, Row, Source, Value
 from edgetune_data.formats.coco import Instances
 from edgetune_data.formats.sniffing import Sniffed
+from edgetune_data.settings import ReadSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records.forms import FormError
@@ -24,7 +25,7 @@ _INSTANCES = "instances.json"
 _PICKLES = (".p", ".pkl", ".pickle")
 
 
-def files(path: Path, options: Options) -> list[Path]:
+def files(path: Path, options: ReadSettings) -> list[Path]:
     """Return the refs and the instances, given either the folder or the refs.
 
     Raises:

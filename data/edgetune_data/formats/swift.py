@@ -16,6 +16,7 @@ from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value
 from edgetune_data.formats.sniffing import QUERY, RESPONSE, TURNS, is_spoken
 from edgetune_data.formats.swift_objects import boxes_in_pixels
 from edgetune_data.formats.swift_turns import read_turns
+from edgetune_runtime.errors import excerpt
 from edgetune_runtime.records.forms import FormError
 
 _IMAGES = ("images", "image")
@@ -156,7 +157,7 @@ def _literal(text: str, key: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise FormError(f"{key!r} is a text that is no list: {text[:60]!r}") from error
+        raise FormError(f"{key!r} is a text that is no list: {excerpt(text, 60)}") from error
 
 
 FORMAT = Format(

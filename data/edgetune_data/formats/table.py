@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_data.formats import swift
-from edgetune_data.formats.base import TURNS_OPTIONS, Format, Options, Row, Source, Value
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value
 from edgetune_data.frames import corners, frame_of
+from edgetune_data.settings import ReadSettings
 from edgetune_runtime.errors import InputError, excerpt
 from edgetune_runtime.json_file import decode_json
 from edgetune_runtime.records.forms import FormError
@@ -38,7 +39,7 @@ _OTHER_NAMES = {
 """What tools call our columns, in lower case: for hints, since a name alone does not say what a column holds."""
 
 
-def files(path: Path, options: Options) -> list[Path]:
+def files(path: Path, options: ReadSettings) -> list[Path]:
     """Return the tables: the file, or all Parquet files of a folder (those whose name starts with the split).
 
     Raises:

@@ -6,7 +6,6 @@ conversations are LLaVA's.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 
 from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, carried, object_rows
 from edgetune_data.frames import corners, frame_of
+from edgetune_runtime.errors import excerpt
 from edgetune_runtime.records.checks import box_of
 from edgetune_runtime.records.forms import FormError
 
@@ -60,7 +60,7 @@ def _question(record: Mapping[str, Any]) -> Any:
 def _boxes(solution: Any) -> tuple[list[list[float]], list[str]]:
     """Return boxes as they are written, and their labels where they have some."""
     if not isinstance(solution, list):
-        raise FormError(f"'solution' {json.dumps(solution)[:60]} is not read", hint=_HINT)
+        raise FormError(f"'solution' {excerpt(solution, 60)} is not read", hint=_HINT)
     if solution and all(isinstance(item, dict) and "bbox_2d" in item for item in solution):
         labels = [item["label"] for item in solution if isinstance(item.get("label"), str)]
         if labels and len(labels) != len(solution):

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from edgetune_data.formats.base import IMAGE_ROOT, Format, Options, Row, Source, Value, in_folders, read_text
+from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, read_text
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_data.frames import frame_of
-from edgetune_runtime.errors import InputError
+from edgetune_data.settings import ReadSettings
+from edgetune_runtime.errors import InputError, excerpt
 from edgetune_runtime.records.forms import FormError
 
 ANNOTATIONS, SETS = "Annotations", "ImageSets/Main"
@@ -48,7 +49,7 @@ class _Annotation:
     problem: tuple[str, FormError] | None = None
 
 
-def files(path: Path, options: Options) -> list[Path]:
+def files(path: Path, options: ReadSettings) -> list[Path]:
     """Return the XML files, and the list of the split where one was chosen.
 
     Raises:
@@ -209,7 +210,7 @@ def _number(element: ElementTree.Element | None, lines: Lines, tag: str, line: i
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise _Wrong(lines[element], f"<{tag}> must be a number, got {_word(element)[:40]!r}")
+        raise _Wrong(lines[element], f"<{tag}> must be a number, got {excerpt(_word(element), 40)}")
     return number
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from edgetune_data.formats.base import (
     TURNS_OPTIONS,
     Format,
-    Options,
     Row,
     Source,
     Value,
@@ -23,6 +22,7 @@ from edgetune_data.formats.base import (
     objects_of,
 )
 from edgetune_data.formats.sniffing import Sniffed, is_json_lines
+from edgetune_data.settings import ReadSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records.forms import FormError
@@ -31,7 +31,7 @@ _IDS = ("id", "question_id", "questionId")
 _OURS = ("image", "question", "answer", "answers")
 
 
-def files(path: Path, options: Options) -> list[Path]:
+def files(path: Path, options: ReadSettings) -> list[Path]:
     """Return the flat file, or the questions and their annotations, given a folder or the questions.
 
     Raises:

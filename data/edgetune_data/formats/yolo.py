@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.formats.base import IMAGE_ROOT, Format, Options, Row, Source, Value, in_folders, read_text
+from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, read_text
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_data.frames import corners, frame_of
-from edgetune_runtime.errors import InputError
+from edgetune_data.settings import ReadSettings
+from edgetune_runtime.errors import InputError, excerpt
 from edgetune_runtime.records.forms import FormError
 
 DATA, CLASSES = "data.yaml", "classes.txt"
@@ -44,7 +45,7 @@ class _Data:
     keypoints: bool = False
 
 
-def files(path: Path, options: Options) -> list[Path]:
+def files(path: Path, options: ReadSettings) -> list[Path]:
     """Return the file with the names of classes, and the labels.
 
     Raises:
@@ -66,7 +67,7 @@ def _named(path: Path) -> Path:
     return found
 
 
-def _open(path: Path, options: Options) -> _Data:
+def _open(path: Path, options: ReadSettings) -> _Data:
     if path.name == CLASSES:
         if options.split:
             raise InputError(f"{path}: has no splits, but --split {options.split} was given")
@@ -126,7 +127,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _root(path: Path, value: Mapping[str, Any], options: Options) -> Path:
+def _root(path: Path, value: Mapping[str, Any], options: ReadSettings) -> Path:
     """Return the folder that the splits' paths start from."""
     if options.image_root:
         return options.image_root
@@ -208,9 +209,9 @@ def _box(source: Source, data: _Data, fields: Sequence[str]) -> list[float]:
     try:
         numbers = [float(field) for field in fields]
     except ValueError as error:
-        raise FormError(f"a label is a class and numbers, got {' '.join(fields)[:60]!r}") from error
+        raise FormError(f"a label is a class and numbers, got {excerpt(' '.join(fields), 60)}") from error
     if not all(map(math.isfinite, numbers)):
-        raise FormError(f"a label's numbers must be finite, got {' '.join(fields)[:60]!r}")
+        raise FormError(f"a label's numbers must be finite, got {excerpt(' '.join(fields), 60)}")
     if data.keypoints and len(numbers) > 4:
         source.notes["labels with keypoints, which are left out"] += 1
         return numbers[:4]

@@ -21,8 +21,7 @@ from edgetune_runtime.answer import Answer, Stream
 from edgetune_runtime.bundle import PHRASE, check_phrase
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
-from edgetune_runtime.codec.grounding import Answer as ParsedAnswer
-from edgetune_runtime.codec.grounding import parse
+from edgetune_runtime.codec.grounding import ParsedAnswer, parse
 from edgetune_runtime.errors import MissingDependency
 from edgetune_runtime.images.load import ImageSource, load_image
 from edgetune_runtime.json_file import read_json

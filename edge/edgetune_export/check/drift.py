@@ -20,7 +20,7 @@ from edgetune_export.check.reference import Sample
 from edgetune_export.checkpoint import Checkpoint
 from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int
 from edgetune_runtime.bench.metrics import sample_iou
-from edgetune_runtime.codec.grounding import Answer, parse
+from edgetune_runtime.codec.grounding import ParsedAnswer, parse
 from edgetune_runtime.decode import Prompt, greedy
 from edgetune_runtime.errors import ParityError
 from edgetune_runtime.tokens import TextTokenizer
@@ -94,7 +94,7 @@ class Answers:
         tokens = greedy(backend, prompt, stop=self._stop, max_new_tokens=room, max_length=len(prompt.token_ids) + room)
         return list(tokens)
 
-    def read(self, sample: Sample, tokens: Sequence[int]) -> Answer:
+    def read(self, sample: Sample, tokens: Sequence[int]) -> ParsedAnswer:
         """The boxes in an answer."""
         text = self._tokenizer.decode([token for token in tokens if token not in self._stop], keep_control=True)
         return parse(text, sample.case.pixels.geometry, self._checkpoint.family.box_format)

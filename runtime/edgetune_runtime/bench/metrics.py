@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgetune_runtime.bench.significance import Delta, McNemar, mcnemar, paired_bootstrap
 from edgetune_runtime.bench.text_metrics import anls, exact_match, vqa_accuracy
 from edgetune_runtime.codec.geometry import as_boxes
-from edgetune_runtime.codec.grounding import Answer
+from edgetune_runtime.codec.grounding import ParsedAnswer
 from edgetune_runtime.errors import InputError
 
 __all__ = [
@@ -158,7 +158,7 @@ def summarize(samples: Sequence[SampleScore]) -> GroundingScores:
     )
 
 
-def score_grounding(answers: Sequence[Answer], records: Sequence[HasBoxes]) -> GroundingScores:
+def score_grounding(answers: Sequence[ParsedAnswer], records: Sequence[HasBoxes]) -> GroundingScores:
     """Return the scores of answers to grounding records, in the same order.
 
     Raises:

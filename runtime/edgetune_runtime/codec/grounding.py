@@ -29,9 +29,9 @@ from edgetune_runtime.codec.geometry import (
 from edgetune_runtime.errors import InputError
 
 __all__ = [
-    "Answer",
     "Detection",
     "Geometry",
+    "ParsedAnswer",
     "encode",
     "encode_name",
     "encode_place",
@@ -70,7 +70,7 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ParsedAnswer:
     """What an answer text says.
 
     Attributes:
@@ -193,7 +193,9 @@ def _written(box: Boxes, geometry: Geometry, box_format: BoxFormat) -> list[str]
     return _formatted(numbers, box_format)
 
 
-def parse(text: str, geometry: Geometry, box_format: BoxFormat, tokens: Sequence[TokenProbability] = ()) -> Answer:
+def parse(
+    text: str, geometry: Geometry, box_format: BoxFormat, tokens: Sequence[TokenProbability] = ()
+) -> ParsedAnswer:
     """Read a model's answer. Never raises: what is wrong with the text is reported in the result.
 
     Args:
@@ -204,7 +206,7 @@ def parse(text: str, geometry: Geometry, box_format: BoxFormat, tokens: Sequence
     """
     body, thinking = _answer_part(text)
     if _bare(_TAG.sub("", body)) in map(_bare, (box_format.absent, *box_format.refusals)):
-        return Answer(text, [], complete=True, problem=None, refused=True)
+        return ParsedAnswer(text, [], complete=True, problem=None, refused=True)
 
     reading = grammar.read(body, box_format)
     boxes = to_image([box.numbers for box in reading.boxes], geometry, box_format)
@@ -228,7 +230,7 @@ def parse(text: str, geometry: Geometry, box_format: BoxFormat, tokens: Sequence
         problems.append("no box in the answer")
     if len(problems) > _MAX_PROBLEMS:
         problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
-    return Answer(text, detections, complete, "; ".join(problems) or None, refused)
+    return ParsedAnswer(text, detections, complete, "; ".join(problems) or None, refused)
 
 
 def _answer_part(text: str) -> tuple[str, bool]:

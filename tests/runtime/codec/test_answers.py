@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetune_runtime.codec.grounding import Answer, Geometry, parse
+from edgetune_runtime.codec.grounding import Geometry, ParsedAnswer, parse
 from edgetune_runtime.families import FAMILIES
 
 SIZE = Geometry(width=1000, height=1000, resized_width=980, resized_height=980)
@@ -205,7 +205,7 @@ def test_points_that_are_no_two_corners(text: str, problem: str) -> None:
     assert answer.problem and problem in answer.problem
 
 
-def check(answer: Answer) -> None:
+def check(answer: ParsedAnswer) -> None:
     """What holds for every answer: boxes are boxes, and all that is said of it can be written down."""
     assert (answer.status == "unparsed") == (not answer.detections and not answer.refused)
     assert answer.problem or answer.status != "unparsed"
