@@ -160,6 +160,8 @@ class Bundle:
         for role in ("vision", "embed", "decoder", "tokenizer"):
             if role not in files:
                 raise InputError(f"files.{role} is missing")
+        if format_ == "trt" or "trt" in told.values:
+            _check_trt(told.part("trt"), files)
         return cls(
             folder=folder,
             format=format_,
@@ -234,16 +236,24 @@ class _Fields:
         return value
 
     def wholes(self, name: str, low: int, high: int = _MOST) -> tuple[int, ...]:
-        values = self._value(name, list, "a list of whole numbers")
-        items = _Fields({str(index): value for index, value in enumerate(values)}, f"{self.place}{name}.")
-        if not values:
+        items = self.lists(name, "a list of whole numbers")
+        if not items.values:
             raise InputError(f"{self.place}{name} is empty")
         return tuple(items.whole(index, low, high) for index in items.values)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        values = self._value(name, list, "a list of texts")
-        items = _Fields({str(index): value for index, value in enumerate(values)}, f"{self.place}{name}.")
+        items = self.lists(name, "a list of texts")
         return tuple(items.text(index) for index in items.values)
+
+    def parts(self, name: str) -> tuple[_Fields, ...]:
+        items = self.lists(name, "a list of objects")
+        if not items.values:
+            raise InputError(f"{self.place}{name} is empty")
+        return tuple(items.part(index) for index in items.values)
+
+    def lists(self, name: str, what: str = "a list of lists") -> _Fields:
+        values = self._value(name, list, what)
+        return _Fields({str(index): value for index, value in enumerate(values)}, f"{self.place}{name}.")
 
 
 def _short(value: object) -> str:
@@ -295,6 +305,24 @@ def _packed(told: _Fields, files: Mapping[str, Path]) -> Mapping[str, Any]:
         product = products.part(name)
         product.texts("layers"), product.whole("bits", 1, 8), product.whole("group_size", 1), product.flag("symmetric")
     return told.values
+
+
+def _check_trt(told: _Fields, files: Mapping[str, Path]) -> None:
+    """Refuse networks and ranges that engines cannot be built from, see docs/bundle.md."""
+    told.text("profile"), told.flag("in_place")
+    networks = told.part("profiles")
+    for name in networks.values:
+        if name not in files:
+            raise InputError(f"trt.profiles names {name!r}, which is not in files")
+    for name in ("vision", "decoder"):
+        for use in networks.parts(name):
+            for input_ in use.values:
+                ranges = use.lists(input_)
+                shapes = [ranges.wholes(place, 1) for place in ranges.values]
+                if len(shapes) != 3 or len({len(shape) for shape in shapes}) != 1:
+                    raise InputError(f"{use.place}{input_} must be three shapes, got {_short(use.values[input_])}")
+                if not all(low <= best <= high for low, best, high in zip(*shapes, strict=True)):
+                    raise InputError(f"{use.place}{input_} must be smallest, usual and largest sizes, got {shapes}")
 
 
 def _inside(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data.converting import GOLDEN, convert, lines, pictures, write_json
-from edgetune_data.formats.base import Options
 from edgetune_data.read import Reading, load
+from edgetune_data.settings import ReadSettings
 from edgetune_runtime.errors import InputError
 
 
@@ -176,7 +176,7 @@ def test_an_answer_gets_its_question_and_uploads_their_folder(tmp_path: Path) ->
     tasks = task({"choices": ["day", "dusk"]}, **CHOICE)
     tasks[0]["data"]["image"] = "/data/upload/1/desk.png"
     path = write_json(tmp_path / "input.json", tasks)
-    options = Options(image_root=tmp_path / "media", questions={"light": "What light is it?"})
+    options = ReadSettings(image_root=tmp_path / "media", questions={"light": "What light is it?"})
     [item] = Reading(path, options=options)
     assert item.value == {
         "image": str(tmp_path / "media" / "1" / "desk.png"),

@@ -16,8 +16,8 @@ from PIL import Image
 
 from data.converting import convert, lines, pictures, write_json, write_lines
 from edgetune.cli import cli
-from edgetune_data.formats.base import Options
 from edgetune_data.read import load
+from edgetune_data.settings import ReadSettings
 from edgetune_data.text_boxes import TEXT_FRAMES
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import encode
@@ -264,4 +264,4 @@ def test_any_text_is_a_record_or_an_error(asked: list[str], said: list[str]) -> 
         path = write_lines(Path(folder) / "in.jsonl", talk("".join(asked), "".join(said)))
         for frame in TEXT_FRAMES:
             with contextlib.suppress(InputError):
-                load(path, options=Options(text_boxes=frame))
+                load(path, options=ReadSettings(text_boxes=frame))

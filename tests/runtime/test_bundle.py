@@ -94,6 +94,8 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 
 NAN = float("nan")
+RANGES = [{"x": [[1], [2], [8]]}]
+TRT: dict[str, Any] = {"profile": "10.3", "in_place": True, "profiles": {"vision": RANGES, "decoder": RANGES}}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,14 @@ NAN = float("nan")
         ("rope.interleaved", "yes", "rope.interleaved must be true or false"),
         ("accuracy_level", 9, "accuracy_level must be from 0 to 4"),
         ("packed", {"files": ["weights"]}, "packed.files names 'weights', which is not in files"),
+        ("format", "trt", "trt is missing"),
+        ("trt", TRT | {"in_place": 1}, "trt.in_place must be true or false, got 1"),
+        ("trt", TRT | {"profile": 10.3}, "trt.profile must be a text, got 10.3"),
+        ("trt", TRT | {"profiles": {"head": []}}, "trt.profiles names 'head', which is not in files"),
+        ("trt", TRT | {"profiles": {"vision": RANGES}}, "trt.profiles.decoder is missing"),
+        ("trt", TRT | {"profiles": {"vision": [{"x": [[1], [2]]}]}}, "profiles.vision.0.x must be three shapes"),
+        ("trt", TRT | {"profiles": {"vision": [{"x": [[1], [0], [2]]}]}}, "vision.0.x.1.0 must be from 1 to"),
+        ("trt", TRT | {"profiles": {"vision": [{"x": [[4], [2], [8]]}]}}, "must be smallest, usual and largest sizes"),
         ("files.embed", None, "files.embed is missing"),
         ("files.decoder", "../secret", "used but not listed"),
         ("files.decoder", "onnx/other.onnx", "used but not listed"),

@@ -55,7 +55,6 @@ def test_a_question(command: str, qwen3_vl_bundle: Path, image: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["{bundle}", "missing.png", "x"], 2, "error: missing.png: no such image file"),
-        (["missing", "{image}", "x"], 2, "missing: no such f"),
         (["{bundle}", "{image}", "x", "--out", "boxes.xyz"], 2, "error: boxes.xyz: cannot write this kind of picture"),
         (["{bundle}", "{image}", "x", "--out", "boxes.blp"], 2, "error: boxes.blp: cannot write this kind of picture"),
         (["{bundle}", "{image}", "x", "--out", "{image}"], 2, "photo.png: is the picture that is asked about"),
@@ -74,6 +73,15 @@ def test_errors(
     assert done.returncode == code
     assert done.stderr.startswith("error: ") and message in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("edgetune-run", "/missing: no such folder"), ("edgetune run", " missing: no such file or folder (the bundle)")],
+)
+def test_a_bundle_that_is_not_there(command: str, message: str, image: Path) -> None:
+    done = run("missing", image, "x", command=command)
+    assert done.returncode == 2 and done.stderr.splitlines()[0].endswith(message)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

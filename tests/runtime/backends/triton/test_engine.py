@@ -153,6 +153,19 @@ def test_a_missing_tensor_is_named(gptq: Path, tmp_path: Path) -> None:
         TorchBackend.load(Bundle.load(broken, verify=False), device="cpu", threads=None)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers_are_named(gptq: Path, tmp_path: Path, value: float) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken, name = shutil.copytree(gptq, tmp_path / "broken"), "model.language_model.layers.0.mlp.up_proj"
+    tensors = load_file(broken / "model.safetensors")
+    tensors[f"{name}.scales"][0, 0] = value
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="not finite") as caught:
+        TorchBackend.load(Bundle.load(broken, verify=False), device="cpu", threads=None)
+    assert name in str(caught.value)
+
+
 def test_a_rope_that_the_bundle_does_not_describe_is_refused(gptq: Path, tmp_path: Path) -> None:
     other = shutil.copytree(gptq, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
