@@ -37,7 +37,7 @@ from edgetune_train.adapt import adapted_model
 from edgetune_train.arguments import training_arguments
 from edgetune_train.batch import IGNORE, Collator
 from edgetune_train.packing import Packs
-from edgetune_train.rhythm import Rhythm
+from edgetune_train.progress import LogSchedule
 from edgetune_train.settings import TrainSettings
 from edgetune_train.trainer import GroundingTrainer
 from edgetune_train.vision import PixelInputs
@@ -156,7 +156,7 @@ def build(checkpoint: HubCheckpoint, samples: list[Sample], pack: int, precision
                 options = {**shared, "train_dataset": Prepared(samples, checkpoint), "data_collator": usual}
                 make = _maker(Trainer, options)
             else:
-                options = {**shared, "train_dataset": data, "data_collator": collate, "callbacks": [Rhythm()]}
+                options = {**shared, "train_dataset": data, "data_collator": collate, "callbacks": [LogSchedule()]}
                 make = _maker(GroundingTrainer, options | {"scorer": None})
             name = f"{'QLoRA' if quantize == 'nf4' else 'LoRA'} {layout}"
             held = torch.cuda.memory_allocated() - before if on_gpu else 0

@@ -207,8 +207,9 @@ class Adapter:
         except (ValueError, RuntimeError, KeyError) as error:
             raise InputError(f"{self.folder}: does not fit the base: {error}") from error
         missing = [key for key in report.missing_keys if ".lora_" in key or ".modules_to_save." in key]
-        lost = [*report.unexpected_keys, *missing]
-        if lost:
-            raise InputError(
-                f"{self.folder}: {len(lost)} adapter weights have no counterpart in the base, such as {lost[0]}"
-            )
+        for keys, problem in (
+            (report.unexpected_keys, "adapter weights have no counterpart in the base"),
+            (missing, "weights of the adapter's layers are not in its file"),
+        ):
+            if keys:
+                raise InputError(f"{self.folder}: {len(keys)} {problem}, such as {keys[0]}")

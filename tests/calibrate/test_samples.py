@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgetune_calibrate.batches import batch, roles, token_weights
-from edgetune_calibrate.samples import calibration_set, choose
+from edgetune_calibrate.samples import AXES, calibration_set, choose, strata
 from edgetune_calibrate.settings import ROLES
-from edgetune_calibrate.strata import AXES, strata
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgetune.cli import cli
-from edgetune_data.crop_window import moved_into, window
+from edgetune_data.crop import moved_into, window
 from edgetune_data.settings import CropRules
 from edgetune_runtime.bench.metrics import iou
 from edgetune_runtime.records import read_entries

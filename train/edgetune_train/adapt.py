@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import get_peft_model
-from transformers import TrainingArguments
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 from edgetune_core.adapter import Adapter
 from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_train.arguments import dtype_of
 from edgetune_train.attention import choose_attention, use_attention
 from edgetune_train.launch import is_sharded
 from edgetune_train.lora import in_vision, lora_config, resolve_targets
-from edgetune_train.quantize import nf4
 from edgetune_train.settings import TrainSettings
 from edgetune_train.unfreeze import check_apart, resolve_unfreeze, to_float32
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
@@ -66,7 +67,7 @@ def adapted_model(
     if settings.quantize != "none":
         if is_sharded(arguments):
             raise InputError("--quantize cannot be combined with FSDP or DeepSpeed", hint="use DDP (torchrun)")
-        quantization = nf4(checkpoint, dtype)
+        quantization = _nf4(checkpoint, dtype)
     attention = choose_attention(settings.attention, dtype) if settings.pack else "sdpa"
     model = checkpoint.load_model(dtype, quantization)
     names = resolve_targets(model, checkpoint.modules, settings.lora.targets, vision=settings.lora.vision)
@@ -95,3 +96,31 @@ def adapted_model(
 def _in_one_process(arguments: TrainingArguments) -> bool:
     """Whether the collator may run the model: it is in the training process, and its weights are whole."""
     return arguments.dataloader_num_workers == 0 and not is_sharded(arguments)
+
+
+def _nf4(checkpoint: HubCheckpoint, dtype: torch.dtype) -> Any:
+    """Return transformers' config for NF4 with double quantization (QLoRA, arXiv 2305.14314).
+
+    The vision tower, the merger and the output head stay as they are: they are small, frozen, and read by every token.
+
+    Args:
+        checkpoint: the base.
+        dtype: what the products are computed in.
+
+    Raises:
+        MissingDependency: bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependency(
+            "--quantize nf4: the Python package 'bitsandbytes' is not installed",
+            hint=install_command("qlora"),
+        )
+    modules = checkpoint.modules
+    make: Any = BitsAndBytesConfig
+    return make(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[modules.vision_root, *modules.mergers, "lm_head"],
+    )

@@ -25,10 +25,9 @@ from edgetune_train.batch import Collator
 from edgetune_train.folder import CHECKPOINTS, save_adapter
 from edgetune_train.grpo_arguments import grpo_arguments
 from edgetune_train.lora import lora_config, resolve_targets
-from edgetune_train.progress import Progress
+from edgetune_train.progress import LogSchedule, Progress
 from edgetune_train.prompts import SamplePrompts
 from edgetune_train.rewards import REWARDS
-from edgetune_train.rhythm import Rhythm
 from edgetune_train.score import SCORES, GroundingScorer, answer_text
 from edgetune_train.settings import GrpoSettings
 from edgetune_train.trainer import FiniteTraining, last_checkpoint
@@ -107,7 +106,7 @@ def grpo(
     prompts = SamplePrompts(checkpoint, samples, collate)
     data = prompts.dataset([record.prompt(checkpoint.family) for record in records])
     progress = Progress(settings.batch_size)
-    callbacks: list[Any] = [Rhythm(), progress]
+    callbacks: list[Any] = [LogSchedule(), progress]
     if arguments.process_index == 0:
         board: Any = TensorBoardCallback
         callbacks.append(board(SummaryWriter(str(folder / "logs"))))

@@ -1,4 +1,4 @@
-"""What is seen of a training run while it goes on: loss, learning rate, samples per second, time left."""
+"""When a training run logs and validates, and what is seen of it: loss, learning rate, speed, time left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 
 class Progress(TrainerCallback):
@@ -61,3 +62,24 @@ class Progress(TrainerCallback):
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class LogSchedule(TrainerCallback):
+    """Logs the loss at every resume point and at the end of every epoch, and validates at the latter.
+
+    `Trainer` validates after an epoch, when the resume point of its last step is already written: a run that is
+    continued from there would go without that validation, and with another random state.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Decide what follows this step, after `Trainer` has."""
+        # The last step of an epoch leaves an exact integer: it is n/n of the epoch further.
+        ends = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
+        control.should_log |= control.should_save or ends
+        if ends and args.eval_strategy == IntervalStrategy.EPOCH:
+            control.should_evaluate = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave out what the last step has done."""
+        if args.eval_strategy == IntervalStrategy.EPOCH:
+            control.should_evaluate = False

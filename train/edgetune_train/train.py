@@ -26,8 +26,7 @@ from edgetune_train.folder import BEST, CHECKPOINTS, save_adapter
 from edgetune_train.launch import is_sharded
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
-from edgetune_train.progress import Progress
-from edgetune_train.rhythm import Rhythm
+from edgetune_train.progress import LogSchedule, Progress
 from edgetune_train.score import SCORES, GroundingScorer
 from edgetune_train.settings import TrainSettings
 from edgetune_train.trainer import GroundingTrainer, last_checkpoint, logged_until
@@ -87,7 +86,7 @@ def train(
             hint="give --val a file with grounding records; with FSDP or DeepSpeed validation is by loss alone",
         )
     progress = Progress(len(samples) / len(data) if settings.pack else settings.batch_size)
-    callbacks: list[Any] = [Rhythm(), progress]
+    callbacks: list[Any] = [LogSchedule(), progress]
     if scored:
         callbacks.append(BestAdapter(folder / BEST if settings.keep == "best" else None, settings.early_stop))
     if arguments.process_index == 0:
