@@ -100,7 +100,7 @@ def test_an_adapter_with_a_part_missing_is_refused(base: Path, adapter: Path, tm
     tensors.pop(next(name for name in tensors if "v_proj" in name))
     save_file(tensors, weights, {"format": "pt"})
     checkpoint = HubCheckpoint.open(base)
-    with pytest.raises(InputError, match="weights of the adapter.s layers are not in its file"):
+    with pytest.raises(InputError, match=r"weights of the adapter's layers are not in its file"):
         Adapter.of(checkpoint, folder).attach(checkpoint.load_model(torch.float32))
 
 
