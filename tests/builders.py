@@ -164,7 +164,7 @@ def build_qwen3_vl(
 ) -> Path:
     """Write a Qwen3-VL checkpoint with random weights and return its folder.
 
-    Structure of the published ones: q/k norms, interleaved M-RoPE, DeepStack from three vision layers,
+    Structure of the published ones: q/k norms, interleaved M-RoPE, DeepStack from two vision layers,
     patch 16, merge 2, mean and std 0.5, pixel limits in the `size` spelling.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def build_qwen3_vl(
             "tie_word_embeddings": tied,
         },
         vision_config={
-            "depth": 4,
+            "depth": 2,
             "hidden_size": 64,
             "intermediate_size": 128,
             "num_heads": 4,
@@ -198,7 +198,7 @@ def build_qwen3_vl(
             "temporal_patch_size": 2,
             "out_hidden_size": hidden,
             "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1, 2],
+            "deepstack_visual_indexes": [0, 1],
         },
         tie_word_embeddings=tied,
         **_token_ids(tokenizer),
@@ -259,7 +259,7 @@ def build_qwen2_5_vl(
             "tie_word_embeddings": tied,
         },
         vision_config={
-            "depth": 4,
+            "depth": 2,
             "hidden_size": 64,
             "intermediate_size": 120,
             "num_heads": 4,
@@ -267,7 +267,7 @@ def build_qwen2_5_vl(
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "window_size": 56,
-            "fullatt_block_indexes": [3],
+            "fullatt_block_indexes": [1],
             "out_hidden_size": hidden,
         },
         tie_word_embeddings=tied,
