@@ -1,4 +1,4 @@
-"""A small evaluation set and the fp32 bundle of a small checkpoint; made once per test process, not to be changed."""
+"""A small evaluation set about small pictures, not to be changed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from edgetune.cli import cli
 
 SIZES = [(160, 120), (90, 200), (128, 128)]  # width, height in pixels
 
@@ -41,9 +39,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(qwen3_vl_bundle: Path) -> Path:
     """The small Qwen3-VL checkpoint as an fp32 ONNX bundle."""
-    output = tmp_path_factory.mktemp("bundles") / "fp32"
-    arguments = ["export", "--checkpoint", str(qwen3_vl), "--precision", "fp32", "--output", str(output)]
-    cli.main(arguments, standalone_mode=False)
-    return output
+    return qwen3_vl_bundle

@@ -95,20 +95,32 @@ def test_layers_with_outliers_keep_block_scales(qwen3_vl: Path) -> None:
     grids = [[1, 8, 8]]
     dynamic = dynamic_layers(wrapper, [(random_patches(grids, wrapper.patch_weight.shape[1]), torch.tensor(grids))])
     assert "tower.blocks.1.mlp.linear_fc1.weight" not in dynamic
-    assert {f"tower.blocks.{block}.attn.qkv.weight" for block in range(4)} <= dynamic
+    assert {f"tower.blocks.{block}.attn.qkv.weight" for block in range(2)} <= dynamic
     assert not any("merger" in name for name in dynamic)
 
 
 def names_of(wrapper: Any) -> list[str]:
-    """The weights of the transformer blocks' linear layers: four in each of four blocks."""
+    """The weights of the transformer blocks' linear layers: four in each block."""
     return [f"{n}.weight" for n, m in wrapper.named_modules() if isinstance(m, torch.nn.Linear) and ".blocks." in n]
 
 
+@pytest.fixture(scope="module")
+def traced(qwen3_vl: Path) -> onnx.ModelProto:
+    """The traced tower of the small Qwen3-VL."""
+    return ir.to_proto(export_vision(exportable_vision("qwen3_vl", load_model(qwen3_vl).model.visual)))
+
+
+def test_a_trace_that_was_written_and_read_is_the_same(traced: onnx.ModelProto) -> None:
+    """What lets the other tests trace a tower once."""
+    again = ir.to_proto(ir.from_proto(onnx.load_from_string(traced.SerializeToString())))
+    assert again.SerializeToString(deterministic=True) == traced.SerializeToString(deterministic=True)
+
+
 @pytest.mark.parametrize("scheme", ["by block", "dynamic", "static", "static, standard", "weights only, standard"])
-def test_int8_layers_stay_close(qwen3_vl: Path, tmp_path: Path, scheme: str) -> None:
+def test_int8_layers_stay_close(qwen3_vl: Path, traced: onnx.ModelProto, tmp_path: Path, scheme: str) -> None:
     tower = load_model(qwen3_vl).model.visual
     wrapper = exportable_vision("qwen3_vl", tower)
-    grids, model = torch.tensor([[1, 8, 8], [1, 4, 6]]), export_vision(wrapper)
+    grids, model = torch.tensor([[1, 8, 8], [1, 4, 6]]), ir.from_proto(traced)
     patches = random_patches(grids.tolist(), wrapper.patch_weight.shape[1])
     spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
     ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
@@ -129,14 +141,14 @@ def test_int8_layers_stay_close(qwen3_vl: Path, tmp_path: Path, scheme: str) -> 
     save_model(model, tmp_path / "vision.onnx")
     nodes = onnx.load(tmp_path / "vision.onnx").graph.node
     kinds = Counter(node.op_type for node in nodes)
-    # Four layers in each of four blocks, and two in each of four mergers; one is the patch embedding.
+    # Four layers in each of two blocks, and two in each of three mergers; one is the patch embedding.
     whole = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "QuantizeLinear", "DequantizeLinear", "Gemm"}
     assert {kind: count for kind, count in kinds.items() if kind in whole} == {
-        "by block": {"MatMulNBits": 24, "Gemm": 1},
-        "dynamic": {"MatMulNBits": 8, "MatMulInteger": 16, "Gemm": 1},
-        "static": {"MatMulNBits": 8, "QuantizeLinear": 16, "MatMulIntegerToFloat": 16, "Gemm": 1},
-        "static, standard": {"QuantizeLinear": 16, "DequantizeLinear": 16 * 3 + 8, "Gemm": 25},
-        "weights only, standard": {"DequantizeLinear": 24, "Gemm": 25},
+        "by block": {"MatMulNBits": 14, "Gemm": 1},
+        "dynamic": {"MatMulNBits": 6, "MatMulInteger": 8, "Gemm": 1},
+        "static": {"MatMulNBits": 6, "QuantizeLinear": 8, "MatMulIntegerToFloat": 8, "Gemm": 1},
+        "static, standard": {"QuantizeLinear": 8, "DequantizeLinear": 8 * 3 + 6, "Gemm": 15},
+        "weights only, standard": {"DequantizeLinear": 14, "Gemm": 15},
     }[scheme]
     assert {node.domain for node in nodes} == {""} | (set() if "standard" in scheme else {"com.microsoft"})
     session = onnxruntime.InferenceSession(str(tmp_path / "vision.onnx"))
@@ -188,6 +200,6 @@ def test_a_range_that_is_too_short_sends_the_layer_to_block_scales(qwen3_vl: Pat
     patches = random_patches(grids.tolist(), wrapper.patch_weight.shape[1])
     spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
     ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
-    ranges["tower.blocks.2.attn.qkv.weight"] = Range.of(-0.1, 0.1)
+    ranges["tower.blocks.1.attn.qkv.weight"] = Range.of(-0.1, 0.1)
     fixed = static_layers(wrapper, [(patches, grids)], ranges)
-    assert set(names_of(wrapper)) - fixed == {"tower.blocks.2.attn.qkv.weight"}
+    assert set(names_of(wrapper)) - fixed == {"tower.blocks.1.attn.qkv.weight"}

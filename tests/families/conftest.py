@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 
 from builders import build_qwen2_5_vl, build_qwen3_vl
 from families.checkpoints import BUILDERS
+from shared import once
 from train.conftest import write_records
 
 Build = Callable[[str], Path]
@@ -20,26 +21,14 @@ Build = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Gives the folder of a family's tiny checkpoint, which must not be changed."""
-    root = tmp_path_factory.mktemp("families")
     builders = {**BUILDERS, "qwen2_5_vl": build_qwen2_5_vl, "qwen3_vl": build_qwen3_vl}
-
-    @cache
-    def build(name: str) -> Path:
-        return builders[name](root / name)
-
-    return build
+    return lambda name: once(tmp_path_factory, f"tiny_{name}", builders[name])
 
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Gives the folder of a family's checkpoint without weights, with the published sizes of pictures."""
-    root = tmp_path_factory.mktemp("published")
-
-    @cache
-    def build(name: str) -> Path:
-        return BUILDERS[name](root / name, weights=False)
-
-    return build
+    return lambda name: once(tmp_path_factory, f"published_{name}", partial(BUILDERS[name], weights=False))
 
 
 @pytest.fixture(scope="session")
