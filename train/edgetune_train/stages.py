@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_core.checkpoint import HubCheckpoint
+from edgetune_core.files import write_whole
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.records import AnyRecord
 from edgetune_train.folder import ADAPTER_FILES
@@ -66,17 +66,10 @@ def train_stages(checkpoint: HubCheckpoint, stages: Sequence[Stage], folder: Pat
                 place.mkdir(exist_ok=True)
             result = train(checkpoint, stage.records, stage.val, stage.settings, place, start=start)
             if main_process():
-                _write_whole(done, result)
+                write_whole(done, json.dumps(result))
         results.append({"name": stage.name, **result})
         start = place
     if main_process():
         for name in ADAPTER_FILES:
             shutil.copyfile(folder / stages[-1].name / name, folder / name)
     return {**results[-1], "stages": results}
-
-
-def _write_whole(path: Path, result: dict[str, Any]) -> None:
-    """Write a file that a killed run leaves whole or not at all."""
-    written = path.with_suffix(".new")
-    written.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(written, path)
