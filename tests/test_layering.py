@@ -137,3 +137,9 @@ def test_the_command_line_imports_stages_only_when_a_verb_runs(module: str) -> N
     ]
     assert third_party(iter(names)) <= COMMAND_LINE_NEEDS
     assert all(name in ("edgetune", "edgetune_core") or within(name, *light) for name in ours(iter(names)))
+
+
+@pytest.mark.parametrize("module", modules_of("edgetune.commands"))
+def test_commands_run_no_stage_of_their_own(module: str) -> None:
+    """What a verb does can be called from Python."""
+    assert "edgetune_core.stage.run_stage" not in set(imported(MODULES[module]))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from edgetune.api import data as data
     from edgetune.api.calibrate import CalibrateOptions as CalibrateOptions
     from edgetune.api.calibrate import calibrate as calibrate
+    from edgetune.api.demo import Demo as Demo
+    from edgetune.api.demo import DemoOptions as DemoOptions
+    from edgetune.api.demo import demo as demo
     from edgetune.api.export import Exported as Exported
     from edgetune.api.export import ExportOptions as ExportOptions
     from edgetune.api.export import export as export
@@ -30,6 +33,18 @@ if TYPE_CHECKING:
     from edgetune.api.gate import gate as gate
     from edgetune.api.grpo import GrpoOptions as GrpoOptions
     from edgetune.api.grpo import grpo as grpo
+    from edgetune.api.load import LoadOptions as LoadOptions
+    from edgetune.api.load import load as load
+    from edgetune.api.measure import BenchOptions as BenchOptions
+    from edgetune.api.measure import EvaluateOptions as EvaluateOptions
+    from edgetune.api.measure import Evaluation as Evaluation
+    from edgetune.api.measure import ExportAnswersOptions as ExportAnswersOptions
+    from edgetune.api.measure import Measurement as Measurement
+    from edgetune.api.measure import MergeResultsOptions as MergeResultsOptions
+    from edgetune.api.measure import bench as bench
+    from edgetune.api.measure import evaluate as evaluate
+    from edgetune.api.measure import export_answers as export_answers
+    from edgetune.api.measure import merge_results as merge_results
     from edgetune.api.merge import MergeOptions as MergeOptions
     from edgetune.api.merge import merge as merge
     from edgetune.api.train import TrainOptions as TrainOptions
@@ -40,6 +55,9 @@ _HOME = {
     "data": "edgetune.api.data",
     "CalibrateOptions": "edgetune.api.calibrate",
     "calibrate": "edgetune.api.calibrate",
+    "Demo": "edgetune.api.demo",
+    "DemoOptions": "edgetune.api.demo",
+    "demo": "edgetune.api.demo",
     "ExportOptions": "edgetune.api.export",
     "export": "edgetune.api.export",
     "export_formats": "edgetune.api.export",
@@ -49,6 +67,18 @@ _HOME = {
     "GateOptions": "edgetune.api.gate",
     "Gated": "edgetune.api.gate",
     "gate": "edgetune.api.gate",
+    "LoadOptions": "edgetune.api.load",
+    "load": "edgetune.api.load",
+    "BenchOptions": "edgetune.api.measure",
+    "EvaluateOptions": "edgetune.api.measure",
+    "Evaluation": "edgetune.api.measure",
+    "ExportAnswersOptions": "edgetune.api.measure",
+    "Measurement": "edgetune.api.measure",
+    "MergeResultsOptions": "edgetune.api.measure",
+    "bench": "edgetune.api.measure",
+    "evaluate": "edgetune.api.measure",
+    "export_answers": "edgetune.api.measure",
+    "merge_results": "edgetune.api.measure",
     "MergeOptions": "edgetune.api.merge",
     "merge": "edgetune.api.merge",
     "TrainOptions": "edgetune.api.train",

@@ -22,6 +22,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ from edgetune_runtime.errors import InputError
 P = ParamSpec("P")
 AnyOptions = TypeVar("AnyOptions", bound="Options")
 R = TypeVar("R")
+
+_SECTION = re.compile(r"\n\n(?:Args|Returns|Raises):\n")
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,25 @@ def takes(options: Callable[P, AnyOptions]) -> Callable[[Callable[[AnyOptions], 
 
         kind = typing.cast("type[Options]", options)
         lines = [f"    {item.name}: {facts_of(item).help}" for item, _ in options_of(kind)]
-        call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", "Args:", *lines])
+        whole, told = inspect.getdoc(function) or "", description(function)
+        call.__doc__ = "\n".join([told, "", "Args:", *lines]) + whole.removeprefix(told)
         returned = inspect.signature(function).return_annotation
         call.__signature__ = inspect.signature(options).replace(return_annotation=returned)  # type: ignore[attr-defined]
         call.options = kind  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def options_taken(function: Callable[..., Any]) -> type[Options]:
+    """Return the options of a function that `takes` made."""
+    kind: type[Options] = function.options  # type: ignore[attr-defined]
+    return kind
+
+
+def description(function: Callable[..., Any]) -> str:
+    """Return the paragraphs of a docstring before its sections."""
+    return _SECTION.split(inspect.getdoc(function) or "")[0]
 
 
 def options_of(kind: type[Options]) -> Iterator[tuple[Field[Any], Any]]:
@@ -162,6 +177,36 @@ def without_none(kind: Any) -> Any:
     if typing.get_origin(kind) in (Union, types.UnionType):
         (kind,) = [part for part in typing.get_args(kind) if part is not type(None)]
     return kind
+
+
+def words_of(kind: type[Options], values: Mapping[str, Any]) -> list[str]:
+    """Return options as they are typed on the command line, those that stand by their place first.
+
+    Args:
+        kind: the options' dataclass.
+        values: by the names of its fields; those that are left out keep their defaults.
+    """
+    made = kind(**values)
+    placed, named = [], []
+    for item, hint in options_of(kind):
+        if item.name in values:
+            facts, flag, value = facts_of(item), flag_of(item), getattr(made, item.name)
+            if without_none(hint) is bool:
+                named += [flag if value else f"--no-{flag[2:]}"] if value != item.default else []
+                continue
+            texts = _texts(facts, value)
+            placed += texts if facts.argument else []
+            named += [] if facts.argument else [word for text in texts for word in (flag, text)]
+    return placed + named
+
+
+def _texts(facts: Facts, value: Any) -> list[str]:
+    """Return the words of a value: several for an option that is repeated, none where it is not given."""
+    if isinstance(value, Mapping):
+        return [f"{name}={one}" for name, one in value.items()]
+    if isinstance(value, tuple):
+        return [",".join(map(str, value))] if facts.commas and value else list(map(str, value))
+    return [] if value is None else [str(value)]
 
 
 def checked(flag: str, kind: Any, facts: Facts, value: Any) -> Any:

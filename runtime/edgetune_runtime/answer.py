@@ -88,8 +88,14 @@ class Runner(Protocol):
     def request(self, phrase: str) -> str:
         """Return the user's words that ask for what a phrase names."""
 
+    def ground(self, image: ImageSource, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]:
+        """Find what a phrase names; an empty list when it is not there."""
+
     def answer(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128) -> Answer:
         """Send the user's whole words and read the reply as boxes."""
+
+    def ask(self, image: ImageSource, question: str, *, max_new_tokens: int = 256) -> str:
+        """Answer a question about an image in words."""
 
     def stream(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 256) -> Stream:
         """Send the user's whole words and give the reply in words."""

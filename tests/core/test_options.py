@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune.commands._options import parameters
-from edgetune_core.options import StageOptions, option, takes
+from edgetune_core.options import StageOptions, option, takes, words_of
 from edgetune_runtime.errors import InputError
 
 
@@ -101,7 +101,7 @@ def test_python_is_refused_what_the_command_line_is(values: dict[str, Any], mess
         ("--margin -0.1", "-0.1 must be at least 0"),
         ("--margin nan", "nan is not a finite number"),
         ("--count 2.5", "'2.5' is not a whole number"),
-        ("--format pngg", "'pngg' is not one of png, jpeg Did you mean 'png'?"),
+        ("--format pngg", "'pngg' is not one of png, jpeg. Did you mean 'png'?"),
         ("--bits 5", "'5' is not one of 16, 8, 4"),
         ("--sizes 64,33", "'33' is not one of 32, 64, 128"),
         ("--weights a", "'a' must look like NAME=WEIGHT"),
@@ -119,6 +119,31 @@ def test_help_is_written_once() -> None:
     assert inspect.signature(crop).parameters["margin"].default == 0.5
     for text in ("Margin in sizes.", "Names; repeatable.", "Be loud."):
         assert text in said and text in str(crop.__doc__)
+
+
+def test_options_are_spelled_as_they_are_typed() -> None:
+    values: dict[str, Any] = {
+        "data": "a.jsonl",
+        "margin": 1.0,
+        "rate": None,
+        "kind": "jpeg",
+        "sizes": (64, 32),
+        "names": ("x y", "--z"),
+        "weights": {"a": 2.0, "b": 0.5},
+        "quick": True,
+        "loud": False,
+        "dry_run": False,
+    }
+    words = words_of(Options, values)
+    assert words[0] == "a.jsonl" and "--rate" not in words and "--dry-run" not in words
+    code, typed, said = parse(*words)
+    assert code == 0, said
+    assert Options(**typed) == Options(**values)
+
+
+def test_a_missing_option_is_named() -> None:
+    code, _, said = parse("--margin", "1")
+    assert code == 2 and "Missing argument 'DATA'" in said
 
 
 def test_a_text_is_a_path_and_a_whole_number_a_number() -> None:

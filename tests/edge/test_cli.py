@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -18,18 +20,25 @@ from click.testing import CliRunner, Result
 from edgetune import __version__
 from edgetune.cli import VERBS, cli
 from edgetune.commands._common import Console, Program, verb
+from edgetune_core.options import StageOptions, option
 from edgetune_runtime.errors import GateFailed, InputError, MissingDependency
 
 HEAVY = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "peft", "PIL", "tokenizers", "tqdm")
 
 
-@verb(writes=True)
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True)
-@click.option("--rank", type=int, default=8)
-@click.option("--learning-rate", type=float, default=1e-4)
-@click.option("--precision", type=click.Choice(["fp32", "int8", "int4"]), default="fp32")
-@click.option("--target", "targets", multiple=True)
-@click.option("--bf16/--no-bf16", default=True)
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(StageOptions):
+    """One option of each kind."""
+
+    checkpoint: Path = option(help="A folder.")
+    rank: int = option(8, help="A number.")
+    learning_rate: float = option(1e-4, help="A number.")
+    precision: Literal["fp32", "int8", "int4"] = option("fp32", help="One of several.")
+    targets: tuple[str, ...] = option((), help="Several.", flag="--target")
+    bf16: bool = option(True, help="Yes or no.")
+
+
+@verb(ProbeOptions)
 def probe(console: Console, **arguments: object) -> None:
     """A verb with one option of each kind."""
     console.line("for people")
@@ -113,7 +122,7 @@ def test_a_mistyped_option_gets_a_suggestion() -> None:
 def test_a_mistyped_choice_gets_a_suggestion() -> None:
     result = invoke(probe, "--checkpoint", "x", "--precision", "in4")
     assert result.exit_code == 2
-    assert "'in4' is not one of 'fp32', 'int8', 'int4'. Did you mean 'int4'?" in result.stderr
+    assert "'in4' is not one of fp32, int8, int4. Did you mean 'int4'?" in result.stderr
 
 
 def test_a_missing_option_is_named() -> None:
@@ -163,12 +172,12 @@ def test_a_config_key_may_be_written_with_underscores(tmp_path: Path) -> None:
         ("rnak = 8", "unknown key 'rnak'\nhint: did you mean 'rank'?"),
         ("colour = 8", "unknown key 'colour'\nhint: known keys: bf16, checkpoint, dry-run"),
         ('config = "other.toml"', "unknown key 'config'"),
-        ("rank = 8.5", "key 'rank': '8.5' is not a valid integer"),
-        ("rank = true", "key 'rank': 'true' is not a valid integer"),
+        ("rank = 8.5", "key 'rank': '8.5' is not a whole number"),
+        ("rank = true", "key 'rank': 'true' is not a whole number"),
         ("rank = [8]", "key 'rank' takes one value, not [8]"),
         ("[rank]\nvalue = 8", "key 'rank' takes one value"),
         ('target = "q_proj"', "key 'target' takes a list"),
-        ('precision = "int44"', "key 'precision': 'int44' is not one of 'fp32', 'int8', 'int4'. Did you mean 'int4'?"),
+        ('precision = "int44"', "key 'precision': 'int44' is not one of fp32, int8, int4. Did you mean 'int4'?"),
         ("rank = ", "not valid TOML"),
         ('"rank" = "\udcff"', "not valid TOML"),
     ],

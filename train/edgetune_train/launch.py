@@ -7,13 +7,14 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.rendezvous import rendezvous
 from transformers import TrainingArguments
 
-from edgetune_core.stage import StageResult
+from edgetune_core.stage import StageResult, run_stage
 
 Build = Callable[[Path], Mapping[str, Any]]
 """Writes a stage's files into the folder that it is given and returns the manifest's `result`."""
@@ -27,26 +28,42 @@ def main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def build_together(output: Path, stage: Callable[[Build], StageResult], build: Build) -> StageResult:
-    """Run a stage whose `build` all processes of a launch do together.
+def run_stage_together(
+    stage: str,
+    output: Path,
+    *,
+    inputs: Mapping[str, Path],
+    settings: Callable[[], Mapping[str, Any]],
+    build: Build,
+    seed: int,
+    force: bool,
+    dry_run: bool,
+) -> StageResult:
+    """Run a resumable stage whose `build` all processes of a launch do together; see `run_stage`.
 
     The main process alone looks at inputs and output. It tells the others which folder it builds in, so that a launch
     hashes its inputs once and no process has to find that folder by its name.
 
     Args:
-        output: what the stage writes, as the caller named it.
-        stage: is given `build` and runs the stage; called in the main process only.
+        stage: the verb.
+        output: the folder to write.
+        inputs: files and folders that the result depends on.
+        settings: returns everything else it depends on; called in the main process only, for pictures are hashed in it.
         build: is called in all processes, with the same folder, unless there is nothing to do.
+        seed: of the training.
+        force: build even when nothing has changed.
+        dry_run: write nothing.
 
     Returns:
         What the stage left; in the other processes without its manifest.
     """
+    run = partial(run_stage, stage, output, inputs=inputs, seed=seed, force=force, dry_run=dry_run, resumable=True)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return stage(build)
+        return run(settings=settings(), build=build)
     store, _, _ = next(rendezvous("env://", timeout=_LONGEST))
     key = f"edgetune/folder/{next(_calls)}"
     if main_process():
-        return _lead(store, key, stage, build)
+        return _lead(store, key, lambda tell: run(settings=settings(), build=tell), build)
     # These processes have nothing to clean up, and a launcher ends them while they wait for others: not in Python.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     folder = store.get(key).decode()
@@ -55,7 +72,7 @@ def build_together(output: Path, stage: Callable[[Build], StageResult], build: B
     return StageResult(output, {}, skipped=not folder)
 
 
-def _lead(store: Any, key: str, stage: Callable[[Build], StageResult], build: Build) -> StageResult:
+def _lead(store: Any, key: str, run: Callable[[Build], StageResult], build: Build) -> StageResult:
     told = False
 
     def tell_and_build(folder: Path) -> Mapping[str, Any]:
@@ -65,7 +82,7 @@ def _lead(store: Any, key: str, stage: Callable[[Build], StageResult], build: Bu
         return build(folder)
 
     try:
-        return stage(tell_and_build)
+        return run(tell_and_build)
     finally:
         if not told:
             store.set(key, "")

@@ -37,7 +37,7 @@ class CalibrateOptions(CalibrateSettings, _Places):
 def calibrate(options: CalibrateOptions) -> StageResult:
     """Solve int4 weights for a checkpoint on your own records.
 
-    The result is one weight set that every export format is written from. The same call continues an interrupted run
+    The result is one weight set that every export format is written from. Started again, an interrupted run goes on
     after the last finished block.
 
     Raises:

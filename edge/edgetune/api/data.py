@@ -50,8 +50,11 @@ class ConvertOptions(ReadSettings, _ConvertPlaces):
 def convert(options: ConvertOptions) -> StageResult:
     """Write a data set of any known format as edgetune's own JSONL.
 
-    Everything is read and checked before anything is written. The result's facts are the number of `records`, the
-    `format`, the remarks of reading (`notes`: text -> how often) and the `rejected` records.
+    Everything is read and checked before anything is written.
+
+    Returns:
+        The stage, whose facts are the number of `records`, the `format`, the remarks of reading (`notes`: text -> how
+        often) and the `rejected` records.
 
     Raises:
         InputError: nothing can be read, or the first bad record unless they are reported.
@@ -234,8 +237,11 @@ class CropOptions(CropRules, _CropPlaces):
 def crop(options: CropOptions) -> StageResult:
     """Cut pictures around their annotated objects and move the boxes along.
 
-    Originals stay as they are; meta.origin of each record says where its crop comes from. The result's facts count the
-    `records`, those that were `cropped` and `dropped`, and the boxes that were `cut` and `left_out`.
+    Originals stay as they are; meta.origin of each record says where its crop comes from.
+
+    Returns:
+        The stage, whose facts count the `records`, those that were `cropped` and `dropped`, and the boxes that were
+        `cut` and `left_out`.
 
     Raises:
         InputError: a record is bad, or none is left.
@@ -314,8 +320,10 @@ class SplitOptions(StageOptions):
 def split(options: SplitOptions) -> StageResult:
     """Split a data set by picture: near-duplicates and crops of one original stay together.
 
-    Labels, absent objects, questions and conversations are shared out evenly. The result's facts are the number of
-    `records` and `groups`, and a `summary`: a row for each split.
+    Labels, absent objects, questions and conversations are shared out evenly.
+
+    Returns:
+        The stage, whose facts are the number of `records` and `groups`, and a `summary`: a row for each split.
 
     Raises:
         InputError: a record is bad, or there are too few.
@@ -357,7 +365,7 @@ class StatsOptions(_ModelOptions):
 
 @takes(StatsOptions)
 def stats(options: StatsOptions) -> dict[str, Any]:
-    """Count a data set: records, pictures, labels, box sizes and places, words, and with a model tokens.
+    """Count a data set: records, pictures, labels, boxes, words and, with a model, tokens.
 
     Raises:
         InputError: a record is bad.

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from edgetune_core.options import StageOptions, option, takes
-from edgetune_core.stage import StageResult, run_stage
+from edgetune_core.stage import StageResult
 from edgetune_runtime.errors import InputError
 from edgetune_train.settings import GrpoSettings
-
-if TYPE_CHECKING:
-    from edgetune_train.launch import Build
 
 log = logging.getLogger("edgetune")
 
@@ -55,7 +52,7 @@ class GrpoOptions(GrpoSettings, _Places):
 def grpo(options: GrpoOptions) -> StageResult:
     """Train an adapter on its own sampled answers and what their boxes earn (GRPO, through TRL).
 
-    The same call continues an interrupted run from its last resume point.
+    Started again, an interrupted run goes on from its last resume point.
 
     Raises:
         InputError: a record or a setting cannot be used, or validation images are trained on.
@@ -68,7 +65,7 @@ def grpo(options: GrpoOptions) -> StageResult:
     from edgetune_train.grpo import grpo as train
     from edgetune_train.grpo_arguments import parse_grpo_args
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
-    from edgetune_train.launch import build_together
+    from edgetune_train.launch import run_stage_together
 
     settings = replace(options.narrow(GrpoSettings), trainer_args=parse_grpo_args(options.trainer_args))
     base = HubCheckpoint.open(options.checkpoint)
@@ -78,28 +75,26 @@ def grpo(options: GrpoOptions) -> StageResult:
     if not options.allow_text_boxes:
         refuse(records)
 
-    def stage(build: Build) -> StageResult:
+    inputs = {"checkpoint": options.checkpoint} | ({"adapter": options.adapter} if options.adapter else {})
+    inputs |= stage_inputs("data", options.data) | (stage_inputs("val", options.val) if options.val else {})
+
+    def chosen() -> dict[str, Any]:
         images = image_hashes([*records, *val_records])
         if val_records and not options.allow_overlap:
             remark = check_disjoint(records, val_records)
             if remark:
                 log.info(remark)
-        inputs = {"checkpoint": options.checkpoint} | ({"adapter": options.adapter} if options.adapter else {})
-        inputs |= stage_inputs("data", options.data) | (stage_inputs("val", options.val) if options.val else {})
         shape = None if start else asdict(settings.lora)
-        return run_stage(
-            "grpo",
-            options.output,
-            inputs=inputs,
-            settings=settings.to_dict() | {"lora": shape, "limit": options.limit, "images_sha256": tree_hash(images)},
-            build=build,
-            seed=settings.seed,
-            force=options.force,
-            dry_run=options.dry_run,
-            resumable=True,
-        )
+        return settings.to_dict() | {"lora": shape, "limit": options.limit, "images_sha256": tree_hash(images)}
 
-    done = build_together(
-        options.output, stage, lambda folder: train(base, start, records, val_records, settings, folder)
+    done = run_stage_together(
+        "grpo",
+        options.output,
+        inputs=inputs,
+        settings=chosen,
+        build=lambda folder: train(base, start, records, val_records, settings, folder),
+        seed=settings.seed,
+        force=options.force,
+        dry_run=options.dry_run,
     )
     return replace(done, facts={"records": len(records)})

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_core.option_files import read_options
 from edgetune_core.options import StageOptions, option, takes
-from edgetune_core.stage import StageResult, run_stage
+from edgetune_core.stage import StageResult
 from edgetune_runtime.errors import InputError
 from edgetune_train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from edgetune_runtime.records import AnyRecord
-    from edgetune_train.launch import Build
 
 log = logging.getLogger("edgetune")
 
@@ -61,8 +60,8 @@ class TrainOptions(TrainSettings, _Places):
 def train(options: TrainOptions) -> StageResult:
     """Fine-tune a checkpoint on your records with LoRA.
 
-    The same call continues an interrupted run from its last resume point. Under `torchrun` or `accelerate launch` every
-    process makes it; the first one writes the folder.
+    Started again, an interrupted run goes on from its last resume point. Under `torchrun` or `accelerate launch` all
+    processes train, and the first one writes the folder.
 
     Raises:
         InputError: a record or a setting cannot be used, or validation images are trained on.
@@ -72,7 +71,7 @@ def train(options: TrainOptions) -> StageResult:
     from edgetune_data.text_boxes import refuse
     from edgetune_train.arguments import parse_trainer_args
     from edgetune_train.inputs import check_disjoint, image_hashes, tree_hash
-    from edgetune_train.launch import build_together
+    from edgetune_train.launch import run_stage_together
     from edgetune_train.stages import Stage, train_stages
     from edgetune_train.train import train as train_one
 
@@ -90,32 +89,30 @@ def train(options: TrainOptions) -> StageResult:
             return train_stages(base, parts, folder)
         return train_one(base, parts[0].records, parts[0].val, parts[0].settings, folder)
 
-    def stage(build: Build) -> StageResult:
+    def chosen() -> dict[str, Any]:
         images = image_hashes([record for part in parts for record in (*part.records, *part.val)])
         for number, part in enumerate(parts, start=1):
             if part.val and not options.allow_overlap:
                 remark = check_disjoint([record for before in parts[:number] for record in before.records], part.val)
                 if remark:
                     log.info(remark)
-        chosen = []
+        named = {}
         for plan, part in zip(plans, parts, strict=True):
             seen = {path: images[path] for record in (*part.records, *part.val) for path in record.images}
-            chosen.append(plan.settings.to_dict() | {"limit": plan.limit, "images_sha256": tree_hash(seen)})
-        inputs = {role: path for plan in plans for role, path in plan.inputs().items()}
-        named = {plan.name: one for plan, one in zip(plans, chosen, strict=True)}
-        return run_stage(
-            "train",
-            options.output,
-            inputs={"checkpoint": options.checkpoint, **inputs},
-            settings={"stages": named} if options.stages else chosen[0],
-            build=build,
-            seed=plans[0].settings.seed,
-            force=options.force,
-            dry_run=options.dry_run,
-            resumable=True,
-        )
+            named[plan.name] = plan.settings.to_dict() | {"limit": plan.limit, "images_sha256": tree_hash(seen)}
+        return {"stages": named} if options.stages else named[plans[0].name]
 
-    done = build_together(options.output, stage, build)
+    inputs = {role: path for plan in plans for role, path in plan.inputs().items()}
+    done = run_stage_together(
+        "train",
+        options.output,
+        inputs={"checkpoint": options.checkpoint, **inputs},
+        settings=chosen,
+        build=build,
+        seed=plans[0].settings.seed,
+        force=options.force,
+        dry_run=options.dry_run,
+    )
     return replace(done, facts={"records": sum(len(part.records) for part in parts)})
 
 

@@ -13,16 +13,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune.commands._config import load_config
 from edgetune.commands._options import parameters
-from edgetune_core.options import Options
+from edgetune_core.options import Options, description, options_taken
 from edgetune_runtime.errors import EdgetuneError, install_command
 from edgetune_runtime.signals import Terminated, sigterm_raises
 from edgetune_runtime.terminal import drop, finish, printable, report, say
+
+if TYPE_CHECKING:
+    from edgetune_core.stage import StageResult
 
 EXTRA_OF_MODULE = {
     "torch": "train",
@@ -50,7 +53,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one remark."""
-        click.echo(record.getMessage(), err=True)
+        say(record.getMessage(), error=True)
 
 
 def print_notes() -> None:
@@ -60,11 +63,6 @@ def print_notes() -> None:
         log.addHandler(_Notes())
         log.setLevel(logging.INFO)
         log.propagate = False
-
-
-def main_process() -> bool:
-    """Whether this process speaks to the user: under `torchrun` or `accelerate launch` the first one does."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class Console:
@@ -81,6 +79,20 @@ class Console:
     def note(self, text: str) -> None:
         """Print a remark to stderr."""
         say(text, error=True)
+
+    def stage(self, stage: StageResult, plan: str) -> bool:
+        """Print what became of a stage, its manifest under `--json`, and return whether there is news to print.
+
+        Args:
+            stage: what an API function returned.
+            plan: what a dry run would do, such as "train on 8 records".
+        """
+        self.result({"folder": stage.folder, "skipped": stage.skipped, "dry_run": stage.dry_run, **stage.manifest})
+        if stage.skipped:
+            self.line(f"{stage.folder}: unchanged, nothing to do")
+        elif stage.dry_run:
+            self.line(f"{stage.folder}: would {plan}")
+        return not stage.skipped and not stage.dry_run
 
     def next_verb(self, *words: object) -> None:
         """Print to stderr the command that usually comes next; words in capitals are for the user to fill in."""
@@ -121,18 +133,6 @@ def _to_json(value: Any) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, PurePath) else value
-
-
-class Choice(click.Choice[Any]):
-    """A choice that suggests the nearest valid value for a mistyped one."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the chosen value, or raise `click.BadParameter` with a suggestion."""
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter as error:
-            message = error.message + suggestion(str(value), map(str, self.choices))
-            raise click.BadParameter(message, ctx=ctx, param=param) from None
 
 
 def suggestion(word: str, known: Any) -> str:
@@ -241,38 +241,33 @@ def _report(message: str, hint: str | None, code: int) -> int:
 
 
 def verb(
-    options: type[Options] | None = None,
+    api: Callable[..., object] | type[Options] | None = None,
     *,
-    writes: bool = False,
     subcommands: Mapping[str, click.Command] | None = None,
 ) -> Callable[[Callable[..., object]], Program]:
-    """Make a click command of a function, with the options that every verb has.
+    """Make a click command that calls a function of the Python API, with its options and those that every verb has.
 
-    Adds `--json` and `--config FILE`, and `--dry-run` and `--force` when the verb writes a stage folder. The
-    function gets a `Console` first, then its own options by name, then `force` and `dry_run` where they apply.
+    What is decorated gets a `Console` first, then the options by name. Its docstring is the help text, or the API
+    function's where it has none. Options that only concern what is printed are declared with click's decorators.
 
     Args:
-        options: dataclass that the verb's options are made from; None takes those that click's decorators declare.
-        writes: the verb writes a stage folder, where its options do not say so themselves.
+        api: the function, made by `edgetune_core.options.takes`; options alone, or None, for a verb that has none.
         subcommands: are run instead when their name comes first.
     """
 
-    def decorate(function: Callable[..., object]) -> Program:
-        @functools.wraps(function)
+    def decorate(command: Callable[..., object]) -> Program:
+        @functools.wraps(command)
         def callback(*, as_json: bool, **arguments: Any) -> object:
-            return function(Console(as_json=as_json), **arguments)
+            return command(Console(as_json=as_json), **arguments)
 
-        own = list(reversed(getattr(function, "__click_params__", [])))
-        if options is not None:
-            own += parameters(options)
-        for param in own:
-            if type(param.type) is click.Choice:
-                param.type = Choice(param.type.choices, param.type.case_sensitive)
+        own = list(reversed(getattr(command, "__click_params__", [])))
+        if api is not None:
+            own += parameters(api if isinstance(api, type) else options_taken(api))
         program = Program(
-            name=function.__module__.rpartition(".")[2],
+            name=command.__module__.rpartition(".")[2],
             callback=callback,
-            params=[*own, *_common_options(writes)],
-            help=function.__doc__,
+            params=[*own, *_common_options()],
+            help=command.__doc__ or (description(api) if api else None),
             context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
         )
         program.subcommands = subcommands or {}
@@ -281,13 +276,7 @@ def verb(
     return decorate
 
 
-def _common_options(writes: bool) -> list[click.Parameter]:
-    options: list[click.Parameter] = []
-    if writes:
-        options += [
-            click.Option(["--force"], is_flag=True, help="Build again even when nothing has changed."),
-            click.Option(["--dry-run"], is_flag=True, help="Say what would be done and write nothing."),
-        ]
+def _common_options() -> list[click.Parameter]:
     config = click.Option(
         ["--config"],
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -297,4 +286,4 @@ def _common_options(writes: bool) -> list[click.Parameter]:
         help="TOML file with values for the options above; the command line wins.",
     )
     as_json = click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document to stdout.")
-    return [*options, config, as_json]
+    return [config, as_json]

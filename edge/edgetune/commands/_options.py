@@ -38,25 +38,26 @@ def _parameter(item: Field[Any], hint: Any) -> click.Parameter:
     if facts.argument:
         count = -1 if several else 1
         return click.Argument(
-            [item.name], type=Value(hint, facts, item), nargs=count, required=required, metavar=facts.metavar
+            [item.name], type=Value(hint, facts, item), nargs=count, required=required, metavar=flag_of(item)
         )
     flag = flag_of(item)
     if kind is bool:
         names = f"{flag}/--no-{flag[2:]}" if item.default is True else flag
         return click.Option([names, item.name], is_flag=True, default=item.default, help=facts.help)
     several = (several and not facts.commas) or _is_mapping(kind)
-    without: dict[str, Any] = {"is_flag": False, "flag_value": facts.given} if facts.given else {}
-    return click.Option(
+    more: dict[str, Any] = {"is_flag": False, "flag_value": facts.given} if facts.given else {}
+    if not required:  # to click, None is a default like any other
+        more["default"] = None if _is_mapping(kind) or (several and not item.default) else item.default
+    return _Option(
         [flag, item.name],
         type=Value(hint, facts, item),
         multiple=several,
         callback=_by_name if _is_mapping(kind) else None,
-        default=None if required or _is_mapping(kind) or (several and not item.default) else item.default,
         required=required,
         metavar=facts.metavar,
         show_default=facts.shown is None,
         help=facts.help + (f"  [default: {facts.shown}]" if facts.shown else ""),
-        **without,
+        **more,
     )
 
 
@@ -73,6 +74,21 @@ def _by_name(context: click.Context, option: click.Parameter, pairs: Any) -> dic
             raise click.BadParameter(f"{name!r} is given twice", context, option)
         found[name] = value
     return found
+
+
+class _Option(click.Option):
+    """An option whose help ends with its range, as that of click's own numbers does."""
+
+    type: Value
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Return what stands in brackets behind the help."""
+        facts, extra = self.type.facts, super().get_help_extra(ctx)
+        low = "" if facts.minimum is None else f"{facts.minimum:g}{'<' if facts.above else '<='}"
+        high = "" if facts.maximum is None else f"{'<' if facts.below else '<='}{facts.maximum:g}"
+        if low and not high:
+            low, high = "", f"{'>' if facts.above else '>='}{facts.minimum:g}"
+        return {**extra, "range": f"{low}x{high}"} if low or high else extra
 
 
 class Value(click.ParamType[Any]):
@@ -125,7 +141,7 @@ class Value(click.ParamType[Any]):
             return self._one(value)
         except InputError as error:
             message = str(error).removeprefix(f"{self.flag}: ")
-            near = f" {error.hint[0].upper()}{error.hint[1:]}" if error.hint and "did you mean" in error.hint else ""
+            near = f". {error.hint[0].upper()}{error.hint[1:]}" if error.hint and "did you mean" in error.hint else ""
             raise click.BadParameter(message + near, ctx=ctx, param=param) from None
 
     def _one(self, value: Any) -> Any:

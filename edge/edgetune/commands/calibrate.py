@@ -5,43 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from edgetune.api.calibrate import CalibrateOptions, calibrate
+from edgetune.api.calibrate import calibrate
 from edgetune.commands._common import Console, verb
 from edgetune_core.stage import StageResult
 
 
-@verb(CalibrateOptions)
+@verb(calibrate)
 def command(console: Console, **options: Any) -> None:
-    """Solve int4 weights for a checkpoint on your own records.
-
-    The result is one weight set that every export format is written from. The same command continues an interrupted
-    run after the last finished block.
-    """
     stage = calibrate(**options)
-    _report(console, stage)
+    if console.stage(stage, f"calibrate on {stage.facts['records']} records"):
+        _report(console, stage)
     if not stage.dry_run:
         paths = ("--checkpoint", options["checkpoint"], "--weights", stage.folder)
         console.next_verb("export", *paths, "--output", "BUNDLE")
 
 
 def _report(console: Console, stage: StageResult) -> None:
-    console.result({"folder": stage.folder, "skipped": stage.skipped, "dry_run": stage.dry_run, **stage.manifest})
-    if stage.skipped:
-        console.line(f"{stage.folder}: unchanged, nothing to do")
-    elif stage.dry_run:
-        console.line(f"{stage.folder}: would calibrate on {stage.facts['records']} records")
-    else:
-        result = stage.manifest["result"]
-        weights = result["weightset"]
-        calibration = weights["calibration"]
-        size = sum(entry["size"] for entry in stage.manifest["files"].values())
-        console.line(
-            f"{stage.folder}: {len(weights['linears'])} layers ({weights['method']}, {size / 1e6:.1f} MB) on "
-            f"{calibration['samples']} records, {calibration['tokens']:,} tokens, in {result['seconds']:.0f} s; "
-            f"{calibration['mean_error']:.2%} of a layer's output lost, most in {calibration['worst_linear']}"
-        )
-        if calibration["choice"]:
-            _report_choice(console, weights["linears"], calibration["choice"])
+    weights = stage.result["weightset"]
+    calibration = weights["calibration"]
+    size = sum(entry["size"] for entry in stage.manifest["files"].values())
+    console.line(
+        f"{stage.folder}: {len(weights['linears'])} layers ({weights['method']}, {size / 1e6:.1f} MB) on "
+        f"{calibration['samples']} records, {calibration['tokens']:,} tokens, in {stage.result['seconds']:.0f} s; "
+        f"{calibration['mean_error']:.2%} of a layer's output lost, most in {calibration['worst_linear']}"
+    )
+    if calibration["choice"]:
+        _report_choice(console, weights["linears"], calibration["choice"])
 
 
 def _report_choice(console: Console, linears: dict[str, Any], choice: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ import click
 
 from edgetune.api import data as api
 from edgetune.commands._common import Console, verb
-from edgetune_core.stage import StageResult
 
 if TYPE_CHECKING:
     from edgetune_data.check import Report
@@ -16,12 +15,8 @@ if TYPE_CHECKING:
 _TOLD = 100  # errors of a rule in the terminal; --json and the folder have all of them
 
 
-@verb(api.ConvertOptions)
+@verb(api.convert)
 def convert(console: Console, **options: Any) -> None:
-    """Write a data set of any known format as edgetune's own JSONL.
-
-    PATH is a file or a folder. Everything is read and checked before anything is written.
-    """
     stage = api.convert(**options)
     path, facts = options["path"], stage.facts
     for remark, count in facts["notes"].items():
@@ -30,23 +25,17 @@ def convert(console: Console, **options: Any) -> None:
         first = facts["rejected"][0]["problem"]
         console.note(f"{path}: records rejected: {len(facts['rejected'])}, the first: {first}")
     records, format_ = facts["records"], facts["format"]
-    console.result({"folder": stage.folder, "skipped": stage.skipped, "dry_run": stage.dry_run, **stage.manifest})
-    if stage.skipped:
-        console.line(f"{stage.folder}: unchanged, nothing to do")
-    elif stage.dry_run:
-        console.line(f"{stage.folder}: would write {records} records from {format_}")
-    else:
-        result = stage.manifest["result"]
-        kinds = ", ".join(f"{count} {kind}" for kind, count in result["kinds"].items())
+    if console.stage(stage, f"write {records} records from {format_}"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in stage.result["kinds"].items())
         console.line(
-            f"{stage.folder / 'data.jsonl'}: {records} records ({kinds}) of {result['images']} pictures "
-            f"from {format_}, {result['rejected']} rejected"
+            f"{stage.folder / 'data.jsonl'}: {records} records ({kinds}) of {stage.result['images']} pictures "
+            f"from {format_}, {stage.result['rejected']} rejected"
         )
     if not stage.dry_run:
         console.next_verb("data", "check", stage.folder / "data.jsonl")
 
 
-@verb(api.CheckOptions)
+@verb(api.check)
 @click.option("--strict", is_flag=True, help="Exit with code 1 for warnings as well, not only for errors.")
 @click.option("--examples", type=click.IntRange(min=0), default=3, help="How many warnings of each rule to print.")
 def check(console: Console, strict: bool, examples: int, **options: Any) -> int:
@@ -95,12 +84,8 @@ def _count(report: Report) -> str:
     return f"{report.records} records, {report.images} pictures, {report.errors} errors, {report.warnings} warnings"
 
 
-@verb(api.CropOptions)
+@verb(api.crop)
 def crop(console: Console, **options: Any) -> None:
-    """Cut pictures around their annotated objects and move the boxes along.
-
-    Originals stay as they are; meta.origin of each record says where its crop comes from.
-    """
     stage = api.crop(**options)
     facts = stage.facts
     summary = (
@@ -110,40 +95,26 @@ def crop(console: Console, **options: Any) -> None:
         summary += f", {facts['dropped']} dropped"
     if facts["cut"] or facts["left_out"]:
         summary += f"; {facts['cut']} boxes cut, {facts['left_out']} left out (changes.jsonl)"
-    _say(console, stage, summary)
+    if console.stage(stage, "be written"):
+        console.line(f"{stage.folder}: {summary}")
     if not stage.dry_run:
         console.next_verb("data", "check", stage.folder / "data.jsonl")
 
 
-@verb(api.SplitOptions)
+@verb(api.split)
 def split(console: Console, **options: Any) -> None:
-    """Split a data set by picture: near-duplicates and crops of one original stay together.
-
-    Labels, absent objects, questions and conversations are shared out evenly.
-    """
     stage = api.split(**options)
     console.table(stage.facts["summary"])
     summary = f"{stage.facts['records']} records in {stage.facts['groups']} groups"
-    _say(console, stage, summary)
+    if console.stage(stage, "be written"):
+        console.line(f"{stage.folder}: {summary}")
     if not stage.dry_run:
         files = ("--data", stage.folder / "train.jsonl", "--val", stage.folder / "val.jsonl")
         console.next_verb("train", "--checkpoint", "BASE", *files, "--output", "ADAPTER")
 
 
-def _say(console: Console, stage: StageResult, summary: str) -> None:
-    """Say what became of a stage, in a line or as its manifest."""
-    console.result({"folder": stage.folder, "skipped": stage.skipped, "dry_run": stage.dry_run, **stage.manifest})
-    if stage.skipped:
-        console.line(f"{stage.folder}: unchanged, nothing to do")
-    elif stage.dry_run:
-        console.line(f"{stage.folder}: would be written")
-    else:
-        console.line(f"{stage.folder}: {summary}")
-
-
-@verb(api.StatsOptions)
+@verb(api.stats)
 def stats(console: Console, **options: Any) -> None:
-    """Count a data set: records, pictures, labels, boxes, words and, with a model, tokens."""
     found = api.stats(**options)
     data = options["data"]
     console.result({"data": data, **found})

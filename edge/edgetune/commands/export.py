@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.api.export import ExportOptions, export, export_formats
+from edgetune.api.export import export, export_formats
 from edgetune.commands._common import Console, verb
 
 
-@verb(ExportOptions)
+@verb(export)
 def command(console: Console, **options: Any) -> int:
     """Write a bundle from a merged checkpoint, checked against transformers.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgetune.api.gate import GateOptions, gate
+from edgetune.api.gate import gate
 from edgetune.commands._common import Console, verb
 from edgetune_runtime.errors import GateFailed, GateInconclusive
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgetune_bench.gate import Check
 
 
-@verb(GateOptions)
+@verb(gate)
 def command(console: Console, **options: Any) -> None:
     """Hold the rows of a measurement to limits: accuracy, accuracy lost, time, size, memory.
 

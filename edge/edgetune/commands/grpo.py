@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.api.grpo import GrpoOptions, grpo
-from edgetune.commands._common import Console, main_process, verb
+from edgetune.api.grpo import grpo
+from edgetune.commands._common import Console, verb
 from edgetune_core.stage import StageResult
 
 
-@verb(GrpoOptions)
+@verb(grpo)
 def command(console: Console, **options: Any) -> None:
-    """Train an adapter on its own sampled answers and what their boxes earn (GRPO, through TRL).
-
-    The same command continues an interrupted run from its last resume point.
-    """
     stage = grpo(**options)
-    if main_process():
+    if not stage.manifest:  # the first process of a launch speaks for all
+        return
+    if console.stage(stage, f"train on {stage.facts['records']} records"):
         _report(console, stage)
-        if not stage.dry_run:
-            paths = ("--checkpoint", options["checkpoint"], "--adapter", stage.folder)
-            console.next_verb("merge", *paths, "--output", "MERGED")
+    if not stage.dry_run:
+        paths = ("--checkpoint", options["checkpoint"], "--adapter", stage.folder)
+        console.next_verb("merge", *paths, "--output", "MERGED")
 
 
 def _report(console: Console, stage: StageResult) -> None:
-    console.result({"folder": stage.folder, "skipped": stage.skipped, "dry_run": stage.dry_run, **stage.manifest})
-    if stage.skipped:
-        console.line(f"{stage.folder}: unchanged, nothing to do")
-        return
-    if stage.dry_run:
-        console.line(f"{stage.folder}: would train on {stage.facts['records']} records")
-        return
-    result = stage.manifest["result"]
+    result = stage.result
     names = {"epoch": "epoch", "acc50": "Acc@0.5", "miou": "mIoU", "refusal_accuracy": "refused"}
     console.table([{title: row.get(key) for key, title in names.items()} for row in result["validation"]])
     earned = ", ".join(

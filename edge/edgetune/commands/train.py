@@ -4,36 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.api.train import TrainOptions, train
-from edgetune.commands._common import Console, main_process, verb
+from edgetune.api.train import train
+from edgetune.commands._common import Console, verb
 from edgetune_core.stage import StageResult
 
 
-@verb(TrainOptions)
+@verb(train)
 def command(console: Console, **options: Any) -> None:
-    """Fine-tune a checkpoint on your records with LoRA.
-
-    The same command continues an interrupted run from its last resume point.
-    """
     stage = train(**options)
-    if main_process():
+    if not stage.manifest:  # the first process of a launch speaks for all
+        return
+    if console.stage(stage, f"train on {stage.facts['records']} records"):
         _report(console, stage)
-        if not stage.dry_run:
-            paths = ("--checkpoint", options["checkpoint"], "--adapter", stage.folder)
-            console.next_verb("merge", *paths, "--output", "MERGED")
+    if not stage.dry_run:
+        paths = ("--checkpoint", options["checkpoint"], "--adapter", stage.folder)
+        console.next_verb("merge", *paths, "--output", "MERGED")
 
 
 def _report(console: Console, stage: StageResult) -> None:
-    console.result({"folder": stage.folder, "skipped": stage.skipped, "dry_run": stage.dry_run, **stage.manifest})
-    if stage.skipped:
-        console.line(f"{stage.folder}: unchanged, nothing to do")
-        return
-    if stage.dry_run:
-        console.line(f"{stage.folder}: would train on {stage.facts['records']} records")
-        return
-    result = stage.manifest["result"]
-    trained = result.get("stages", [result])
-    names = {"name": "stage"} if "stages" in result else {}
+    trained = stage.result.get("stages", [stage.result])
+    names = {"name": "stage"} if "stages" in stage.result else {}
     names |= {"epoch": "epoch", "loss": "loss", "acc50": "Acc@0.5", "miou": "mIoU", "refusal_accuracy": "refused"}
     rows = [{"name": part.get("name"), **row} for part in trained for row in part["validation"]]
     console.table([{title: row.get(key) for key, title in names.items()} for row in rows])

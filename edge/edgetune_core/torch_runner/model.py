@@ -17,7 +17,7 @@ from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import stop_ids
 from edgetune_core.generation import generate_greedily
 from edgetune_core.torch_runner.inputs import Inputs, LibraryInputs, OwnInputs
-from edgetune_runtime.answer import Answer, Stream
+from edgetune_runtime.answer import Answer, Detection, Stream
 from edgetune_runtime.bundle import PHRASE, check_phrase
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
@@ -73,6 +73,14 @@ class TorchModel:
     def request(self, phrase: str) -> str:
         """Return the user's words that ask for what a phrase names, as `Session.request` does."""
         return self._family.ground_prompt.replace(PHRASE, check_phrase(phrase))
+
+    def ground(self, image: ImageSource, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]:
+        """Find what a phrase names, as `Session.ground` does. Raises as `answer`."""
+        return self.answer(image, self.request(phrase), max_new_tokens=max_new_tokens).detections
+
+    def ask(self, image: ImageSource, question: str, *, max_new_tokens: int = 256) -> str:
+        """Answer a question about an image in words. Raises as `answer`."""
+        return "".join(self.stream(image, question, max_new_tokens=max_new_tokens)).strip()
 
     def answer(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128) -> Answer:
         """Send the user's whole words and read the reply as boxes, as `Session.answer` does.
