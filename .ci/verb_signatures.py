@@ -28,7 +28,7 @@ class VerbSignatures(griffe.Extension):
                 griffe.Parameter(
                     parameter.name,
                     annotation=str(parameter.annotation),
-                    kind=griffe.ParameterKind.keyword_only,
+                    kind=griffe.ParameterKind[parameter.kind.name.lower()],
                     default=_default(parameter),
                 )
                 for parameter in inspect.signature(made).parameters.values()

@@ -7,6 +7,9 @@ Each verb of the command line is a function here, with the same options by the s
     adapter = edgetune.train(checkpoint="base", data="train.jsonl", output="runs/adapter", epochs=3)
     merged = edgetune.merge(checkpoint="base", adapter=adapter.folder, output="runs/merged")
 
+Two names differ from their verbs: `eval`, a builtin of Python, is `evaluate`; and `run` is `load`, which returns what
+answers. docs/python.md goes through all of it.
+
 Importing this package loads nothing heavy; a function is imported when it is first asked for. What the stages remark
 goes to the logger "edgetune".
 """

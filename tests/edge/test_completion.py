@@ -64,7 +64,7 @@ def test_other_shells_get_the_script_of_click(kind: type[ShellComplete]) -> None
 def test_a_shell_that_is_not_known_gets_the_known_ones() -> None:
     result = run("bsh")
     assert result.exit_code == 2
-    assert "'bsh' is not one of 'bash', 'zsh', 'fish'. Did you mean 'bash'?" in result.stderr
+    assert "'bsh' is not one of bash, zsh, fish. Did you mean 'bash'?" in result.stderr
 
 
 def test_verbs_and_subcommands_are_completed() -> None:

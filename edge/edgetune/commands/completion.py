@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import click
 from click.shell_completion import get_completion_class
 
 from edgetune.commands._common import Console, verb
+from edgetune_core.options import Options, option
 
 
-@verb()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@dataclass(frozen=True, kw_only=True)
+class CompletionOptions(Options):
+    """Whose script is printed."""
+
+    shell: Literal["bash", "zsh", "fish"] = option(help="Name of the shell.", argument=True, metavar="{bash|zsh|fish}")
+
+
+@verb(CompletionOptions)
 def command(console: Console, shell: str) -> None:
     """Print the script that lets a shell complete verbs, options and their values at the Tab key.
 
