@@ -121,6 +121,10 @@ def test_a_bad_label_is_told_at_its_line(tmp_path: Path, label: str, message: st
     assert boxes(tmp_path / "out") == [("book", [[40, 30, 120, 90]])]
 
 
+# Each list holds the one before it ten times: a few lines that say 10^12 words when they are written out.
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -129,6 +133,8 @@ def test_a_bad_label_is_told_at_its_line(tmp_path: Path, label: str, message: st
         ("train: images/train\n", ": 'names' must be the classes' names"),
         ("train: images/train\nnames: [cup, cup]\n", ": two classes have the same name, 'cup'"),
         ("train: images/train\nnames: {a: cup}\n", ": class 'a' is named 'cup'"),
+        (f"{BOMB}train: images/train\nnames: [*a11]\n", ": class 0 is named [[[["),
+        (f"{BOMB}train: [*a11]\n{NAMES}", ": a split is a folder or a text file of pictures, got [[[["),
         (f"train: images/train\nnc: 3\n{NAMES}", ": 'nc' is 3, but there are 2 names"),
         (f"path: gone\ntrain: images/train\n{NAMES}", "as 'path' says"),
         ("train: [\nnames: x: y", ":2: not valid YAML: "),
@@ -237,6 +243,7 @@ def test_a_document_that_cannot_be_read_is_told_at_its_line(tmp_path: Path, text
         (thing("cup", 1, 1, "x", 9), (160, 120), ":2: <xmax> must be a number, got 'x'"),
         (thing("", 1, 1, 8, 9), (160, 120), ":2: an object has no <name>"),
         ("<object><name>cup</name></object>", (160, 120), ":2: the object 'cup' has no <bndbox>"),
+        (f"{thing('cup', 1, 1, 8, 9)[:-10]}<bndbox/></object>", (160, 120), ":2: the object 'cup' has several <bndbox>"),
         (thing("cup", 1, 1, 161, 9), (160, 120), ":2: bbox [0.0, 0.0, 161.0, 9.0] leaves the 160x120 image"),
         (thing("cup", 1, 1, 8, 9), (320, 240), ":2: the data is for a 320x240 picture"),
     ],

@@ -233,6 +233,8 @@ def _object(element: ElementTree.Element, lines: Lines) -> _Object:
         raise _Wrong(line, "an object has no <name>")
     if box is None:
         raise _Wrong(line, f"the object {name!r} has no <bndbox>", hint="boxes are upright; rotated ones are not read")
+    if len(element.findall("bndbox")) > 1:
+        raise _Wrong(line, f"the object {name!r} has several <bndbox>", hint="write an <object> for each")
     corners = [_number(box.find(tag), lines, tag, lines[box]) for tag in _CORNERS]
     return _Object(line, name, corners, _word(element.find("difficult")) == "1")
 

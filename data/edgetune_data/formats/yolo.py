@@ -80,7 +80,7 @@ def _open(path: Path, options: ReadSettings) -> _Data:
     if not isinstance(names, dict) or not names:
         raise InputError(f"{path}: 'names' must be the classes' names, a list or an object by number", hint=_EXAMPLE)
     if value.get("nc") not in (None, len(names)):
-        raise InputError(f"{path}: 'nc' is {value['nc']!r}, but there are {len(names)} names")
+        raise InputError(f"{path}: 'nc' is {excerpt(value['nc'])}, but there are {len(names)} names")
     root = _root(path, value, options)
     splits = [name for name in SPLITS if value.get(name)]
     if not splits:
@@ -104,7 +104,9 @@ def _checked(path: Path, names: Mapping[Any, Any]) -> dict[int, str]:
     found: dict[int, str] = {}
     for number, name in names.items():
         if type(number) is not int or not isinstance(name, str | int) or not str(name).strip():
-            raise InputError(f"{path}: class {number!r} is named {name!r}", hint="names are texts by number, from 0")
+            raise InputError(
+                f"{path}: class {excerpt(number)} is named {excerpt(name)}", hint="names are texts by number, from 0"
+            )
         if str(name).strip() in found.values():
             raise InputError(f"{path}: two classes have the same name, {name!r}")
         found[number] = str(name).strip()
@@ -135,7 +137,7 @@ def _root(path: Path, value: Mapping[str, Any], options: ReadSettings) -> Path:
     if said is None:
         return path.parent
     if not isinstance(said, str):
-        raise InputError(f"{path}: 'path' must be a folder's path, got {said!r}")
+        raise InputError(f"{path}: 'path' must be a folder's path, got {excerpt(said)}")
     root = path.parent / said
     if not root.is_dir():
         raise InputError(f"{path}: there is no folder {root}, as 'path' says", hint="--image-root names the right one")
@@ -145,7 +147,7 @@ def _root(path: Path, value: Mapping[str, Any], options: ReadSettings) -> Path:
 def _pictures(path: Path, root: Path, place: Any) -> list[Path]:
     """Return the pictures of a folder, or those that a text file lists."""
     if not isinstance(place, str):
-        raise InputError(f"{path}: a split is a folder or a text file of pictures, got {place!r}")
+        raise InputError(f"{path}: a split is a folder or a text file of pictures, got {excerpt(place)}")
     found = root / place
     if not found.exists() and place.startswith("../"):
         found = root / place.removeprefix("../")  # Roboflow's exports are written one folder too high
