@@ -44,7 +44,8 @@ class ReadSettings(Options):
     orientation: Literal["upright", "stored"] | None = option(
         None,
         help="Whether boxes on pictures with an EXIF rotation were drawn on the upright picture or on the "
-        "picture as it is stored; refused unless given.",
+        "picture as it is stored; by default the sizes in the file tell, and where they do not, such "
+        "pictures are refused.",
     )
     annotations: Path | None = option(None, help="The second file of refcoco (instances) or of vqa (answers).")
     columns: Mapping[str, str] = option(

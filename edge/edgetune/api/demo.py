@@ -41,17 +41,20 @@ _PAGE = "index.html"
 class DemoOptions(StageOptions):
     """Options of `edgetune.demo`."""
 
-    output: Path = option(Path("runs/demo"), help="Folder for all stages.")
-    model: Path = option(Path("examples/tiny/model"), help="The base checkpoint; make_data.py lies beside it.")
-    train_scenes: int = option(450, help="Scenes to train on.", minimum=1)
-    val_scenes: int = option(10, help="Scenes scored after each epoch.", minimum=1)
-    test_scenes: int = option(50, help="Scenes that every row is scored on.", minimum=1)
-    queries: int = option(4, help="Records to a scene.", minimum=1)
-    epochs: float = option(1.0, help="Passes over the records.", minimum=0, above=True)
-    learning_rate: float = option(2e-3, help="Peak of its schedule.", minimum=0, above=True)
+    output: Path = option(Path("runs/demo"), help="Folder to write all stages to.")
+    model: Path = option(
+        Path("examples/tiny/model"),
+        help="Hugging Face folder of the base model; make_data.py is in the folder above it.",
+    )
+    train_scenes: int = option(450, help="Number of scenes to train on.", minimum=1)
+    val_scenes: int = option(10, help="Number of scenes that are scored after each epoch.", minimum=1)
+    test_scenes: int = option(50, help="Number of scenes that every row is scored on.", minimum=1)
+    queries: int = option(4, help="Records about each scene.", minimum=1)
+    epochs: float = option(1.0, help="Passes over the training records.", minimum=0, above=True)
+    learning_rate: float = option(2e-3, help="Peak learning rate.", minimum=0, above=True)
     vision_lora: bool = option(True, help="Adapt the vision tower as well.")
-    pictures: int = option(16, help="Pictures on the page.", minimum=1)
-    seed: int = option(0, help="Seed of the scenes and of the training.")
+    pictures: int = option(16, help="How many pictures the page shows.", minimum=1)
+    seed: int = option(0, help="Random seed of the scenes and of the training.")
     threads: int = option(1, help="CPU threads of the measured rows.", minimum=1)
 
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class LoadOptions(Options):
     """Options of `edgetune.load`."""
 
-    bundle: Path = option(help="A bundle or a checkpoint.", argument=True)
+    bundle: Path = option(help="Folder of a bundle or a checkpoint.", argument=True)
     _: KW_ONLY
-    device: str = option("cpu", help="Where to compute: cpu, cuda, or one of several GPUs such as cuda:1.")
+    device: str = option("cpu", help="Device to compute on: cpu, cuda, or one of several GPUs such as cuda:1.")
     threads: int | None = option(None, help="CPU threads; by default the engine's own choice.")
-    engine: str | None = option(None, help="An installed engine in place of the runtime's own for the format.")
+    engine: str | None = option(None, help="Installed engine to use in place of the runtime's own for the format.")
     verify: bool = option(True, help="Compare a bundle's files with their sha256 sums first.")
-    adapter: Path | None = option(None, help="LoRA adapter to apply to a checkpoint.")
+    adapter: Path | None = option(None, help="Folder of a LoRA adapter to apply to a checkpoint.")
 
 
 @takes(LoadOptions)

@@ -80,10 +80,10 @@ class Evaluation(Measurement):
 @dataclass(frozen=True, kw_only=True)
 class _Measured(Options):
     data: Path = option(help="Records with their answers, in any format that data convert reads.")
-    limit: int | None = option(None, help="Use only the first N records.", minimum=1)
-    device: Literal["cpu", "cuda"] = option("cpu", help="Where to compute.")
+    limit: int | None = option(None, help="Use only the first N records; all unless given.", minimum=1)
+    device: Literal["cpu", "cuda"] = option("cpu", help="Device to compute on.")
     threads: int | None = option(
-        None, help="CPU threads; by default all usable cores, on CUDA the engine's own choice."
+        None, help="CPU threads; by default all usable cores, with --device cuda the engine's own choice."
     )
     max_new_tokens: int = option(128, help="Longest answer, in tokens.", minimum=1)
 
@@ -93,22 +93,25 @@ class BenchOptions(StageOptions, _Measured):
     """Options of `edgetune.bench`."""
 
     targets: tuple[Path, ...] = option(
-        help="Bundles and checkpoints, each a row; NAME=FOLDER says what the row is called.",
+        help="Folders of bundles and checkpoints, each a row; NAME=FOLDER names the row.",
         argument=True,
         metavar="[NAME=]TARGET...",
     )
-    output: Path | None = option(None, help="Folder for results, predictions and the report.")
+    output: Path | None = option(None, help="Folder to write results, predictions and the report to.")
     report: Path | None = option(None, help="Another name for --output.")
     baseline: Path | None = option(
         None,
-        help="The checkpoint (or bundle) that the others are compared with; unless given, the only checkpoint named.",
+        help="The checkpoint or bundle that the others are compared with; by default the only checkpoint "
+        "among the targets.",
         metavar="[NAME=]TARGET",
     )
-    rounds: int = option(1, help="Deal the records out and take turns N times.", minimum=1)
-    warmup: int = option(2, help="Unmeasured answers before the measured ones.", minimum=0)
-    engine: str | None = option(None, help="An installed engine that runs the bundles, in place of the runtime's own.")
-    stall: float = option(600.0, help="Stop a row that is silent for so many s.", minimum=1)
-    pictures: int | None = option(None, help="Draw N answers of all rows beside the truth.", minimum=1)
+    rounds: int = option(1, help="Split the records into N parts, models taking turns after each.", minimum=1)
+    warmup: int = option(2, help="Answers that each model gives unmeasured before the measured ones.", minimum=0)
+    engine: str | None = option(None, help="Installed engine that runs the bundles, in place of the runtime's own.")
+    stall: float = option(600.0, help="Stop a model that has not answered for this many seconds.", minimum=1)
+    pictures: int | None = option(
+        None, help="Draw the answers of all rows to N records beside the truth, into pictures.png.", minimum=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,16 +169,19 @@ def bench(options: BenchOptions) -> Measurement:
 class EvaluateOptions(StageOptions, _Measured):
     """Options of `edgetune.evaluate`."""
 
-    target: Path = option(help="A bundle or a checkpoint.", argument=True)
-    adapter: Path | None = option(None, help="LoRA adapter to apply to the checkpoint.")
-    output: Path | None = option(None, help="Folder for predictions and results.")
-    pictures: int | None = option(None, help="Draw N answers beside the truth (needs --output).", minimum=1)
+    target: Path = option(help="Folder of a bundle or a checkpoint.", argument=True)
+    adapter: Path | None = option(None, help="Folder of a LoRA adapter to apply to the checkpoint.")
+    output: Path | None = option(None, help="Folder to write predictions and results to.")
+    pictures: int | None = option(
+        None, help="Draw N answers beside the truth, into pictures.png; needs --output.", minimum=1
+    )
     metrics: tuple[Literal["ap", "bleu", "cider"], ...] = option(
         (),
-        help="A further figure: COCO-style AP of boxes, BLEU or CIDEr-D of answers in words. Repeatable.",
+        help="Further figure to compute: average precision of boxes as COCO has it (ap), BLEU or CIDEr-D of "
+        "answers in words. Repeatable.",
         flag="--metric",
     )
-    gallery: Path | None = option(None, help="HTML page of the worst answers, drawn.")
+    gallery: Path | None = option(None, help="HTML file to write, with pictures of the worst answers.")
     worst: int = option(24, help="How many answers the gallery shows.", minimum=1)
 
     def __post_init__(self) -> None:
@@ -285,11 +291,12 @@ class MergeResultsOptions(StageOptions):
     """Options of `edgetune.merge_results`."""
 
     files: tuple[Path, ...] = option(
-        help="Files of `edgetune-run bench` or folders of `bench`; MACHINE=RESULTS says what its rows are marked with.",
+        help="Files of `edgetune-run bench` or folders of `edgetune bench`; MACHINE=RESULTS says what their "
+        "rows are marked with.",
         argument=True,
         metavar="[MACHINE=]RESULTS...",
     )
-    output: Path = option(help="Folder for results and the report.")
+    output: Path = option(help="Folder to write the results and the report to.")
 
 
 @takes(MergeResultsOptions)
@@ -327,15 +334,15 @@ def merge_results(options: MergeResultsOptions) -> Measurement:
 class ExportAnswersOptions(StageOptions):
     """Options of `edgetune.export_answers`."""
 
-    results: Path = option(help="A folder of eval or bench.", argument=True)
-    format: Literal["coco", "evalscope", "vlmevalkit"] = option(help="Whose files to write.")
-    name: str = option("exam", help="What the data set is called there.")
-    output: Path = option(help="Folder to write them to.")
+    results: Path = option(help="Folder that edgetune eval or edgetune bench has written.", argument=True)
+    format: Literal["coco", "evalscope", "vlmevalkit"] = option(help="Tool whose files to write.")
+    name: str = option("exam", help="Name of the data set in these files.")
+    output: Path = option(help="Folder to write the files to.")
 
 
 @takes(ExportAnswersOptions)
 def export_answers(options: ExportAnswersOptions) -> StageResult:
-    """Write the answers in RESULTS, a folder of eval or bench, in the files of another evaluation suite.
+    """Write the answers of eval or bench as files of another evaluation suite.
 
     Returns:
         The stage, whose facts say what the format could not hold (`left_out`).
