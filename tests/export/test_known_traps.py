@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from shared import once
 from train.conftest import write_records
 
 PEERS = {
@@ -37,8 +38,13 @@ _WITHOUT_PEERS = f"""
 import sys
 for name in {[*MODULES, "torchvision"]}:
     sys.modules[name] = None  # importing it fails, and looking for it finds nothing
-from edgetune.cli import main
-main()
+from edgetune.cli import cli
+checkpoint, data, output, *formats = sys.argv[1:]
+cli.main(["calibrate", "--checkpoint", checkpoint, "--data", data, "--method", "awq", "--group-size", "32",
+          "--output", output + "/set"], standalone_mode=False)
+for name in formats:
+    cli.main(["export", "--checkpoint", checkpoint, "--weights", output + "/set", "--format", name,
+              "--output", output + "/bundles/" + name], standalone_mode=False)
 """
 
 
@@ -72,20 +78,19 @@ def test_no_other_quantizer_is_required() -> None:
 @pytest.fixture(scope="module")
 def bundles(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AWQ of a Qwen3-VL on the CPU, calibrated and exported where no other quantizer can be imported."""
-    folder = tmp_path_factory.mktemp("without_peers")
-    data = write_records(folder / "records")
-    words = ["export", "--checkpoint", qwen3_vl, "--formats", ",".join(FORMATS), "--output", folder / "bundles"]
-    calibrate = ["calibrate", "--checkpoint", qwen3_vl, "--data", data, "--method", "awq", "--group-size", "32"]
-    for command in ([*calibrate, "--output", folder / "set"], [*words, "--weights", folder / "set"]):
+
+    def build(folder: Path) -> None:
+        data = write_records(folder / "records")
         done = subprocess.run(
-            [sys.executable, "-c", _WITHOUT_PEERS, *map(str, command)],
+            [sys.executable, "-c", _WITHOUT_PEERS, *map(str, (qwen3_vl, data, folder)), *FORMATS],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    return folder / "bundles"
+
+    return once(tmp_path_factory, "without_peers", build) / "bundles"
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -21,6 +21,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object, command: str = "edgetune-run") -> subprocess.CompletedProcess[str]:
+    pytest.importorskip(COMMANDS[command][1].partition(".")[0])
     return subprocess.run(
         [sys.executable, *COMMANDS[command], *map(str, arguments)], capture_output=True, text=True, check=False
     )

@@ -98,6 +98,7 @@ def test_a_closed_stream_is_not_taken_by_the_next_file(closed: str, tmp_path: Pa
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 @pytest.mark.parametrize("verb", [("--help",), ("doctor", "--json")])
 def test_a_reader_that_leaves_ends_a_verb_quietly(verb: tuple[str, ...]) -> None:
+    pytest.importorskip("edgetune")
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "edgetune", *verb]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from builders import TINY_MODEL
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.tokens import TextTokenizer
+
+TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "model"
 
 Decode = Callable[[list[int]], str]
 
@@ -20,7 +22,7 @@ Decode = Callable[[list[int]], str]
 @pytest.fixture(scope="module")
 def byte_level() -> TextTokenizer:
     """Return a tokenizer that cuts a text's bytes, as Qwen's."""
-    return TextTokenizer(TINY_MODEL / "tokenizer.json")
+    return TextTokenizer(TINY / "tokenizer.json")
 
 
 @pytest.fixture(scope="module")

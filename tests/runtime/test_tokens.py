@@ -9,7 +9,6 @@ import pytest
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.families import get_family
 from edgetune_runtime.tokens import TextTokenizer
-from reference import load_tokenizer, render
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
@@ -17,6 +16,9 @@ from reference import load_tokenizer, render
 @pytest.mark.parametrize("image_tokens", [0, 1, 300])
 def test_prompt_equals_transformers(family: str, text: str, image_tokens: int, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(family)
+    pytest.importorskip("transformers")
+    from reference import load_tokenizer, render
+
     reference = load_tokenizer(folder)
     expected = reference(render(reference, text, image_tokens)).input_ids
     tokenizer = TextTokenizer(folder / "tokenizer.json")

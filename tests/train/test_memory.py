@@ -70,7 +70,7 @@ def test_the_last_vision_blocks_and_the_merger_train_whole(
     checkpoint = request.getfixturevalue(family)
     adapter = tmp_path / "adapter"
     options = ["--unfreeze", "vision.last:1,merger", "--gradient-checkpointing", "--pack", "300", "--precision", "bf16"]
-    trained(checkpoint, data, adapter, *LEARN, *options)
+    trained(checkpoint, data, adapter, "--epochs", "2", "--learning-rate", "0.01", *options)
     before = load_file(checkpoint / "model.safetensors")
     after = merge(checkpoint, adapter, tmp_path / "merged")
     changed = {name.partition("visual.")[2] for name in moved(before, after, "visual")}
@@ -108,7 +108,7 @@ def test_an_optimizer_in_8_bits_trains(qwen3_vl: Path, data: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--unfreeze", "vision.last:9"], "--unfreeze vision.last:9: the vision tower has 4 blocks"),
+        (["--unfreeze", "vision.last:9"], "--unfreeze vision.last:9: the vision tower has 2 blocks"),
         (["--unfreeze", "vision"], "--unfreeze vision: no such part"),
         (["--unfreeze", "merger", "--vision-lora"], "would be adapted by LoRA and trained whole"),
         (["--unfreeze", "merger", "--loraplus-ratio", "16"], "--loraplus-ratio"),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_resize
 
 from edgetune_runtime.codec.grounding import Geometry, encode, parse, to_image, to_model
 from edgetune_runtime.errors import InputError
@@ -24,6 +23,9 @@ families = st.sampled_from(list(FAMILIES.values()))
 @st.composite
 def geometries(draw: st.DrawFn) -> Geometry:
     """Draw an image size and the size that transformers' own rule resizes it to."""
+    pytest.importorskip("transformers")
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_resize
+
     width = draw(st.integers(8, 5000))
     height = draw(st.integers(max(8, math.ceil(width / 200)), min(5000, width * 200)))
     resized_height, resized_width = reference_resize(height, width, factor=28, min_pixels=3136, max_pixels=1003520)
