@@ -19,7 +19,7 @@ from edgetune_runtime.errors import InputError
 
 
 @dataclass(frozen=True)
-class Part:
+class MachineResults:
     """What one machine brought: its label, its results and the answers of its rows by their names there."""
 
     label: str
@@ -100,14 +100,14 @@ def merge(sources: Mapping[str, Path]) -> tuple[Results, dict[str, tuple[Predict
     return add_metrics(results, answers, _metrics(parts)), answers, pictures
 
 
-def _load(name: str, path: Path) -> Part:
+def _load(name: str, path: Path) -> MachineResults:
     results = read_results(path)
     if results.machines is not None:
         raise InputError(f"{path}: is joined from several machines already", hint="name the results it came from")
-    return Part(name, path, results, read_answers(path, results))
+    return MachineResults(name, path, results, read_answers(path, results))
 
 
-def _inputs(part: Part, old: str, name: str) -> dict[str, Input]:
+def _inputs(part: MachineResults, old: str, name: str) -> dict[str, Input]:
     """What a row was made from, under its new name."""
     inputs = part.results.inputs
     return {
@@ -115,7 +115,7 @@ def _inputs(part: Part, old: str, name: str) -> dict[str, Input]:
     }
 
 
-def _metrics(parts: Sequence[Part]) -> list[str]:
+def _metrics(parts: Sequence[MachineResults]) -> list[str]:
     """Further metrics that some row has."""
     rows = [row for part in parts for row in part.results.ran]
     present = {
@@ -126,7 +126,7 @@ def _metrics(parts: Sequence[Part]) -> list[str]:
     return [metric for metric, there in present.items() if there]
 
 
-def _check_answers(parts: Sequence[Part]) -> None:
+def _check_answers(parts: Sequence[MachineResults]) -> None:
     """Refuse answers that are not to the same records in the same order."""
     every = [(part, name, said) for part in parts for name, said in part.answers.items()]
     for part, name, said in every[1:]:
@@ -140,9 +140,9 @@ def _check_answers(parts: Sequence[Part]) -> None:
             ) from error
 
 
-def _check_same(first: Part, other: Part) -> None:
+def _check_same(first: MachineResults, other: MachineResults) -> None:
     """Refuse to compare what cannot be compared."""
-    facts: dict[str, Callable[[Part], object]] = {
+    facts: dict[str, Callable[[MachineResults], object]] = {
         "records (sha256 of the data file)": lambda part: part.results.inputs["data"].sha256,
         "pictures (their sha256)": lambda part: part.results.data.images_sha256,
         "number of records": lambda part: part.results.data.records,
@@ -157,7 +157,7 @@ def _check_same(first: Part, other: Part) -> None:
             )
 
 
-def _baseline(parts: Sequence[Part]) -> tuple[Part, str] | None:
+def _baseline(parts: Sequence[MachineResults]) -> tuple[MachineResults, str] | None:
     """The first baseline that ran, and the part that has it; all others must be the same folder's.
 
     A machine without one is compared with another machine's.

@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from edgetune_runtime.backends.triton.backend import TorchBackend
 from edgetune_runtime.backends.triton.model import Decoder, Layer, Sizes
-from edgetune_runtime.backends.triton.packing import Linear, pack, stack
+from edgetune_runtime.backends.triton.packing import PackedLinear, pack, stack
 from edgetune_runtime.backends.triton.weights import rope_matrix
 from edgetune_runtime.bundle import Rope
 from edgetune_runtime.quant.blocks import BlockWeight, unpack_nibbles
@@ -81,7 +81,7 @@ def our_backend(folder: Path, device: str = "cuda") -> TorchBackend:
     tensors = load_file(folder / "checkpoint" / "model.safetensors")
     layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers."))
 
-    def linear(name: str) -> Linear:
+    def linear(name: str) -> PackedLinear:
         parts = found[name]
         scales = parts["scales"].astype(np.float32)
         codes = unpack_nibbles(next(array for kind, array in parts.items() if kind.startswith("Q4")))
@@ -89,7 +89,7 @@ def our_backend(folder: Path, device: str = "cuda") -> TorchBackend:
         scales = scales.reshape(codes.shape[:2])
         return pack(BlockWeight(codes, scales, None, 4, codes.shape[1] * GROUP)).to(place)
 
-    def stacked(prefix: str, fused: str, *names: str) -> Linear:
+    def stacked(prefix: str, fused: str, *names: str) -> PackedLinear:
         if f"{prefix}.{fused}" in found:
             return linear(f"{prefix}.{fused}")
         return stack([linear(f"{prefix}.{name}") for name in names])

@@ -51,7 +51,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Allocation:
     """A format for every linear, and what to expect of them.
 
     Attributes:
@@ -65,7 +65,7 @@ class Plan:
     drift: float
 
 
-def plan(units: Sequence[Unit], *, budget: int | None = None, max_drift: float | None = None) -> Plan:
+def plan(units: Sequence[Unit], *, budget: int | None = None, max_drift: float | None = None) -> Allocation:
     """Return formats of least drift within a budget in bytes, or of least size within a drift; exactly one is given.
 
     Raises:
@@ -75,7 +75,7 @@ def plan(units: Sequence[Unit], *, budget: int | None = None, max_drift: float |
     if (budget is None) == (max_drift is None):
         raise InputError("a budget and a limit of the drop exclude each other", hint="give one of them")
     picked = within_size(choices, budget) if budget is not None else within_error(choices, (max_drift or 0.0) ** 2)
-    return Plan(
+    return Allocation(
         formats={name: choice.format for unit, choice in zip(units, picked, strict=True) for name in unit.names},
         size=sum(choice.size for choice in picked),
         drift=math.sqrt(sum(choice.error for choice in picked)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from edgetune_calibrate.allocate import Choice, Plan, Unit, plan
+from edgetune_calibrate.allocate import Allocation, Choice, Unit, plan
 from edgetune_calibrate.capture import output_head
 from edgetune_calibrate.journal import UnitLog
 from edgetune_calibrate.linears import check_columns
@@ -49,7 +49,7 @@ def head_settings(model: Any, settings: CalibrateSettings) -> SolveSettings | No
 class Chosen:
     """Formats chosen by sensitivity, and the measurements that they were chosen by."""
 
-    plan: Plan
+    plan: Allocation
     units: tuple[Unit, ...]
 
     @property

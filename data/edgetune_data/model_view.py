@@ -10,7 +10,7 @@ from typing import Any
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family, family_of, get_family
-from edgetune_runtime.images.base import Plan, Preprocessing
+from edgetune_runtime.images.base import ImagePlan, Preprocessing
 from edgetune_runtime.images.rules import open_preprocessing
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
@@ -95,7 +95,7 @@ class ModelView:
         """
         return self._plan(width, height).image_tokens
 
-    def _plan(self, width: int, height: int) -> Plan:
+    def _plan(self, width: int, height: int) -> ImagePlan:
         if self.spec is None:
             raise InputError(f"the pixel limits of the {self.family.title} are not known")
         return self.spec.plan(width, height)

@@ -14,7 +14,7 @@ from edgetune_runtime.codec import grammar, grounding
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import Family
-from edgetune_runtime.images.base import Plan, Preprocessing
+from edgetune_runtime.images.base import ImagePlan, Preprocessing
 from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.records import AnyRecord, Record
 from edgetune_runtime.records.dialogue import Dialogue, Name, Part, Picture, Place, Turn
@@ -139,7 +139,7 @@ class _Script:
     one, never joined to it.
     """
 
-    def __init__(self, family: Family, tokenizer: TextTokenizer, plans: Sequence[Plan]) -> None:
+    def __init__(self, family: Family, tokenizer: TextTokenizer, plans: Sequence[ImagePlan]) -> None:
         self.ids: list[int] = []
         self.learned: list[bool] = []
         self._family, self._tokenizer, self._plans = family, tokenizer, plans

@@ -37,7 +37,7 @@ COPIED = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LoadedCheckpoint:
     """A loaded checkpoint; the model computes in float32 on the CPU."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Checkpoint:
     """The exact values of a checkpoint that is quantized already; its model holds them dequantized."""
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path) -> LoadedCheckpoint:
     """Load a merged checkpoint.
 
     Raises:
@@ -65,9 +65,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     tokens = _token_ids(folder, AutoTokenizer.from_pretrained(folder, local_files_only=True), family)
     quantization = declared_quantization(folder, config)
     if quantization is None:
-        return Checkpoint(folder, _load_model(folder), config, family, spec, tokens)
+        return LoadedCheckpoint(folder, _load_model(folder), config, family, spec, tokens)
     quantized = read_prequantized(folder, quantization, source.modules)
-    return Checkpoint(folder, _load_dequantized(folder, quantized), config, family, spec, tokens, quantized)
+    return LoadedCheckpoint(folder, _load_dequantized(folder, quantized), config, family, spec, tokens, quantized)
 
 
 def _load_model(folder: Path) -> Any:

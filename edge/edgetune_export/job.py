@@ -13,7 +13,7 @@ from edgetune_core.weightset import WeightSet
 from edgetune_export import describe
 from edgetune_export.check import drift, parity
 from edgetune_export.check.reference import Sample, generated_cases, record_cases, run_reference
-from edgetune_export.checkpoint import COPIED, Checkpoint, load_checkpoint
+from edgetune_export.checkpoint import COPIED, LoadedCheckpoint, load_checkpoint
 from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.dequantize import apply_rounding, apply_weights
 from edgetune_export.hf_checkpoint import write_json
@@ -45,7 +45,7 @@ class ExportJob:
     work: Path
     options: ExportSettings
     weights: WeightSet | None
-    checkpoint: Checkpoint
+    checkpoint: LoadedCheckpoint
     decoder: DecoderWeights
     pictures: list[Sample]
     records: list[Sample]

@@ -117,7 +117,7 @@ def train(options: TrainOptions) -> StageResult:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Training:
     """One training.
 
     Attributes:
@@ -152,7 +152,7 @@ class _Plan:
         return load(self.data)[: self.limit], load(self.val) if self.val else []
 
 
-def _plans(options: TrainOptions) -> list[_Plan]:
+def _plans(options: TrainOptions) -> list[_Training]:
     """Return the trainings that are asked for, in sequence.
 
     Raises:
@@ -161,7 +161,7 @@ def _plans(options: TrainOptions) -> list[_Plan]:
     paths = [Path(part.strip()) for text in options.stages for part in text.split(",") if part.strip()]
     if not paths:
         return [_plan("", options, "--data: no training records")]
-    plans: list[_Plan] = []
+    plans: list[_Training] = []
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path}: no such file (a stage of train)")
@@ -176,7 +176,7 @@ def _plans(options: TrainOptions) -> list[_Plan]:
     return plans
 
 
-def _plan(name: str, options: TrainOptions, problem: str) -> _Plan:
+def _plan(name: str, options: TrainOptions, problem: str) -> _Training:
     if options.data is None:
         raise InputError(problem, hint="give a file of records")
-    return _Plan(name, options.data, options.val, options.limit, options.narrow(TrainSettings))
+    return _Training(name, options.data, options.val, options.limit, options.narrow(TrainSettings))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgetune_export.check.parity import MAX_LOST_INFORMATION, Predictions, compare, prompt_of, teacher_forced
 from edgetune_export.check.reference import Sample
-from edgetune_export.checkpoint import Checkpoint
+from edgetune_export.checkpoint import LoadedCheckpoint
 from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int
 from edgetune_runtime.bench.metrics import sample_iou
 from edgetune_runtime.codec.grounding import ParsedAnswer, parse
@@ -79,7 +79,7 @@ class Drift:
 class Answers:
     """Reads a checkpoint's answers, its own and an export's."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: LoadedCheckpoint) -> None:
         self._checkpoint = checkpoint
         self._tokenizer = TextTokenizer(checkpoint.folder / "tokenizer.json")
         self._stop = frozenset(checkpoint.tokens["eos"])
@@ -100,7 +100,7 @@ class Answers:
         return parse(text, sample.case.pixels.geometry, self._checkpoint.family.box_format)
 
 
-def measure_exact(checkpoint: Checkpoint, samples: Sequence[Sample], backend: Backend, table: Float) -> Exactness:
+def measure_exact(checkpoint: LoadedCheckpoint, samples: Sequence[Sample], backend: Backend, table: Float) -> Exactness:
     """Compare a backend, fed with the reference's image features and token table [V, H], with the reference."""
     answers, fed = Answers(checkpoint), _Embedded(backend, table)
     rows, equal, with_boxes, same_boxes = [], 0, 0, 0
@@ -133,7 +133,7 @@ def require_exact(exact: Exactness, *, half: bool) -> None:
         )
 
 
-def measure_drift(checkpoint: Checkpoint, samples: Sequence[Sample], backend: Backend, source: str) -> Drift:
+def measure_drift(checkpoint: LoadedCheckpoint, samples: Sequence[Sample], backend: Backend, source: str) -> Drift:
     """Compare the export as shipped with the merged model's answers."""
     answers = Answers(checkpoint)
     rows, equal, overlaps = [], 0, []

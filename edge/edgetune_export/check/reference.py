@@ -17,7 +17,7 @@ from PIL import Image
 
 from edgetune_core.generation import generate_greedily
 from edgetune_core.weightset import WeightSet
-from edgetune_export.checkpoint import Checkpoint
+from edgetune_export.checkpoint import LoadedCheckpoint
 from edgetune_runtime.errors import EdgetuneError
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.images.smart import Pixels, preprocess
@@ -59,7 +59,7 @@ class Sample:
     tokens: list[int]
 
 
-def generated_cases(checkpoint: Checkpoint) -> list[Case]:
+def generated_cases(checkpoint: LoadedCheckpoint) -> list[Case]:
     """A square, a wide and a tall picture with structure at several scales."""
     text, cases = checkpoint.family.ground_prompt.replace("{phrase}", _PHRASE), []
     for seed, (name, (rows, columns)) in enumerate(_SHAPES.items()):
@@ -69,7 +69,7 @@ def generated_cases(checkpoint: Checkpoint) -> list[Case]:
     return cases
 
 
-def record_cases(checkpoint: Checkpoint, weights: WeightSet) -> tuple[list[Case], str]:
+def record_cases(checkpoint: LoadedCheckpoint, weights: WeightSet) -> tuple[list[Case], str]:
     """Some of the records that a weight set was calibrated on, evenly spread, and where they come from.
 
     Returns:
@@ -96,7 +96,7 @@ def record_cases(checkpoint: Checkpoint, weights: WeightSet) -> tuple[list[Case]
         return [], f"the calibration records cannot be read any more: {error}"
 
 
-def make_case(checkpoint: Checkpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
+def make_case(checkpoint: LoadedCheckpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
     """A prompt of the user's whole words about a picture."""
     pixels = preprocess(image, checkpoint.spec)
     ids = TextTokenizer(checkpoint.folder / "tokenizer.json").prompt(
@@ -116,7 +116,7 @@ def test_image(width: int, height: int, seed: int) -> Image.Image:
 
 
 @torch.no_grad()
-def run_reference(checkpoint: Checkpoint, case: Case) -> Sample:
+def run_reference(checkpoint: LoadedCheckpoint, case: Case) -> Sample:
     """Answer a case with the checkpoint's model as it is now, in float32."""
     model, pixels = checkpoint.model, case.pixels
     values, grid = torch.from_numpy(pixels.pixel_values), torch.from_numpy(pixels.grid_thw)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
+from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
 
 _SHRINK_OVER = 1.1
@@ -103,7 +103,7 @@ class AnyResolution(Preprocessing):
         best = max(self.canvases, key=merit)  # the first of equals, as in transformers
         return best[1], best[0]
 
-    def plan(self, width: int, height: int) -> Plan:
+    def plan(self, width: int, height: int) -> ImagePlan:
         """Return the picture's size on the canvas, and the tokens of overview, unpadded tiles and row ends."""
         canvas = self.canvas(width, height)
         across = self.side // self.patch
@@ -119,7 +119,7 @@ class AnyResolution(Preprocessing):
         if shrink > _SHRINK_OVER:
             columns, rows = int(columns // shrink), int(rows // shrink)
         tokens = across**2 + rows * (columns + 1)
-        return Plan(Geometry(width, height, *self._inside(width, height, canvas)), (tokens,))
+        return ImagePlan(Geometry(width, height, *self._inside(width, height, canvas)), (tokens,))
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [1 + tiles, 3, side, side], overview first, and image_sizes [1, 2].

@@ -22,7 +22,7 @@ Pieces = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImagePlan:
     """What is known of an image from its size alone.
 
     Attributes:
@@ -68,7 +68,7 @@ class Preprocessing(ABC):
         return None
 
     @abstractmethod
-    def plan(self, width: int, height: int) -> Plan:
+    def plan(self, width: int, height: int) -> ImagePlan:
         """Return the plan of an upright image of this size (pixels).
 
         Raises:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import ImageError, InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
+from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, read_preprocessor
 
 # What transformers assumes when a config leaves these out; published configs often do.
@@ -144,10 +144,10 @@ class ImageSpec(Preprocessing):
         """Channels, frames, rows and columns of one patch."""
         return 3 * self.temporal_patch_size * self.patch_size**2
 
-    def plan(self, width: int, height: int) -> Plan:
+    def plan(self, width: int, height: int) -> ImagePlan:
         """Return the resized size and its number of tokens."""
         geometry = geometry_of(width, height, self)
-        return Plan(geometry, (geometry.resized_width * geometry.resized_height // self.factor**2,))
+        return ImagePlan(geometry, (geometry.resized_width * geometry.resized_height // self.factor**2,))
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [patches, C·T·P·P] and image_grid_thw int64 [1, 3]."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Pieces, Plan, Preprocessing, check_rgb, check_sizes
+from edgetune_runtime.images.base import Arrays, ImagePlan, Pieces, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
 
 MAX_EDGE = 4096
@@ -98,10 +98,10 @@ class SplitTiles(Preprocessing):
             width = self._whole(int(height * aspect))
         return first, (width, height)
 
-    def plan(self, width: int, height: int) -> Plan:
+    def plan(self, width: int, height: int) -> ImagePlan:
         """Return the size that is cut into tiles, and the tiles' marks and tokens."""
         final = self.sizes(width, height)[1]
-        return Plan(Geometry(width, height, *final), self._pieces(final[0] // self.side, final[1] // self.side))
+        return ImagePlan(Geometry(width, height, *final), self._pieces(final[0] // self.side, final[1] // self.side))
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [tiles, 3, side, side], row by row, the overview last.

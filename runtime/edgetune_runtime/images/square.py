@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
+from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
 
 
@@ -78,11 +78,11 @@ class PaddedSquare(Preprocessing):
             '"LlavaImageProcessor", "do_pad": true'
         )
 
-    def plan(self, width: int, height: int) -> Plan:
+    def plan(self, width: int, height: int) -> ImagePlan:
         """Return the picture's own size inside the resized square, and one token for each patch of the square."""
         scale = self.side / max(width, height)
         inside = Geometry(width, height, max(1, round(width * scale)), max(1, round(height * scale)))
-        return Plan(inside, ((self.side // self.patch) ** 2,))
+        return ImagePlan(inside, ((self.side // self.patch) ** 2,))
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [1, 3, side, side]."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, Plan, Preprocessing, check_rgb, check_sizes
+from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, Settings
 
 _MOST_TILES = 256
@@ -89,11 +89,11 @@ class DynamicTiles(Preprocessing):
                 best, least = (columns, rows), difference
         return best
 
-    def plan(self, width: int, height: int) -> Plan:
+    def plan(self, width: int, height: int) -> ImagePlan:
         """Return the stretched size, and `<img>` … `</img>` around the tokens of all tiles."""
         columns, rows = self.grid(width, height)
         tokens = self.tile_tokens * _with_thumbnail(columns * rows)
-        return Plan(Geometry(width, height, columns * self.side, rows * self.side), ("<img>", tokens, "</img>"))
+        return ImagePlan(Geometry(width, height, columns * self.side, rows * self.side), ("<img>", tokens, "</img>"))
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [tiles, 3, side, side]: row by row, then the whole picture as one tile."""

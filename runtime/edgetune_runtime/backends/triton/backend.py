@@ -13,9 +13,9 @@ from torch import nn
 
 from edgetune_runtime.backends.base import Arrays, Float, GreedyBackend, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.triton.model import Cache, Decoder, forward
-from edgetune_runtime.backends.triton.packing import Linear
+from edgetune_runtime.backends.triton.packing import PackedLinear
 from edgetune_runtime.backends.triton.vision import load_vision
-from edgetune_runtime.backends.triton.weights import Checkpoint, read_decoder
+from edgetune_runtime.backends.triton.weights import PackedCheckpoint, read_decoder
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_runtime.quant.layouts import LAYOUTS
@@ -57,7 +57,7 @@ class TorchBackend(GreedyBackend):
         self._table = decoder.embedding.cpu()  # a look-up on the host is faster than a trip to the GPU
         self._cache = Cache.empty(decoder, 0)
         self._step: Step | None = None
-        self._dense = Linear.dense
+        self._dense = PackedLinear.dense
         if decoder.device.type == "cuda":
             self._dense = _kernels().dequantize
 
@@ -82,7 +82,7 @@ class TorchBackend(GreedyBackend):
             raise MissingDependency(f"no GPU number {place.index}: the machine has {torch.cuda.device_count()}")
         if threads is not None:
             torch.set_num_threads(threads)
-        with Checkpoint(bundle) as checkpoint:
+        with PackedCheckpoint(bundle) as checkpoint:
             dtype = torch.float32
             if place.type == "cuda":
                 text = {**checkpoint.config, **checkpoint.config.get("text_config", {})}

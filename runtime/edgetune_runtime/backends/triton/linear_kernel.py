@@ -80,7 +80,7 @@ def linear_kernel(
     Tensors:
         inputs: any float dtype [K].
         norm: float32 [K], gain of the RMSNorm, with NORM.
-        weight: int32 or float [rows (twice with GLU), GROUPS, WORDS], see `packing.Linear`.
+        weight: int32 or float [rows (twice with GLU), GROUPS, WORDS], see `packing.PackedLinear`.
         scales: float16 or float32 [same rows, GROUPS].
         zeros: uint8 [same rows, GROUPS], when ZERO is negative; else ZERO is every zero point.
         bias: float32 [same rows], with BIAS.

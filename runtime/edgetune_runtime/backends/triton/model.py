@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from edgetune_runtime.backends.triton.packing import Linear
+from edgetune_runtime.backends.triton.packing import PackedLinear
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Layer:
     """One block; norms float32. `qkv` and `gate_up` are stacked along their outputs in that order."""
 
     input_norm: torch.Tensor
-    qkv: Linear
+    qkv: PackedLinear
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    out: Linear
+    out: PackedLinear
     post_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: PackedLinear
+    down: PackedLinear
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Decoder:
     embedding: torch.Tensor
     layers: tuple[Layer, ...]
     norm: torch.Tensor
-    head: Linear
+    head: PackedLinear
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +88,7 @@ class Cache:
         return int(self.keys.shape[2])
 
 
-Dense = Callable[[Linear, torch.dtype], torch.Tensor]
+Dense = Callable[[PackedLinear, torch.dtype], torch.Tensor]
 """How a packed weight becomes a matrix [N, K]."""
 
 
@@ -101,7 +101,7 @@ def forward(
     positions: torch.Tensor,
     deepstack: Sequence[torch.Tensor] = (),
     *,
-    dense: Dense = Linear.dense,
+    dense: Dense = PackedLinear.dense,
 ) -> torch.Tensor:
     """Append tokens to a cache that holds `past` and return the last one's logits, float32 [V].
 
@@ -122,7 +122,7 @@ def forward(
     # Token i of these sees what was there before and the first i + 1 of these.
     seen = torch.ones(count, past + count, dtype=torch.bool, device=decoder.device).tril(past)
 
-    def linear(layer: Linear, states: torch.Tensor) -> torch.Tensor:
+    def linear(layer: PackedLinear, states: torch.Tensor) -> torch.Tensor:
         product = functional.linear(states.to(decoder.dtype), dense(layer, decoder.dtype)).float()
         return product if layer.bias is None else product + layer.bias
 

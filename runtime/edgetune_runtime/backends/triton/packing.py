@@ -25,7 +25,7 @@ MIN_GROUP = 32
 
 
 @dataclass(frozen=True)
-class Linear:
+class PackedLinear:
     """A linear layer [N, K] with G columns a group.
 
     Attributes:
@@ -56,7 +56,7 @@ class Linear:
         """K, the input size."""
         return int(self.weight.shape[1]) * self.group
 
-    def to(self, device: torch.device) -> Linear:
+    def to(self, device: torch.device) -> PackedLinear:
         """The same layer on a device."""
         moved = (None if part is None else part.to(device) for part in (self.scales, self.zeros, self.bias))
         scales, zeros, bias = moved
@@ -74,7 +74,7 @@ class Linear:
         return values.reshape(self.rows, -1).to(dtype)
 
 
-def pack(weight: BlockWeight, bias: torch.Tensor | None = None) -> Linear:
+def pack(weight: BlockWeight, bias: torch.Tensor | None = None) -> PackedLinear:
     """Lay a quantized weight out for the kernels.
 
     Raises:
@@ -95,7 +95,7 @@ def pack(weight: BlockWeight, bias: torch.Tensor | None = None) -> Linear:
     scales = torch.from_numpy(np.ascontiguousarray(weight.scales))
     half = scales.half()
     zeros = None if weight.zero_points is None else torch.from_numpy(np.ascontiguousarray(weight.zero_points))
-    return Linear(
+    return PackedLinear(
         weight=torch.from_numpy(words.view(np.int32)),
         bits=bits,
         group=group,
@@ -106,7 +106,7 @@ def pack(weight: BlockWeight, bias: torch.Tensor | None = None) -> Linear:
     )
 
 
-def dense(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+def dense(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
     """A layer [N, K] that is not quantized.
 
     Raises:
@@ -115,10 +115,10 @@ def dense(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     rows, columns = weight.shape
     if columns % DENSE_GROUP:
         raise InputError(f"a layer of {columns} inputs: the torch engine needs a multiple of {DENSE_GROUP}")
-    return Linear(weight=weight.reshape(rows, -1, DENSE_GROUP), bits=16, group=DENSE_GROUP, bias=bias)
+    return PackedLinear(weight=weight.reshape(rows, -1, DENSE_GROUP), bits=16, group=DENSE_GROUP, bias=bias)
 
 
-def stack(layers: Sequence[Linear]) -> Linear:
+def stack(layers: Sequence[PackedLinear]) -> PackedLinear:
     """One layer of several that read the same input, stacked along N.
 
     Raises:

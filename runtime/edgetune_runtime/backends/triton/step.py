@@ -12,7 +12,7 @@ import triton
 from edgetune_runtime.backends.triton.attention_kernel import attention_kernel
 from edgetune_runtime.backends.triton.linear_kernel import dequantize_kernel, linear_kernel
 from edgetune_runtime.backends.triton.model import Cache, Decoder
-from edgetune_runtime.backends.triton.packing import Linear
+from edgetune_runtime.backends.triton.packing import PackedLinear
 from edgetune_runtime.backends.triton.token_kernels import begin_kernel, pick_kernel
 
 ONE = 0x3F800000
@@ -121,7 +121,7 @@ class Step:
 
     def _linear(
         self,
-        layer: Linear,
+        layer: PackedLinear,
         inputs: torch.Tensor,
         out: torch.Tensor,
         *,
@@ -147,8 +147,8 @@ class Step:
         return {"PDL": self._dependent, "launch_pdl": self._dependent, "num_warps": warps}
 
 
-def dequantize(layer: Linear, dtype: torch.dtype) -> torch.Tensor:
-    """What `Linear.dense` computes, in one pass over the weight."""
+def dequantize(layer: PackedLinear, dtype: torch.dtype) -> torch.Tensor:
+    """What `PackedLinear.dense` computes, in one pass over the weight."""
     if layer.scales is None:
         return layer.dense(dtype)
     dense = torch.empty(layer.rows, layer.columns, dtype=dtype, device=layer.weight.device)
@@ -161,11 +161,11 @@ def dequantize(layer: Linear, dtype: torch.dtype) -> torch.Tensor:
     return dense
 
 
-def _zero(layer: Linear) -> int:
+def _zero(layer: PackedLinear) -> int:
     return layer.zero if layer.zeros is None else -1
 
 
-def _tile(layer: Linear, glu: bool) -> tuple[int, int]:
+def _tile(layer: PackedLinear, glu: bool) -> tuple[int, int]:
     """Rows and warps of a program: the fastest of those tried on an H200 for the layers of a 1.7B decoder.
 
     A thread takes 4 words of every row, so that what it reads of the input serves all rows; more rows need more

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from edgetune_runtime.backends.triton.weights import Checkpoint
+from edgetune_runtime.backends.triton.weights import PackedCheckpoint
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError
 
 
-def load_vision(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_vision(bundle: Bundle, checkpoint: PackedCheckpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The tower, called with patches [P, C] and grids int64 [N, 3].
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from edgetune_runtime.backends.triton.model import Decoder, Layer, Sizes
-from edgetune_runtime.backends.triton.packing import Linear, dense, pack, stack
+from edgetune_runtime.backends.triton.packing import PackedLinear, dense, pack, stack
 from edgetune_runtime.bundle import Bundle, Rope
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.json_file import read_json
@@ -21,7 +21,7 @@ STATIC_ROPE_TYPES = ("default", "mrope")
 """Rotary embeddings that the bundle's `rope` says everything about; "mrope" is how older configs spell the default."""
 
 
-class Checkpoint:
+class PackedCheckpoint:
     """The tensors of a bundle's checkpoint by the names of modules in transformers. Use it as a context.
 
     Attributes:
@@ -57,7 +57,7 @@ class Checkpoint:
     def _open(self, role: str) -> Any:
         return self._stack.enter_context(safe_open(self._bundle.files[role], framework="pt"))
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> PackedCheckpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,11 +83,11 @@ class Checkpoint:
         prefix = f"{root}."
         return {name.removeprefix(prefix): self.tensor(name) for name in self._places if name.startswith(prefix)}
 
-    def linear(self, *names: str) -> Linear:
+    def linear(self, *names: str) -> PackedLinear:
         """A linear layer, or several stacked along their outputs."""
         return stack([self._one(name) for name in names])
 
-    def _one(self, name: str) -> Linear:
+    def _one(self, name: str) -> PackedLinear:
         bias = self.optional(f"{name}.bias")
         if name not in self._formats:
             return dense(self.tensor(f"{name}.weight"), bias)
@@ -99,7 +99,7 @@ class Checkpoint:
         return pack(layout.unpack(tensors, fmt.bits, symmetric=fmt.symmetric), bias)
 
 
-def read_decoder(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
+def read_decoder(bundle: Bundle, checkpoint: PackedCheckpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The decoder of a bundle, on a device.
 
     Raises:
@@ -132,7 +132,7 @@ def read_decoder(bundle: Bundle, checkpoint: Checkpoint, device: torch.device, d
         found = checkpoint.optional(name)
         return None if found is None else found.to(device)
 
-    def linear(*names: str) -> Linear:
+    def linear(*names: str) -> PackedLinear:
         layer = checkpoint.linear(*names)
         if layer.scales is None:
             layer = dense(layer.dense(dtype), layer.bias)

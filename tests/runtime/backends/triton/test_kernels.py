@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")  # which only Linux has
 
 from edgetune_runtime.backends.triton.model import Cache, Decoder, Layer, Sizes, forward
-from edgetune_runtime.backends.triton.packing import Linear, dense, pack, stack
+from edgetune_runtime.backends.triton.packing import PackedLinear, dense, pack, stack
 from edgetune_runtime.backends.triton.step import SHORTEST, Step, dequantize
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
@@ -28,7 +28,7 @@ FORMATS = {
 
 def random_layer(
     generator: np.random.Generator, rows: int, columns: int, fmt: BlockFormat | None, bias: bool
-) -> Linear:
+) -> PackedLinear:
     """A layer [rows, columns], quantized or not."""
     weight = (generator.standard_normal((rows, columns)) / columns**0.5).astype(np.float32)
     offset = torch.from_numpy(generator.standard_normal(rows).astype(np.float32)) if bias else None
@@ -44,7 +44,7 @@ def random_decoder(
     generator = np.random.default_rng(0)
     sizes = Sizes(1, 64, 128, heads, kv_heads, size, 43, 1e-6)
 
-    def make(rows: int, columns: int, bias: bool = False) -> Linear:
+    def make(rows: int, columns: int, bias: bool = False) -> PackedLinear:
         return random_layer(generator, rows, columns, fmt, bias).to(DEVICE)
 
     def gain(length: int) -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_equal_logits_give_the_first_token() -> None:
     decoder = random_decoder(None, heads=2, kv_heads=1, size=32, norms=False, bias=False)
     rows = decoder.head.weight.clone()
     rows[[14, 37]] = 3 * torch.sign(rows[14])
-    twins = Decoder(**{**decoder.__dict__, "head": Linear(rows, 16, 64)})
+    twins = Decoder(**{**decoder.__dict__, "head": PackedLinear(rows, 16, 64)})
     step = Step(twins, Cache.empty(twins, 4))
     for token in range(2):
         step.token.fill_(token)
