@@ -5,8 +5,8 @@ Usage, from the root of the repository:
     python benchmarks/studies/joint_study.py --output runs/joint [--scenes N] [--test-scenes N]
         [--epochs E] [--threads T]
 
-Every step is an ordinary command, printed before it runs; finished ones are kept, so
-the same call continues. Writes OUTPUT/table.md and OUTPUT/results.json.
+Every step is a call of the Python API; finished ones are kept, so that the same command continues. Writes
+OUTPUT/table.md and OUTPUT/results.json.
 
 `majority` answers every question of a kind (count, place, colour) with the most frequent answer of that kind in the
 training records: what can be had without looking.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -26,8 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
+import edgetune
 from edgetune_bench.folder import read_answers, read_results
 from edgetune_bench.table import markdown
+from edgetune_core.processes import apart
 from edgetune_runtime.bench.predictions import Prediction, VqaPrediction, grounding, questions
 from edgetune_runtime.bench.scores import difference
 from edgetune_runtime.records import Record, read_records
@@ -35,14 +36,6 @@ from edgetune_runtime.records import Record, read_records
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 TRAINED = {"boxes alone": "ground", "answers alone": "vqa", "both": "joint"}
 """Rows that are trained, and the data file and folder of each."""
-
-
-def run(*command: object) -> None:
-    """Run a command that is printed first; ends the program when it fails."""
-    words = [str(word) for word in command]
-    print("$", shlex.join(words), flush=True)
-    if code := subprocess.run(words, check=False).returncode:
-        sys.exit(code)
 
 
 def write_data(folder: Path, counts: Mapping[str, int], seed: int) -> None:
@@ -54,7 +47,8 @@ def write_data(folder: Path, counts: Mapping[str, int], seed: int) -> None:
         return
     scenes = [word for split, count in counts.items() for word in (f"--{split}", count)]
     options = ("--domain", "night", "--queries", 3, "--questions", 3, "--seed", seed)
-    run(sys.executable, TINY / "make_data.py", "--output", folder, *options, *scenes)
+    words = [sys.executable, TINY / "make_data.py", "--output", folder, *options, *scenes]
+    subprocess.run([str(word) for word in words], check=True)
     for split in counts:
         lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         ground = [line for line in lines if "bbox" in json.loads(line)]
@@ -67,9 +61,7 @@ def write_data(folder: Path, counts: Mapping[str, int], seed: int) -> None:
 def score(output: Path, name: str, data: Path, adapter: Path | None, threads: int) -> list[Prediction]:
     """Answers of the base, or of the base with an adapter, to the test records, with their scores."""
     folder = output / f"eval_{name}"
-    more = () if adapter is None else ("--adapter", adapter)
-    command = ("eval", TINY / "model", "--data", data, "--output", folder, "--threads", threads, *more)
-    run(sys.executable, "-m", "edgetune", *command)
+    edgetune.evaluate(target=TINY / "model", data=data, output=folder, threads=threads, adapter=adapter)
     (answers,) = read_answers(folder, read_results(folder)).values()
     return list(answers)
 
@@ -149,9 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows["majority"] = majority(read_records(data / "vqa.jsonl"), rows["base"], kinds)
     for title, name in TRAINED.items():
         adapter = args.output / f"adapter_{name}"
-        settings = ("--epochs", args.epochs, "--learning-rate", args.learning_rate, "--batch-size", 16)
-        files = ("--data", data / f"{name}.jsonl", "--output", adapter, "--vision-lora", "--seed", args.seed)
-        run(sys.executable, "-m", "edgetune", "train", "--checkpoint", TINY / "model", *files, *settings)
+        apart(
+            edgetune.train,
+            checkpoint=TINY / "model",
+            data=data / f"{name}.jsonl",
+            output=adapter,
+            vision_lora=True,
+            epochs=args.epochs,
+            learning_rate=args.learning_rate,
+            batch_size=16,
+            seed=args.seed,
+        )
         rows[title] = score(args.output, name, exam, adapter, args.threads)
 
     lines = tabulate(rows, kinds)

@@ -4,7 +4,7 @@ Usage, from the root of the repository:
 
     python benchmarks/studies/weight_study.py --output DIR [--scenes 501] [--jobs 2] [--device cpu] [--only NAME ...]
 
-Every variant is calibrated by the `edgetune` program as a user would, on training scenes of the tiny model's world
+Every variant is calibrated by `edgetune.calibrate` as a user would, on training scenes of the tiny model's world
 (`examples/tiny`), and answers the same held-out scenes. All share one float32 vision encoder, head and embedding and
 their activations are not rounded, so that only the decoder's weights differ, unless a variant says otherwise. Rows run
 beside each other on `--jobs` cores: nothing here is timed.
@@ -29,9 +29,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+import edgetune
 from edgetune_calibrate.quantize import DecoderSettings, quantize_decoder
 from edgetune_calibrate.solve import SolveSettings
 from edgetune_core.checkpoint import HubCheckpoint
+from edgetune_core.processes import apart
 from edgetune_core.stage import run_stage
 from edgetune_core.weightset import SCHEMA, WeightSet, write_block
 from edgetune_export.checkpoint import load_checkpoint
@@ -54,8 +56,8 @@ from edgetune_runtime.typed_json import encode
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "tiny" / "model"
 BASELINE = "fp32"
-MIXED = ("--bits", "3,4,8", "--budget-mb")
-BALANCED = tuple(part for role in ("image", "prompt", "answer") for part in ("--modality-weight", f"{role}=1"))
+MIXED = (3, 4, 8)
+BALANCED = dict.fromkeys(("image", "prompt", "answer"), 1.0)
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,19 @@ class Variant:
 
     Attributes:
         title: what the table calls it.
-        calibrate: options of `edgetune calibrate`; None for weights as they are.
+        calibrate: options of `edgetune.calibrate`; None for weights as they are.
         text: calibrate on plain text instead of on records.
         level: accuracy_level of the products; 4 rounds activations to int8 by block, as bundles for CPUs do.
     """
 
     title: str
-    calibrate: tuple[str, ...] | None = None
+    calibrate: Mapping[str, Any] | None = None
     text: bool = False
     level: int = 0
 
 
-def _solved(title: str, method: str, group: int, *more: str, text: bool = False, level: int = 0) -> Variant:
-    return Variant(title, ("--method", method, "--group-size", str(group), *more), text=text, level=level)
+def _solved(title: str, method: str, group: int, *, text: bool = False, level: int = 0, **more: Any) -> Variant:
+    return Variant(title, {"method": method, "group_sizes": (group,), **more}, text=text, level=level)
 
 
 VARIANTS = {
@@ -85,23 +87,25 @@ VARIANTS = {
     "rtn-g128": _solved("RTN, g128", "rtn", 128),
     "gptq-g32": _solved("GPTQ, g32", "gptq", 32),
     "rtn-g32": _solved("RTN, g32", "rtn", 32),
-    "gptq-g128-sym": _solved("GPTQ symmetric, g128", "gptq", 128, "--symmetric"),
-    "gptq-g32-sym": _solved("GPTQ symmetric, g32", "gptq", 32, "--symmetric"),
-    "rtn-g128-sym": _solved("RTN symmetric, g128", "rtn", 128, "--symmetric"),
+    "gptq-g128-sym": _solved("GPTQ symmetric, g128", "gptq", 128, symmetric=True),
+    "gptq-g32-sym": _solved("GPTQ symmetric, g32", "gptq", 32, symmetric=True),
+    "rtn-g128-sym": _solved("RTN symmetric, g128", "rtn", 128, symmetric=True),
     "awq-g128": _solved("AWQ, g128", "awq", 128),
     "awq-g32": _solved("AWQ, g32", "awq", 32),
-    "gptq-g128-head4": _solved("GPTQ, g128, head int4 too", "gptq", 128, "--head", "4"),
+    "gptq-g128-head4": _solved("GPTQ, g128, head int4 too", "gptq", 128, head=4),
     "gptq-g128-int8": _solved("GPTQ, g128, activations rounded to int8", "gptq", 128, level=4),
     "gptq-text": _solved("GPTQ, g128, calibrated on plain text", "gptq", 128, text=True),
-    "gptq-balanced": _solved("GPTQ, g128, image = prompt = answer", "gptq", 128, *BALANCED),
-    "gptq-3bit": _solved("GPTQ 3 bits, g128", "gptq", 128, "--bits", "3"),
-    "rtn-3bit": _solved("RTN 3 bits, g128", "rtn", 128, "--bits", "3"),
-    "gptq-3bit-g32": _solved("GPTQ 3 bits, g32", "gptq", 32, "--bits", "3"),
-    "awq-3bit": _solved("AWQ 3 bits, g128", "awq", 128, "--bits", "3"),
-    "gptq-3bit-text": _solved("GPTQ 3 bits, g128, plain text", "gptq", 128, "--bits", "3", text=True),
-    "mixed-3.98": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.98 MB", "gptq", 128, *MIXED, "3.98362"),
-    "mixed-3.44": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.44 MB", "gptq", 128, *MIXED, "3.44448"),
-    "gptq-3bit-balanced": _solved("GPTQ 3 bits, g128, image = prompt = answer", "gptq", 128, "--bits", "3", *BALANCED),
+    "gptq-balanced": _solved("GPTQ, g128, image = prompt = answer", "gptq", 128, modality_weights=BALANCED),
+    "gptq-3bit": _solved("GPTQ 3 bits, g128", "gptq", 128, bits=(3,)),
+    "rtn-3bit": _solved("RTN 3 bits, g128", "rtn", 128, bits=(3,)),
+    "gptq-3bit-g32": _solved("GPTQ 3 bits, g32", "gptq", 32, bits=(3,)),
+    "awq-3bit": _solved("AWQ 3 bits, g128", "awq", 128, bits=(3,)),
+    "gptq-3bit-text": _solved("GPTQ 3 bits, g128, plain text", "gptq", 128, bits=(3,), text=True),
+    "mixed-3.98": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.98 MB", "gptq", 128, bits=MIXED, budget_mb=3.98362),
+    "mixed-3.44": _solved("GPTQ, 3, 4 or 8 bits by layer in 3.44 MB", "gptq", 128, bits=MIXED, budget_mb=3.44448),
+    "gptq-3bit-balanced": _solved(
+        "GPTQ 3 bits, g128, image = prompt = answer", "gptq", 128, bits=(3,), modality_weights=BALANCED
+    ),
 }
 
 
@@ -122,8 +126,7 @@ def main() -> None:
     chosen = {BASELINE, *(options.only or VARIANTS)}
     variants = {name: variant for name, variant in VARIANTS.items() if name in chosen}
     data = _data(options)
-    source = ("--checkpoint", options.checkpoint, "--precision", "fp32")
-    _run("-m", "edgetune", "export", *source, "--output", _bundle(options))
+    apart(edgetune.export, checkpoint=options.checkpoint, precision="fp32", output=_bundle(options))
     answers = {BASELINE: _row(BASELINE, options, data)}  # first, for it encodes the pictures for all
     with ProcessPoolExecutor(options.jobs) as pool:
         others = [name for name in variants if name != BASELINE]
@@ -136,18 +139,13 @@ def main() -> None:
     print(text)
 
 
-def _run(*command: object) -> None:
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
-
-
 def _data(options: argparse.Namespace) -> Path:
     """Write the scenes: training pictures to calibrate on, others to be measured on."""
     folder: Path = options.output / "data"
     if not (folder / "test.jsonl").is_file():
         counts = ("--train", 200, "--val", 1, "--test", options.scenes, "--queries", 4)
-        _run(ROOT / "examples/tiny/make_data.py", "--output", folder, "--domain", options.domain, *counts)
+        words = (ROOT / "examples/tiny/make_data.py", "--output", folder, "--domain", options.domain, *counts)
+        subprocess.run([sys.executable, *map(str, words)], check=True)
     return folder
 
 
@@ -193,17 +191,25 @@ def _calibrate(name: str, options: argparse.Namespace, data: Path) -> WeightSet:
     if variant.text:
         _calibrate_on_text(variant.calibrate, options, weights)
     else:
-        what = ("--data", data / "train.jsonl", "--eval", data / "test.jsonl", "--samples", options.samples)
-        where = ("--device", options.device, "--precision", "fp32", "--seed", options.seed)
-        source = ("--checkpoint", options.checkpoint, "--output", weights)
-        _run("-m", "edgetune", "calibrate", *source, *what, *where, *variant.calibrate)
+        apart(
+            edgetune.calibrate,
+            checkpoint=options.checkpoint,
+            data=data / "train.jsonl",
+            evaluation=data / "test.jsonl",
+            output=weights,
+            samples=options.samples,
+            device=options.device,
+            precision="fp32",
+            seed=options.seed,
+            **variant.calibrate,
+        )
     return WeightSet.load(weights)
 
 
-def _calibrate_on_text(words: tuple[str, ...], options: argparse.Namespace, output: Path) -> None:
+def _calibrate_on_text(chosen: Mapping[str, Any], options: argparse.Namespace, output: Path) -> None:
     """Calibrate as tools do that know no pictures: on prose, here CPython's own documentation of its language."""
-    chosen = dict(zip(words[::2], words[1::2], strict=True))
-    solve = SolveSettings(bits=int(chosen.get("--bits", 4)), group_size=int(chosen["--group-size"]))
+    (bits,), (group_size,) = chosen.get("bits", (4,)), chosen["group_sizes"]
+    solve = SolveSettings(bits=bits, group_size=group_size)
     source = HubCheckpoint.open(options.checkpoint)
     prose = "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
     ids = source.tokenizer.encode(prose)
