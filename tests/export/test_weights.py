@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
 from edgetune_core.weightset import WeightSet
-from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects import Dialect
+from edgetune_export.decoder.dialects.ort import OrtDialect
+from edgetune_export.decoder.dialects.plain import PlainDialect
+from edgetune_export.decoder.dialects.trt import DecomposedTrtDialect
+from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
 from edgetune_export.dequantize import apply_rounding, apply_weights
+from edgetune_export.graph import GraphBuilder, save_model
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.blocks import BlockFormat
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
 from reference import load_model
 from weight_sets import build_weight_set, memory_names
 
@@ -73,6 +82,38 @@ def test_products_take_the_sets_values(qwen3_vl: Path, mixed_set: WeightSet) -> 
     assert norm is not None and norm[0] == 0.5 and norm[-1] == 1.5
     final = decoder.norm(None, "norm")
     assert final is not None and final[0] == 1.5
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        lambda graph, spec: OrtDialect(graph, spec, ir.DataType.FLOAT, accuracy_level=0),
+        lambda graph, spec: PlainDialect(graph, spec, ir.DataType.FLOAT),
+        lambda graph, spec: DecomposedTrtDialect(graph, spec, 256),
+    ],
+    ids=["ort", "plain", "trt"],
+)
+def test_each_layer_is_read_once_while_a_graph_is_written(
+    dialect: Callable[[GraphBuilder, DecoderSpec], Dialect],
+    qwen3_vl: Path,
+    mixed_set: WeightSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its codes, scales and zero points come of one read: rounding a layer again for each would take thrice as long."""
+    decoder = DecoderWeights(load_model(qwen3_vl), layers_format=None, head_format=None, weights=mixed_set)
+    model = build_decoder(decoder, dialect)
+    reads: Counter[str] = Counter()
+    read = WeightSet.weight
+
+    def counted(self: WeightSet, name: str) -> BlockWeight:
+        reads[name] += 1
+        return read(self, name)
+
+    monkeypatch.setattr(WeightSet, "weight", counted)
+    save_model(model, tmp_path / "decoder.onnx", inline_limit=0)
+    assert set(reads.values()) == {1}
+    assert set(reads) == set(mixed_set.names)
 
 
 def test_the_dequantized_model_is_the_set_and_keeps_its_embedding(qwen3_vl: Path, mixed_set: WeightSet) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +134,29 @@ class Linear:
         if all(part.module.bias is None for part in self.parts):
             return None
         return np.concatenate([part.bias() for part in self.parts])
+
+
+def shared(linear: Linear, uses: int) -> Callable[[], BlockWeight]:
+    """Return what reads a layer's blocks once for all the tensors that are made of them.
+
+    A graph's tensors are computed one by one while it is written: codes, scales and zero points in turn.
+
+    Args:
+        linear: the layer, in a block format.
+        uses: how many tensors are made of its blocks; after the last one they are dropped.
+    """
+    kept: list[BlockWeight] = []
+    left = uses
+
+    def blocks() -> BlockWeight:
+        nonlocal left
+        if not kept:
+            kept.append(linear.blocks())
+            left = uses
+        left -= 1
+        return kept[0] if left else kept.pop()
+
+    return blocks
 
 
 def parameter(name: str, tensor: torch.Tensor, weights: WeightSet | None) -> Float:

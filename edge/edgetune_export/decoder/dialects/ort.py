@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgetune_export.decoder.linear import Linear
+from edgetune_export.decoder.linear import Linear, shared
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import Dim, GraphBuilder, cast_float
-from edgetune_runtime.quant.blocks import Float
+from edgetune_runtime.quant.blocks import BlockWeight, Float
 
 MICROSOFT = "com.microsoft"
 
@@ -50,21 +50,19 @@ class OrtDialect:
             product = self.graph.op("MatMul", states, weight)
             return product if bias_value is None else self.graph.op("Add", product, bias_value)
         fmt = linear.format
-        blocks = -(-columns // fmt.block)
-        packed = (rows, blocks, fmt.block * fmt.bits // 8)
+        groups = -(-columns // fmt.block)
+        packed = (rows, groups, fmt.block * fmt.bits // 8)
+        blocks = shared(linear, uses=2 if fmt.symmetric else 3)
         codes = self.graph.weight(
-            f"{linear.name}.weight_codes", ir.DataType.UINT8, packed, lambda: linear.blocks().packed_codes()
+            f"{linear.name}.weight_codes", ir.DataType.UINT8, packed, lambda: blocks().packed_codes()
         )
         scales = self.graph.weight(
-            f"{linear.name}.weight_scales",
-            self.dtype,
-            (rows, blocks),
-            lambda: cast_float(linear.blocks().scales, self.dtype),
+            f"{linear.name}.weight_scales", self.dtype, (rows, groups), lambda: cast_float(blocks().scales, self.dtype)
         )
         zeros = None
         if not fmt.symmetric:
-            shape = (rows, -(-blocks * fmt.bits // 8))
-            zeros = self.graph.weight(f"{linear.name}.weight_zeros", ir.DataType.UINT8, shape, lambda: _zeros(linear))
+            shape = (rows, -(-groups * fmt.bits // 8))
+            zeros = self.graph.weight(f"{linear.name}.weight_zeros", ir.DataType.UINT8, shape, lambda: _zeros(blocks()))
         inputs = [states, codes, scales, zeros, None, bias_value]
         while inputs[-1] is None:
             inputs.pop()
@@ -180,7 +178,7 @@ class OrtDialect:
         return self.graph.constant(name, cast_float(array, self.dtype))
 
 
-def _zeros(linear: Linear) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    packed = linear.blocks().packed_zero_points()
+def _zeros(blocks: BlockWeight) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    packed = blocks.packed_zero_points()
     assert packed is not None
     return packed

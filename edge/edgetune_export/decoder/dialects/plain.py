@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgetune_export.decoder.linear import Linear
+from edgetune_export.decoder.linear import Linear, shared
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import Dim, GraphBuilder, cast_float
 from edgetune_runtime.quant.blocks import BlockFormat, Float
@@ -64,23 +64,21 @@ class PlainDialect:
         dtype, kind = _CODES[fmt.bits, fmt.symmetric]
         groups = (-(-linear.columns // fmt.block), linear.rows)
         offset = 1 << (fmt.bits - 1) if fmt.symmetric else 0
+        blocks = shared(linear, uses=2 if fmt.symmetric else 3)
 
         def codes() -> NDArray[np.generic]:
-            flat = linear.blocks().codes.reshape(linear.rows, -1)[:, : linear.columns]
+            flat = blocks().codes.reshape(linear.rows, -1)[:, : linear.columns]
             return np.ascontiguousarray((flat.astype(np.int16) - offset).T).astype(kind)
 
         def zeros() -> NDArray[np.generic]:
-            points = linear.blocks().zero_points
+            points = blocks().zero_points
             assert points is not None
             return np.ascontiguousarray(points.T).astype(kind)
 
         inputs = [
             self.graph.weight(f"{linear.name}.weight_codes", dtype, (linear.columns, linear.rows), codes),
             self.graph.weight(
-                f"{linear.name}.weight_scales",
-                self.dtype,
-                groups,
-                lambda: cast_float(linear.blocks().scales.T, self.dtype),
+                f"{linear.name}.weight_scales", self.dtype, groups, lambda: cast_float(blocks().scales.T, self.dtype)
             ),
         ]
         if not fmt.symmetric:

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgetune_export.decoder.linear import Linear
+from edgetune_export.decoder.linear import Linear, shared
 from edgetune_export.graph import GraphBuilder, cast_float
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockWeight, Float
@@ -54,11 +54,16 @@ def block_linear(graph: GraphBuilder, dtype: ir.DataType, states: ir.Value, line
             hint="choose a smaller block size",
         )
 
+    # What decides on the correction is not kept: the graph is not being written yet, and all layers would be in memory.
+    corrected = fmt.bits == 8 or not fmt.symmetric or bool((linear.blocks().scales <= 0).any())
+    parts = 2 if fmt.bits == 8 else 1
+    blocks = shared(linear, uses=2 * parts + corrected)
+
     def dequantized(part: str, scale: float, split: Callable[[BlockWeight], Signed]) -> ir.Value:
         shape, groups = (linear.columns, linear.rows), (linear.columns // fmt.block, linear.rows)
         name = f"{linear.name}.weight_{part}"
-        codes = graph.weight(name, ir.DataType.INT4, shape, lambda: _columns_first(split(positive(linear.blocks()))))
-        scales = graph.weight(f"{name}_scales", dtype, groups, lambda: _scales(linear, scale, dtype))
+        codes = graph.weight(name, ir.DataType.INT4, shape, lambda: _columns_first(split(positive(blocks()))))
+        scales = graph.weight(f"{name}_scales", dtype, groups, lambda: _scales(blocks(), scale, dtype))
         weight = graph.op("DequantizeLinear", codes, scales, axis=0, block_size=fmt.block)
         return graph.op("MatMul", states, weight)
 
@@ -67,13 +72,13 @@ def block_linear(graph: GraphBuilder, dtype: ir.DataType, states: ir.Value, line
         offset = 136
     else:
         offset = 1 << (fmt.bits - 1)
-        product = dequantized("codes", 1, lambda blocks: (blocks.codes.astype(np.int8) - offset).astype(np.int8))
-        if fmt.symmetric and (linear.blocks().scales > 0).all():
-            return product
+        product = dequantized("codes", 1, lambda weight: (weight.codes.astype(np.int8) - offset).astype(np.int8))
+    if not corrected:
+        return product
     means = _block_means(graph, dtype, states, linear.columns // fmt.block, fmt.block)
     shape = (linear.columns // fmt.block, linear.rows)
     correction = graph.weight(
-        f"{linear.name}.weight_correction", dtype, shape, lambda: _correction(linear, offset, dtype)
+        f"{linear.name}.weight_correction", dtype, shape, lambda: _correction(blocks(), offset, dtype)
     )
     return graph.op("Add", product, graph.op("MatMul", means, correction))
 
@@ -106,14 +111,14 @@ def _columns_first(codes: Signed) -> NDArray[np.generic]:
     return np.ascontiguousarray(codes.reshape(len(codes), -1).T).astype(ml_dtypes.int4)
 
 
-def _scales(linear: Linear, factor: float, dtype: ir.DataType) -> NDArray[np.generic]:
-    scales = np.abs(linear.blocks().scales) * np.float32(factor)
+def _scales(blocks: BlockWeight, factor: float, dtype: ir.DataType) -> NDArray[np.generic]:
+    scales = np.abs(blocks.scales) * np.float32(factor)
     return cast_float(np.maximum(scales, _SMALLEST_HALF).T, dtype)
 
 
-def _correction(linear: Linear, offset: int, dtype: ir.DataType) -> NDArray[np.generic]:
+def _correction(blocks: BlockWeight, offset: int, dtype: ir.DataType) -> NDArray[np.generic]:
     """C [blocks, N]."""
-    blocks = positive(linear.blocks())
+    blocks = positive(blocks)
     assert blocks.zero_points is not None
     shift = np.float32(offset) - blocks.zero_points.astype(np.float32)
     return cast_float((np.float32(blocks.block) * blocks.scales * shift).T, dtype)
