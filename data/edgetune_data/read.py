@@ -8,15 +8,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgetune_core.stage import check_input
@@ -25,7 +21,7 @@ from edgetune_data.formats import canonical, find
 from edgetune_data.formats.base import FLAGS, Format, Row, Source, Value
 from edgetune_data.formats.sniffing import is_json_lines
 from edgetune_data.manifest import beside
-from edgetune_data.pictures import Pictures, is_temporary
+from edgetune_data.pictures import Pictures
 from edgetune_data.settings import ReadSettings
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
@@ -262,7 +258,7 @@ def load(path: Path, format: str = "auto", options: ReadSettings | None = None) 
     Raises:
         InputError: the first thing that is wrong, as "file:line: ..." or "file#id: ...".
     """
-    plain = _plain(path, format, options)
+    plain = plain_file(path, format, options)
     if plain is not None:
         return read_entries(plain)
     return [item.record() for item in Reading(path, format, options)]
@@ -315,7 +311,7 @@ def turn_text(parts: tuple[Any, ...]) -> str:
     return "".join(pieces).strip()
 
 
-def _plain(path: Path, format: str, options: ReadSettings | None) -> Path | None:
+def plain_file(path: Path, format: str = "auto", options: ReadSettings | None = None) -> Path | None:
     """Return the file that the runtime's own reader reads as well, or None where this package has to."""
     if (options and options.given()) or (path.exists() and find(format, path).name != "edgetune"):
         return None
@@ -330,62 +326,6 @@ def _holds_pictures(path: Path) -> bool:
     """Whether a text of a JSONL file could be a picture or its address; the runtime's own reader takes only paths."""
     with path.open("rb") as stream:
         return any(_PICTURE.search(line) for line in stream)
-
-
-@cache
-def _process_folder() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="edgetune-data-")
-
-
-def canonical_file(path: Path) -> Path:
-    """Return a canonical JSONL file with the records of a data set: itself, or one that lives as long as the process.
-
-    For what reads a file and not records, such as a worker in a process of its own.
-
-    Raises:
-        InputError: the first thing that is wrong, as "file:line: ..." or "file#id: ...".
-    """
-    plain = _plain(path, "auto", None)
-    if plain is not None:
-        return plain
-    folder = Path(_process_folder().name) / str(len(list(Path(_process_folder().name).iterdir())))
-    folder.mkdir()
-    target = folder / f"{path.stem}.jsonl"
-    names: Counter[str] = Counter()
-    with target.open("w", encoding="utf-8") as stream:
-        for value, source in open_records(path):
-            names[source] += 1  # as two tables of one name in two folders have it
-            named = source if names[source] == 1 else f"{source} ({names[source]})"
-            stream.write(json.dumps({**absolute(value), "source": named}, ensure_ascii=False) + "\n")
-    return target
-
-
-def keep_samples(data: Path, sources: Collection[str], folder: Path) -> Path | None:
-    """Write those records of `canonical_file`'s copy that were used, for who wants them when this process is gone.
-
-    Args:
-        data: what `canonical_file` returned.
-        sources: the names of the records that were used.
-        folder: where `samples.jsonl` goes, and `samples/` for pictures that came inside the data.
-
-    Returns:
-        The file, or None where `data` is the user's own file, which can be read again.
-    """
-    if Path(_process_folder().name) not in data.parents:
-        return None
-    values = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
-    kept = [value for value in values if value["source"] in sources]
-    names = {}
-    for name in dict.fromkeys(name for value in kept for name in pictures_of(value)):
-        names[name] = name
-        if is_temporary(Path(name)):
-            (folder / "samples").mkdir(exist_ok=True)
-            shutil.copyfile(name, folder / "samples" / Path(name).name)
-            names[name] = f"samples/{Path(name).name}"
-    target = folder / "samples.jsonl"
-    lines = (json.dumps(with_pictures(value, names), ensure_ascii=False) for value in kept)
-    target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return target
 
 
 def with_source(value: Mapping[str, Any], source: str) -> Value:
@@ -416,7 +356,7 @@ def stage_inputs(role: str, path: Path) -> dict[str, Path]:
     Raises:
         InputError: the data set is not there, or not recognised.
     """
-    plain = _plain(path, "auto", None)
+    plain = plain_file(path)
     files = [plain] if plain is not None else Reading(path).files
     inputs = {role if number == 1 else f"{role} {number}": file for number, file in enumerate(files, start=1)}
     listed = beside(files[0])

@@ -81,7 +81,7 @@ def test_calibrate_on_a_foreign_data_set_leaves_records_that_export_reads(tmp_pa
 KEEP = """
 import sys
 from pathlib import Path
-from edgetune_data.read import canonical_file, keep_samples
+from edgetune_data.copies import canonical_file, keep_samples
 data = canonical_file(Path(sys.argv[1]))
 print(keep_samples(data, {"inside.jsonl:1"}, Path(sys.argv[2])))
 """

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from data.converting import convert, pictures, write_json, write_lines
 from edgetune.cli import cli
+from edgetune_data.copies import canonical_file
 from edgetune_data.manifest import beside, changes, read
-from edgetune_data.read import canonical_file, load, stage_inputs
+from edgetune_data.read import load, stage_inputs
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import read_entries
 

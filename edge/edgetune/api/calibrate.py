@@ -51,7 +51,8 @@ def calibrate(options: CalibrateOptions) -> StageResult:
         )
     from edgetune_calibrate.samples import calibration_set
     from edgetune_core.checkpoint import HubCheckpoint
-    from edgetune_data.read import canonical_file, keep_samples, stage_inputs
+    from edgetune_data.copies import canonical_file, keep_samples
+    from edgetune_data.read import stage_inputs
 
     settings = options.narrow(CalibrateSettings)
     inputs = stage_inputs("data", options.data)

@@ -140,7 +140,8 @@ def bench(options: BenchOptions) -> Measurement:
     """
     from edgetune_bench.study import prepare
     from edgetune_bench.targets import identify
-    from edgetune_data.read import canonical_file, stage_inputs
+    from edgetune_data.copies import canonical_file
+    from edgetune_data.read import stage_inputs
     from edgetune_runtime.bench import results
     from edgetune_runtime.bench.targets import parse
 
@@ -202,7 +203,8 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     """
     from edgetune_bench.study import GALLERY, prepare
     from edgetune_bench.targets import identify
-    from edgetune_data.read import canonical_file, stage_inputs
+    from edgetune_data.copies import canonical_file
+    from edgetune_data.read import stage_inputs
     from edgetune_runtime.bench import results
 
     study = prepare(
