@@ -81,7 +81,7 @@ def test_records(folder: Path, data: st.DataObject) -> None:
     path.write_bytes(line + b"\n")
     found = outcome(lambda: read_entries(path))
     if found:
-        assert read_entries(path) == found or any(record.meta for record in found)
+        assert repr(read_entries(path)) == repr(found)  # equality of records is that of arrays, which have none
         for record in found:
             if isinstance(record, Record) and record.boxes is not None:
                 x1, y1, x2, y2 = record.boxes.T
