@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+# What is imported is compiled then; most of what is installed here never is.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt
 PINS := pyproject.toml runtime/pyproject.toml hatch_build.py constraints.txt
 # TensorRT-RTX builds engines without a GPU, for tests alone: NVIDIA's libraries are never passed on. Linux on x86-64.
 RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),onnxruntime-ep-nv-tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings)
@@ -43,7 +44,7 @@ $(BIN)/python:
 # torch goes first and by its plain name, so that an index or a folder with a CPU build of the release can serve it.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (some minutes, once)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet torch==2.13.0
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile torch==2.13.0
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(PINS)

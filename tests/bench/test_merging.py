@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from answers import Row, ground, part, results
+from answers import Row, ground, part, results, vqa
 from edgetune.cli import cli
 from edgetune_bench.folder import read_answers, read_results, write
 from edgetune_runtime.manifest import verify_files
@@ -171,6 +171,7 @@ def changed(path: Path, change: Callable[[list[dict[str, Any]]], Any]) -> Path:
         (lambda answers: answers[2].update(boxes=[[1, 2, 3]]), "answers[2].boxes[0]: must hold 4 values, not 3"),
         (lambda answers: answers[2].update(scores=[0.5, 0.5]), "answers[2]: 2 scores for 1 boxes"),
         (lambda answers: answers[2]["timings"].update(total=-1), "answers[2].timings.total: must be a number from 0"),
+        (lambda answers: [*answers[:3], vqa("3", "red", [], 3)], "answers[3]: expected: there are no accepted answers"),
         (lambda answers: answers[2].update(kind="dance"), "answers[2].kind: must be 'ground' or 'vqa', not 'dance'"),
         (lambda answers: [5], "rows['int4'].answers[0]: must be an object, not 5"),
         (lambda answers: [{}], "rows['int4'].answers[0].kind: must be 'ground' or 'vqa', not null"),

@@ -79,6 +79,11 @@ class VqaPrediction(_Prediction):
     expected: tuple[str, ...]
     kind: Literal["vqa"] = "vqa"
 
+    def __post_init__(self) -> None:
+        """Refuse a question without accepted answers, which nothing can be compared with."""
+        if not self.expected:
+            raise InputError("expected: there are no accepted answers")
+
     @cached_property
     def accuracy(self) -> float:
         """Soft VQA accuracy (0-1)."""
