@@ -1,8 +1,9 @@
-"""Processes that tests start in order to stop them."""
+"""Processes that tests start, and some that they stop."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -26,6 +27,18 @@ def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[str
             signal.signal(number, signal.SIG_DFL)
 
     return subprocess.Popen(command, text=True, preexec_fn=listen, **options)
+
+
+def on_one_core() -> None:
+    """Confine a process that is about to start, and its children, to one core; what `preexec_fn` calls.
+
+    Thread pools take all cores that they may use, and where other tests compute on these, pools wait for each other
+    for most of the time.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        os.sched_setaffinity(0, {cores[worker % len(cores)]})
 
 
 def wait_until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from edgetune.cli import VERBS, cli
+from processes import on_one_core
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -85,7 +86,15 @@ def test_the_chain_of_the_readme_runs_as_printed(workplace: Path) -> None:
     runners = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
     for dry, language, code in blocks:
         command = [*runners[language], code.rstrip() + dry.removeprefix(" with")]
-        done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=workplace,
+            env=environment,
+            preexec_fn=on_one_core,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((workplace / "runs/bench/manifest.json").read_text())["result"]["failed"] in (0, [], {})
     assert Image.open(workplace / "answer.png").size == (200, 150)

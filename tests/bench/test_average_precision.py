@@ -103,4 +103,4 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(MissingDependency, match="faster-coco-eval") as caught:
         average_precision([row(1, 1.0, 0.9)])
-    assert "edgetune[metrics]" in str(caught.value.hint)
+    assert "[metrics]" in str(caught.value.hint)

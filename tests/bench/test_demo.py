@@ -14,6 +14,7 @@ from PIL import Image
 from builders import build_qwen3_vl
 from edgetune.cli import cli
 from edgetune_runtime.manifest import read_manifest
+from processes import on_one_core
 
 # The interface of examples/tiny/make_data.py, drawing plain rectangles.
 GENERATOR = """
@@ -44,7 +45,7 @@ for split in ("train", "val", "test"):
     (options.output / f"{split}.jsonl").write_text("".join(lines))
 """
 SMALL = (
-    *("--train-scenes", "64", "--val-scenes", "1", "--test-scenes", "2", "--queries", "2"),
+    *("--train-scenes", "16", "--val-scenes", "1", "--test-scenes", "2", "--queries", "2"),
     *("--pictures", "2", "--threads", "1"),
 )
 
@@ -60,7 +61,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def demo(example: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgetune", "demo", "--model", str(example / "model"), "--output", str(output)]
-    return subprocess.run([*command, *SMALL, *more], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*command, *SMALL, *more], preexec_fn=on_one_core, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_chain_runs_to_its_page_and_continues_where_it_stopped(example: Path, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_a_stopped_process_cleans_up(tmp_path: Path, number: signal.Signals) -> 
 def test_a_second_sigterm_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
     slow = """
         try:
+            print("waiting", flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             print("cleaning", flush=True)
@@ -80,8 +81,9 @@ def test_a_second_sigterm_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
             raise
     """
     process = child(tmp_path / "out", slow, stdin=subprocess.PIPE)
-    process.terminate()
     assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.terminate()
     assert process.stdout.readline() == "cleaning\n"
     process.terminate()
     process.communicate("go on\n")

@@ -191,7 +191,7 @@ def test_an_answer_gets_its_question_and_uploads_their_folder(tmp_path: Path) ->
         (("--split", "val"), "error: --split means nothing for the format coco\n"),
         (("--box-format", "xywh"), "error: --box-format means nothing for the format coco\n"),
         (("--column", "text=caption"), "error: --column means nothing for the format coco\n"),
-        (("--format", "coc"), "'coc' is not one of"),
+        (("--format", "coc"), "unknown format 'coc'\nhint: did you mean 'coco'?"),
         (("--column", "text"), "'text' must look like OURS=THEIRS"),
         (("--format", "refcoco"), "refs need their instances.json"),
         (("--format", "labelstudio"), 'hint: export as "JSON", not "JSON-MIN" or others'),
