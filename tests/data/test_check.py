@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from data.broken import MAX_PIXELS, MIN_PIXELS, Writer, against, broken, clean
+from data.broken import MAX_PIXELS, MIN_PIXELS, Writer, against, clean
 from edgetune.cli import cli
 from edgetune_data.check import Report, check, gather
 from edgetune_data.model_view import ModelView
@@ -33,12 +33,6 @@ def found(report: Report) -> dict[str, set[str]]:
     for finding in report.findings:
         lines.setdefault(finding.rule, set()).update(finding.lines)
     return lines
-
-
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Writer, Path]:
-    writer = broken(tmp_path_factory.mktemp("check") / "broken")
-    return writer, writer.write("train.jsonl")
 
 
 @pytest.fixture(scope="module")

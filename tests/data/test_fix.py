@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from data.broken import Writer, against, broken
+from data.broken import Writer, against
 from edgetune.cli import cli
 from edgetune_runtime.records import read_entries
 
@@ -23,12 +23,6 @@ def run(*arguments: str | Path) -> Result:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Writer, Path]:
-    writer = broken(tmp_path_factory.mktemp("fix") / "broken")
-    return writer, writer.write("train.jsonl")
 
 
 def test_the_safe_fixes_drop_what_cannot_be_read_and_what_is_there_twice(
