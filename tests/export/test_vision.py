@@ -17,6 +17,7 @@ import torch
 
 from edgetune_calibrate.vision import vision_ranges
 from edgetune_export.graph import save_model
+from edgetune_export.vision import tower as tower_module
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
 from edgetune_export.vision.products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
 from edgetune_export.vision.tower import export_vision, exportable_vision
@@ -114,6 +115,10 @@ def test_a_trace_that_was_written_and_read_is_the_same(traced: onnx.ModelProto) 
     """What lets the other tests trace a tower once."""
     again = ir.to_proto(ir.from_proto(onnx.load_from_string(traced.SerializeToString())))
     assert again.SerializeToString(deterministic=True) == traced.SerializeToString(deterministic=True)
+
+
+def test_a_graph_does_not_say_where_it_was_made(traced: onnx.ModelProto) -> None:
+    assert str(Path(tower_module.__file__).parent).encode() not in traced.SerializeToString()
 
 
 @pytest.mark.parametrize("scheme", ["by block", "dynamic", "static", "static, standard", "weights only, standard"])

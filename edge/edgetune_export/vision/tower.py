@@ -260,6 +260,8 @@ def export_vision(wrapper: ExportableVision) -> ir.Model:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model
     _name_dimensions(model, ("patches",) if wrapper.one_frame else ("patches", "images"))
+    for node in model.graph:  # the tracer notes the lines of source that made a node, by their paths on this machine
+        node.metadata_props.clear()
     return model
 
 
