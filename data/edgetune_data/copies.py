@@ -6,17 +6,11 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Collection
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
-from edgetune_data.pictures import is_temporary
+from edgetune_data.pictures import is_temporary, process_folder
 from edgetune_data.read import absolute, open_records, pictures_of, plain_file, with_pictures
-
-
-@cache
-def _process_folder() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="edgetune-data-")
 
 
 def canonical_file(path: Path) -> Path:
@@ -30,9 +24,7 @@ def canonical_file(path: Path) -> Path:
     plain = plain_file(path)
     if plain is not None:
         return plain
-    folder = Path(_process_folder().name) / str(len(list(Path(_process_folder().name).iterdir())))
-    folder.mkdir()
-    target = folder / f"{path.stem}.jsonl"
+    target = Path(mkdtemp(dir=process_folder())) / f"{path.stem}.jsonl"
     names: Counter[str] = Counter()
     with target.open("w", encoding="utf-8") as stream:
         for value, source in open_records(path):
@@ -53,7 +45,7 @@ def keep_samples(data: Path, sources: Collection[str], folder: Path) -> Path | N
     Returns:
         The file, or None where `data` is the user's own file, which can be read again.
     """
-    if Path(_process_folder().name) not in data.parents:
+    if not is_temporary(data):
         return None
     values = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     kept = [value for value in values if value["source"] in sources]

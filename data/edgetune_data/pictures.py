@@ -41,13 +41,18 @@ def _is_long(reference: str) -> bool:
 
 
 @cache
-def _process_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="edgetune-pictures-")
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="edgetune-data-")
+
+
+def process_folder() -> Path:
+    """Return a folder that lives as long as the process: for pictures that came inside data, and copies of records."""
+    return Path(_temporary().name)
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a picture came inside the data or was fetched, and is gone when the process ends."""
-    return Path(_process_folder().name) in path.parents
+    """Whether a file was made by this process and is gone when it ends."""
+    return process_folder() in path.parents
 
 
 class Pictures:
@@ -118,8 +123,7 @@ class Pictures:
                 kind = image.format or ""
         except Exception as error:  # Pillow raises almost anything on broken files
             raise ImageError(f"{name}: not an image, or in a format that Pillow cannot read") from error
-        folder = Path(_process_folder().name)
-        path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.{_EXTENSIONS.get(kind, kind.lower())}"
+        path = process_folder() / f"{hashlib.sha256(data).hexdigest()[:16]}.{_EXTENSIONS.get(kind, kind.lower())}"
         if path not in self.written:
             path.write_bytes(data)
             self.written.add(path)
