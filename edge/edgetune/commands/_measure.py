@@ -1,9 +1,20 @@
-"""What `bench` and `eval` print alike."""
+"""What `bench`, `eval` and `demo` print alike."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgetune.api.measure import Measurement
 from edgetune.commands._common import Console
+from edgetune_core.stage import StageResult
+
+if TYPE_CHECKING:
+    from edgetune_runtime.bench.results import Results
+
+
+def say_plan(console: Console, stage: StageResult) -> None:
+    """Say what a dry run would do with its folder."""
+    console.note(f"{stage.folder}: {'unchanged, would be kept' if stage.skipped else 'would be written'}")
 
 
 def say_state(console: Console, measured: Measurement) -> None:
@@ -13,20 +24,17 @@ def say_state(console: Console, measured: Measurement) -> None:
         if measured.results is None:
             console.note(f"would run {', '.join(measured.names)} and write nothing")
     elif stage.dry_run:
-        console.note(f"{stage.folder}: {'unchanged, would be kept' if stage.skipped else 'would be written'}")
+        say_plan(console, stage)
     elif stage.skipped:
         console.note(f"{stage.folder}: nothing has changed, kept (--force builds it again)")
 
 
-def say_tables(console: Console, measured: Measurement) -> None:
-    """Print accuracies, costs, remarks and where the report is."""
-    from edgetune_bench import folder, table
+def say_tables(console: Console, results: Results) -> None:
+    """Print accuracies, costs and remarks."""
+    from edgetune_bench import table
 
-    assert measured.results is not None and measured.stage is not None
-    rows, output = measured.results.rows, measured.stage.folder
-    console.table(table.accuracy_table(rows))
+    console.table(table.accuracy_table(results.rows))
     console.line()
-    console.table(table.cost_table(rows))
-    for remark in table.remarks(rows):
+    console.table(table.cost_table(results.rows))
+    for remark in table.remarks(results.rows):
         console.line(remark)
-    console.note(f"report: {output / folder.REPORT}; next: edgetune gate {output} --min METRIC=PERCENT")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.api.measure import bench, merge_results
+from edgetune.api.measure import Measurement, bench, merge_results
 from edgetune.commands._common import Console, verb
 from edgetune.commands._measure import say_state, say_tables
 
@@ -16,11 +16,7 @@ def merge(console: Console, **options: Any) -> None:
     RESULTS is a file of `edgetune-run bench`, or a folder of `edgetune bench`. MACHINE is what its rows are marked
     with; by default the name of the file or folder. All rows are compared with the one baseline that the results have.
     """
-    measured = merge_results(**options)
-    say_state(console, measured)
-    if measured.results is not None:
-        say_tables(console, measured)
-        console.result(measured.results.to_dict())
+    _say(console, merge_results(**options))
 
 
 @verb(bench, subcommands={"merge": merge})
@@ -30,8 +26,17 @@ def command(console: Console, **options: Any) -> None:
     `edgetune bench merge A.json B.json --output DIR` joins results from several machines.
     """
     measured = bench(**options)
+    _say(console, measured)
+    measured.raise_for_failures()
+
+
+def _say(console: Console, measured: Measurement) -> None:
+    """Print tables, remarks and where the report is; after a dry run, what would be done."""
+    from edgetune_bench.folder import REPORT
+
     say_state(console, measured)
-    if measured.results is not None:
-        say_tables(console, measured)
+    if measured.results is not None and measured.stage is not None:
+        say_tables(console, measured.results)
+        output = measured.stage.folder
+        console.note(f"report: {output / REPORT}; next: edgetune gate {output} --min METRIC=PERCENT")
         console.result(measured.results.to_dict())
-        measured.raise_for_failures()

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgetune.api.demo import demo
 from edgetune.commands._common import Console, verb
+from edgetune.commands._measure import say_tables
 
 
 @verb(demo)
@@ -15,13 +16,7 @@ def command(console: Console, **options: Any) -> None:
     made = demo(**options)
     if made.results is None:
         return
-    from edgetune_bench import table
-
     console.line()
-    console.table(table.accuracy_table(made.results.rows))
-    console.line()
-    console.table(table.cost_table(made.results.rows))
-    for remark in table.remarks(made.results.rows):
-        console.line(remark)
+    say_tables(console, made.results)
     console.note(f"\nDone in {(monotonic() - started) / 60:.1f} min. Open {made.page} in a browser.")
     console.result({"page": made.page, **made.results.to_dict()})

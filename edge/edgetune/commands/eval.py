@@ -6,14 +6,14 @@ from typing import Any
 
 from edgetune.api.measure import evaluate, export_answers
 from edgetune.commands._common import Console, verb
-from edgetune.commands._measure import say_state
+from edgetune.commands._measure import say_plan, say_state
 
 
 @verb(export_answers)
 def export(console: Console, **options: Any) -> None:
     stage = export_answers(**options)
     if stage.dry_run:
-        console.note(f"{stage.folder}: {'unchanged, would be kept' if stage.skipped else 'would be written'}")
+        say_plan(console, stage)
         return
     left_out = stage.facts["left_out"]
     for remark in left_out:
