@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +40,25 @@ def on_one_core() -> None:
         cores = sorted(os.sched_getaffinity(0))
         worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
+
+
+def run_as_printed(command: Sequence[str], folder: Path) -> str:
+    """Run a page's commands in a folder and return what they print; `edgetune` is that of this environment.
+
+    Raises:
+        AssertionError: they ended with another code than 0.
+    """
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        preexec_fn=on_one_core,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def wait_until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from PIL import Image
 
 from edgetune.cli import VERBS, cli
-from processes import on_one_core
+from processes import run_as_printed
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -82,19 +80,8 @@ def test_the_chain_of_the_readme_runs_as_printed(workplace: Path) -> None:
         ("bash", True),
         ("python", False),
     ]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     runners = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
     for dry, language, code in blocks:
-        command = [*runners[language], code.rstrip() + dry.removeprefix(" with")]
-        done = subprocess.run(
-            command,
-            cwd=workplace,
-            env=environment,
-            preexec_fn=on_one_core,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_as_printed([*runners[language], code.rstrip() + dry.removeprefix(" with")], workplace)
     assert json.loads((workplace / "runs/bench/manifest.json").read_text())["result"]["failed"] in (0, [], {})
     assert Image.open(workplace / "answer.png").size == (200, 150)

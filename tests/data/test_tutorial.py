@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import on_one_core
+from processes import run_as_printed
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -24,7 +23,6 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def test_the_commands_run_and_the_data_is_as_printed(workplace: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     blocks = BLOCKS.findall(PAGE)
     commands = [code for language, code in blocks if language == "bash"]
     assert len(commands) == 7
@@ -33,18 +31,7 @@ def test_the_commands_run_and_the_data_is_as_printed(workplace: Path) -> None:
         code = re.sub(r"--epochs \d+", "--epochs 1", code)
         code = re.sub(r"(edgetune eval \S+ --data \S+)", r"\1 --limit 3", code)
         # The check ends with 0 once its fixes leave no error, so every command has to.
-        command = ["bash", "-euo", "pipefail", "-c", code]
-        done = subprocess.run(
-            command,
-            cwd=workplace,
-            env=environment,
-            preexec_fn=on_one_core,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        said += done.stdout
+        said += run_as_printed(["bash", "-euo", "pipefail", "-c", code], workplace)
     printed = [text for language, text in blocks if not language and "$ " not in text]
     for line in "".join(printed[:4]).splitlines():  # the table, the check, the split, the crops
         assert line == "…" or line in said, line
