@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors import safe_open
 
 from data.converting import GOLDEN, pictures, write_lines
 from edgetune.cli import cli
@@ -32,9 +33,18 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, list(map(str, arguments)))
 
 
-def test_train_reads_coco(tmp_path: Path, coco: Path) -> None:
-    result = run("train", "--checkpoint", TINY, "--data", coco, "--output", tmp_path / "out", "--dry-run")
-    assert result.stdout == f"{tmp_path / 'out'}: would train on 3 records\n", result.stderr
+def test_train_learns_from_coco_and_names_the_users_own_file(tmp_path: Path, coco: Path, qwen3_vl: Path) -> None:
+    out = tmp_path / "out"
+    quick = ("--epochs", "1", "--batch-size", "3", "--rank", "2", "--precision", "fp32", "--trainer-arg", "max_steps=2")
+    result = run("train", "--checkpoint", qwen3_vl, "--data", coco, "--output", out, *quick, "--json")
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["inputs"]["data"] == {"path": str(coco), "sha256": sha256_file(coco)}
+    assert (manifest["result"]["steps"], manifest["result"]["records"]) == (2, 3)
+    assert "edgetune-data-" not in (out / "manifest.json").read_text()
+    with safe_open(out / "adapter_model.safetensors", framework="np") as adapter:
+        learned = [adapter.get_tensor(name) for name in adapter.keys() if ".lora_B." in name]  # noqa: SIM118
+    assert learned and all(matrix.any() for matrix in learned)  # each begins as zeros
 
 
 PLACES = ["instances.json#139/cup", "instances.json#139/book", "instances.json#285/book"]
