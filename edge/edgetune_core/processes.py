@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from edgetune_runtime.errors import EdgetuneError
-from edgetune_runtime.signals import Terminated, sigterm_raises, wait_for
+from edgetune_runtime.signals import Terminated, end_once, wait_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,12 +69,12 @@ def run_patiently(command: Sequence[str]) -> int:
 
 
 def _serve(call: Path, reply: Path) -> int:
-    level, module, name, args, kwargs = pickle.loads(call.read_bytes())
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("edgetune").setLevel(level)
+    end_once()
     try:
-        with sigterm_raises():
-            outcome = ("result", getattr(importlib.import_module(module), name)(*args, **kwargs))
+        level, module, name, args, kwargs = pickle.loads(call.read_bytes())
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("edgetune").setLevel(level)
+        outcome = ("result", getattr(importlib.import_module(module), name)(*args, **kwargs))
     except (EdgetuneError, OSError, ImportError) as error:
         outcome = ("error", error)
     except KeyboardInterrupt as end:

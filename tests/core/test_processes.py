@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def work(folder):
     try:
         Path(folder, "began").touch()
         time.sleep(30)
+        Path(folder, "finished").touch()
     finally:
+        time.sleep(0.5)
         Path(folder, "cleaned").touch()
 """
 
@@ -76,15 +79,32 @@ def test_a_process_that_is_told_to_end_ends_its_caller_in_the_same_way(jobs: Any
     assert caught.type is KeyboardInterrupt
 
 
-def test_sigterm_is_passed_on_and_the_child_cleans_up_first(jobs: Any, tmp_path: Path) -> None:
-    code = (
-        "import jobs, sys\nfrom edgetune_core.processes import apart\nfrom edgetune_runtime.signals import *\n"
-        "try:\n    with sigterm_raises():\n        apart(jobs.work, sys.argv[1])\n"
-        "except Terminated as end:\n    sys.exit(end.exit_code)\n"
-    )
-    process = start([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE)
+CALLER = """
+import jobs, sys
+from edgetune_core.processes import apart
+from edgetune_runtime.signals import *
+try:
+    with sigterm_raises():
+        apart(jobs.work, sys.argv[1])
+except Terminated as end:
+    sys.exit(end.exit_code)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "both"),
+    [(signal.SIGTERM, 143, False), (signal.SIGINT, 130, False), (signal.SIGINT, 130, True)],
+    ids=["SIGTERM", "SIGINT", "Ctrl-C"],
+)
+def test_a_signal_is_passed_on_and_the_child_cleans_up_first(
+    jobs: Any, tmp_path: Path, number: signal.Signals, code: int, both: bool
+) -> None:
+    """The caller alone is told to end, or it and its child are, as a terminal does it."""
+    process = start([sys.executable, "-c", CALLER, tmp_path], stderr=subprocess.PIPE, start_new_session=True)
     wait_until(process, (tmp_path / "began").exists)
-    process.terminate()
+    (os.killpg if both else os.kill)(process.pid, number)
     _, errors = process.communicate()
-    assert (process.returncode, errors) == (143, "")
-    assert (tmp_path / "cleaned").exists()
+    assert (process.returncode, errors) == (code, "")
+    assert (tmp_path / "cleaned").exists() and not (tmp_path / "finished").exists()
