@@ -237,7 +237,7 @@ def damage(found: Results, place: str, value: object) -> str:
         ("delta.acc50.value", math.nan, "not valid JSON: NaN is no number of JSON"),
         ("delta.acc50.value", 1e300, "rows['q'].delta.acc50.value: must be a number from -1 to 1, not 1e+300"),
         ("delta.acc50.low", None, "rows['q'].delta.acc50.low: must be a number from -1 to 1, not null"),
-        ("delta.acc50.high", -1.0, "rows['q'].delta.acc50: its low end"),
+        ("delta.acc50.high", -1.0, "rows['q'].delta.acc50: its low "),
         ("delta.acc50.images", KeyError, "rows['q'].delta.acc50.images: is missing"),
         ("ground.acc50", "1.0", "rows['q'].ground.acc50: must be a number from 0 to 1, not '1.0'"),
         ("ground.acc50", True, "rows['q'].ground.acc50: must be a number from 0 to 1, not true"),

@@ -69,3 +69,22 @@ def test_what_the_schema_refuses_is_refused_with_one_line(value: dict[str, Any])
         else:
             assert valid, (key, inner)
     assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("place", "changed", "told"),
+    [
+        (("stages", "total"), {"p50": 3.0, "p95": 2.0, "p99": 4.0}, "stages.total: its p50 3 is above its p95 2"),
+        (("stages", "vision"), {"p50": 1.0, "p95": 3.0, "p99": 2.0}, "stages.vision: its p95 3 is above its p99 2"),
+        (("vqa", "anls_interval"), {"low": 0.9, "high": 0.1}, "vqa.anls_interval: its low 0.9 is above its high 0.1"),
+        (("vqa", "bleu_interval"), {"low": 9.0, "high": 1.0}, "vqa.bleu_interval: its low 9 is above its high 1"),
+    ],
+)
+def test_figures_in_the_wrong_order_are_refused_by_their_row(
+    value: dict[str, Any], place: tuple[str, str], changed: dict[str, float], told: str
+) -> None:
+    wrong = copy.deepcopy(value)
+    wrong["rows"][1][place[0]][place[1]] = {"value": 0.5, "records": 3, "images": 3} | changed
+    with pytest.raises(InputError) as caught:
+        decode(Results, wrong)
+    assert str(caught.value) == f"rows['q'].{told}"

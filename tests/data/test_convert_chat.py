@@ -115,7 +115,12 @@ def test_solutions_of_vlm_r1_that_are_boxes(tmp_path: Path, solution: Any, optio
     [
         ({"solution": [0.1, 0.2, 0.5, 0.9]}, "bbox [0.1, 0.2, 0.5, 0.9] lies within one pixel"),
         ({"solution": ["a", "b", "c", "d"]}, "'solution' ['a', 'b', 'c', 'd'] is not read"),
+        ({"solution": ["1_0", "2", "3", "4"]}, "'solution' ['1_0', '2', '3', '4'] is not read"),
         ({"solution": 3}, "'solution' 3 is not read"),
+        (
+            {"solution": [{"bbox_2d": [16, 30, 96, 90], "label": ["cup"]}]},
+            "the label of a box is a text, got ['cup']",
+        ),
         ({"solution": [1, 2, 3]}, "a bbox is four numbers"),
         ({"solution": [1, 2, 300, 4]}, "leaves the 160x120 image"),
         ({"image": ["desk.png", "shelf.png"]}, "2 pictures"),

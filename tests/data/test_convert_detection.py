@@ -105,7 +105,11 @@ def test_keypoints_and_outlines_are_remarked(tmp_path: Path) -> None:
         ("0 80 60 20 20", "line 2: bbox [80.0, 60.0, 20.0, 20.0] is not between 0 and 1, as cxcywh-norm1 says"),
         ("0 0.5 0.5 0.1", "line 2: a box is cx cy w h after the class, got 3 numbers"),
         ("0 0.5 0.5 0.1 0.1 0.9", "line 2: a box is cx cy w h after the class, got 5 numbers"),
-        ("0 0.5 0.5 nan 0.1", "line 2: a label's numbers must be finite"),
+        *(
+            (f"0 0.5 0.5 {number} 0.1", f"line 2: a label is a class and numbers, got '0.5 0.5 {number} 0.1'")
+            for number in ("nan", "infinity", "1_0", "\u0661", "0x1", "1e999")
+        ),
+        ("\u0661 0.5 0.5 0.1 0.1", "there is no class '\u0661'"),
         ("0 0.5 half 0.1 0.1", "line 2: a label is a class and numbers, got '0.5 half 0.1 0.1'"),
         ("0 0.95 0.5 0.2 0.1", "bbox [136.0, 54.0, 168.0, 66.0] leaves the 160x120 image"),
         ("0 0.5 0.5 0 0.1", "is empty or inverted: x1 >= x2"),

@@ -199,6 +199,7 @@ def test_a_spreadsheet_with_semicolons_is_read(tmp_path: Path) -> None:
     [
         (("image,text,bbox", 'desk.png,cup,"0.1,0.2,0.5,0.9"'), "lies within one pixel", "--box-format xyxy-norm1"),
         (("image;text;x1;y1;x2;y2", "desk.png;cup;1,5;2;3;4"), "a bbox is four numbers", "decimals with a point"),
+        (("image,text,x1,y1,x2,y2", "desk.png,cup,1_0,2,30,40"), "a bbox is four numbers, got ['1_0', '2'", ""),
         (("image, text, bbox", "desk.png,cup,[]"), "the column ' text' has spaces around its name", "without spaces"),
         (("image,text,bbox", "desk.png,cup,1 2 3 4"), "bbox '1 2 3 4' is no list", "write it as JSON"),
         (("image,text,width,height,bbox", 'desk.png,cup,?,120,"1, 2, 3, 4"'), "must be numbers, got '?'", ""),

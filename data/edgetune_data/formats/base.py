@@ -8,6 +8,8 @@ A format of another package is a `Format` under the entry point group `edgetune.
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -174,6 +176,21 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+
+
+def number_in(text: str) -> float:
+    """Return the number that a text holds in ASCII decimals; `float` also takes 1_0, nan, and digits of other scripts.
+
+    Raises:
+        ValueError: it holds no number, or one that is not finite.
+    """
+    number = float(text) if _DECIMAL.fullmatch(text.strip()) else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not a number")
+    return number
 
 
 def objects_of(path: Path, value: Any, key: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_data.formats import swift
-from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, number_in
 from edgetune_data.frames import corners, frame_of
 from edgetune_data.settings import ReadSettings
 from edgetune_runtime.errors import InputError, excerpt
@@ -233,9 +233,14 @@ def _boxes(source: Source, image: str, row: Mapping[str, Any]) -> list[list[floa
     return placed
 
 
+def _plain(cell: Any) -> float:
+    """Return a cell, a text or a number already, as a number; raises TypeError or ValueError where it is none."""
+    return number_in(cell) if isinstance(cell, str) else float(cell)
+
+
 def _size(cell: Any) -> float:
     try:
-        number = float(cell)
+        number = _plain(cell)
         return int(number) if number.is_integer() else number
     except (TypeError, ValueError) as error:
         raise FormError(f"width and height of the picture must be numbers, got {cell!r}") from error
@@ -243,7 +248,7 @@ def _size(cell: Any) -> float:
 
 def _numbers(box: list[Any]) -> list[float]:
     try:
-        numbers = [float(number) for number in box]
+        numbers = [_plain(number) for number in box]
     except (TypeError, ValueError) as error:
         comma = any(isinstance(number, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", number) for number in box)
         hint = "write decimals with a point: 10.5" if comma else None

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, carried, object_rows
+from edgetune_data.formats.base import TURNS_OPTIONS, Format, Row, Source, Value, carried, number_in, object_rows
 from edgetune_data.frames import corners, frame_of
 from edgetune_runtime.errors import excerpt
 from edgetune_runtime.records.checks import box_of
@@ -62,7 +62,10 @@ def _boxes(solution: Any) -> tuple[list[list[float]], list[str]]:
     if not isinstance(solution, list):
         raise FormError(f"'solution' {excerpt(solution, 60)} is not read", hint=_HINT)
     if solution and all(isinstance(item, dict) and "bbox_2d" in item for item in solution):
-        labels = [item["label"] for item in solution if isinstance(item.get("label"), str)]
+        labels = [item["label"] for item in solution if item.get("label") is not None]
+        for label in labels:
+            if not isinstance(label, str):
+                raise FormError(f"the label of a box is a text, got {excerpt(label, 60)}", hint="write one name a box")
         if labels and len(labels) != len(solution):
             raise FormError(f"{len(solution)} boxes but {len(labels)} labels")
         return [_numbers(item["bbox_2d"]) for item in solution], labels
@@ -74,7 +77,7 @@ def _numbers(box: Any) -> list[float]:
     """Return four numbers, which some files have as texts."""
     if isinstance(box, list) and all(isinstance(number, str) for number in box):
         try:
-            box = [float(number) for number in box]
+            box = [number_in(number) for number in box]
         except ValueError as error:
             raise FormError(f"'solution' {box!r} is not read", hint=_HINT) from error
     return box_of(box)

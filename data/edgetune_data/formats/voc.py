@@ -7,7 +7,6 @@ the same XML with corners that count from 0 and may be fractions; a data set tha
 
 from __future__ import annotations
 
-import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, read_text
+from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, number_in, read_text
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_data.frames import frame_of
 from edgetune_data.settings import ReadSettings
@@ -206,12 +205,9 @@ def _number(element: ElementTree.Element | None, lines: Lines, tag: str, line: i
     if element is None:
         raise _Wrong(line, f"no <{tag}>")
     try:
-        number = float(_word(element))
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise _Wrong(lines[element], f"<{tag}> must be a number, got {excerpt(_word(element), 40)}")
-    return number
+        return number_in(_word(element))
+    except ValueError as error:
+        raise _Wrong(lines[element], f"<{tag}> must be a number, got {excerpt(_word(element), 40)}") from error
 
 
 def _size(root: ElementTree.Element, lines: Lines) -> tuple[float, float] | None:

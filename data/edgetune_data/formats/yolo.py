@@ -7,7 +7,6 @@ one record for each picture and class.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, read_text
+from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, number_in, read_text
 from edgetune_data.formats.sniffing import Sniffed
 from edgetune_data.frames import corners, frame_of
 from edgetune_data.settings import ReadSettings
@@ -193,7 +192,7 @@ def rows(source: Source) -> Iterator[Row]:
 
 
 def _convert(source: Source, data: _Data, picture: Path, name: str, lines: Mapping[int, list[str]]) -> Value:
-    if not name.isdecimal() or len(name) > 9 or int(name) not in data.names:
+    if not (name.isascii() and name.isdecimal()) or len(name) > 9 or int(name) not in data.names:
         raise FormError(f"there is no class {name!r}", hint=f"the data set names {len(data.names)}, counted from 0")
     frame = frame_of(str(picture), orientation=source.options.orientation)
     boxes = []
@@ -209,11 +208,12 @@ def _convert(source: Source, data: _Data, picture: Path, name: str, lines: Mappi
 def _box(source: Source, data: _Data, fields: Sequence[str]) -> list[float]:
     """Return cx, cy, w, h from a line's numbers: a box, a box with keypoints, or an outline."""
     try:
-        numbers = [float(field) for field in fields]
+        numbers = [number_in(field) for field in fields]
     except ValueError as error:
-        raise FormError(f"a label is a class and numbers, got {excerpt(' '.join(fields), 60)}") from error
-    if not all(map(math.isfinite, numbers)):
-        raise FormError(f"a label's numbers must be finite, got {excerpt(' '.join(fields), 60)}")
+        raise FormError(
+            f"a label is a class and numbers, got {excerpt(' '.join(fields), 60)}",
+            hint="write numbers as decimals, such as 0.25",
+        ) from error
     if data.keypoints and len(numbers) > 4:
         source.notes["labels with keypoints, which are left out"] += 1
         return numbers[:4]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,14 @@ from edgetune_runtime.typed_json import (
 SCHEMA: Literal[1] = 1
 
 
+def _check_order(**figures: float) -> None:
+    for (lower, low), (upper, high) in pairwise(figures.items()):
+        if low > high:
+            raise InputError(
+                f"its {lower} {low:g} is above its {upper} {high:g}", hint="measure again: no answers have such figures"
+            )
+
+
 @dataclass(frozen=True)
 class Interval:
     """A share, or a difference of shares, with its interval, and the records and pictures it rests on."""
@@ -46,8 +55,7 @@ class Interval:
 
     def __post_init__(self) -> None:
         """Refuse an interval whose ends are the wrong way round."""
-        if self.low > self.high:
-            raise InputError(f"its low end {self.low:g} is above its high end {self.high:g}")
+        _check_order(low=self.low, high=self.high)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,10 @@ class ScoreInterval:
     high: float
     records: Number
     images: Number
+
+    def __post_init__(self) -> None:
+        """Refuse an interval whose ends are the wrong way round."""
+        _check_order(low=self.low, high=self.high)
 
 
 @dataclass(frozen=True)
@@ -174,6 +186,10 @@ class Percentiles:
     p50: Seconds
     p95: Seconds
     p99: Seconds
+
+    def __post_init__(self) -> None:
+        """Refuse percentiles that no times have: a higher one is never the shorter time."""
+        _check_order(p50=self.p50, p95=self.p95, p99=self.p99)
 
 
 @dataclass(frozen=True)
