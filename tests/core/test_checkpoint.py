@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from builders import copy_checkpoint
+from edgetune.cli import cli
 from edgetune_core.checkpoint import HubCheckpoint, tensor_shapes
 from edgetune_runtime.errors import InputError
+from train.conftest import write_records
 
 
 def edited(source: Path, folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -162,6 +165,20 @@ def test_a_chat_template_that_is_missing_or_wrong_is_one_line(
     with pytest.raises(InputError) as caught:
         HubCheckpoint.open(folder).check_template()
     assert message in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["train", "grpo", "calibrate", "export"])
+def test_a_dry_run_refuses_a_broken_chat_template(verb: str, qwen3_vl: Path, tmp_path: Path) -> None:
+    folder = copy_checkpoint(qwen3_vl, tmp_path / "templated")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('only two turns') }}")
+    data = [] if verb == "export" else ["--data", str(write_records(tmp_path / "data"))]
+    paths = ["--checkpoint", str(folder), *data, "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli, [verb, *paths, "--dry-run"])
+    error, hint = result.stderr.splitlines()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert error == f"error: {folder}: the chat template cannot be rendered: TemplateError: only two turns"
+    assert hint == "hint: use the chat template of the family's published checkpoints"
+    assert CliRunner().invoke(cli, [verb, *paths[:1], str(qwen3_vl), *paths[2:], "--dry-run"]).exit_code == 0
 
 
 def test_a_template_in_the_older_file_is_read(qwen3_vl: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def grpo(
     Writes what `train` writes: adapter_model.safetensors, adapter_config.json, logs/.
 
     Args:
-        checkpoint: the base.
+        checkpoint: the base, whose chat template is that of its family.
         adapter: where to start from; None starts from the base.
         records: what to sample answers to.
         val: held-out records, scored after each epoch; may be empty.
@@ -88,7 +88,6 @@ def grpo(
     Raises:
         InputError: a record cannot be used, the adapter does not fit, or TRL refuses an argument.
     """
-    checkpoint.check_template()
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
     val_samples = prepare(val[: settings.val_limit], *facts)

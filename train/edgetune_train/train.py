@@ -53,7 +53,7 @@ def train(
     logged figure).
 
     Args:
-        checkpoint: the base.
+        checkpoint: the base, whose chat template is that of its family.
         records: what to train on.
         val: held-out records, scored after each epoch; may be empty.
         settings: everything else.
@@ -68,7 +68,6 @@ def train(
         MissingDependency: a library that a setting needs is not installed.
     """
     arguments = training_arguments(settings, folder / CHECKPOINTS, validate=bool(val))
-    checkpoint.check_template()
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     samples = prepare(tqdm(records, desc="prepare", unit="record", disable=None, delay=2), *facts)
     val_samples = prepare(val[: settings.val_limit], *facts)

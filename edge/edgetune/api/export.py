@@ -89,6 +89,10 @@ def export(options: ExportOptions) -> StageResult:
     """
     if options.formats:
         raise InputError("several formats are written by `edgetune.export_formats`", hint="or give one format")
+    if options.dry_run:  # what a real run refuses before it does anything else
+        from edgetune_core.checkpoint import HubCheckpoint
+
+        HubCheckpoint.open(options.checkpoint, exported=True, quantized=True).check_template()
     settings = options.narrow(ExportSettings)
     return run_stage(
         "export",

@@ -55,7 +55,7 @@ def grpo(options: GrpoOptions) -> StageResult:
     Started again, an interrupted run goes on from its last resume point.
 
     Raises:
-        InputError: a record or a setting cannot be used, or validation images are trained on.
+        InputError: the checkpoint, a record or a setting cannot be used, or validation images are trained on.
     """
     from edgetune_core.adapter import Adapter
     from edgetune_core.checkpoint import HubCheckpoint
@@ -69,6 +69,7 @@ def grpo(options: GrpoOptions) -> StageResult:
 
     settings = replace(options.narrow(GrpoSettings), trainer_args=parse_grpo_args(options.trainer_args))
     base = HubCheckpoint.open(options.checkpoint)
+    base.check_template()
     start = Adapter.of(base, options.adapter) if options.adapter else None
     records = scored(load(options.data), options.data)[: options.limit]
     val_records = scored(load(options.val), options.val) if options.val else []

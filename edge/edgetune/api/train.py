@@ -64,7 +64,7 @@ def train(options: TrainOptions) -> StageResult:
     processes train, and the first one writes the folder.
 
     Raises:
-        InputError: a record or a setting cannot be used, or validation images are trained on.
+        InputError: the checkpoint, a record or a setting cannot be used, or validation images are trained on.
         MissingDependency: a library that a setting needs is not installed.
     """
     from edgetune_core.checkpoint import HubCheckpoint
@@ -77,6 +77,7 @@ def train(options: TrainOptions) -> StageResult:
 
     plans = _plans(replace(options, trainer_args=parse_trainer_args(options.trainer_args)))
     base = HubCheckpoint.open(options.checkpoint)
+    base.check_template()
     if base.spec.remark:
         log.info(base.spec.remark)
     parts = [Stage(plan.name, *plan.load(), plan.settings) for plan in plans]
