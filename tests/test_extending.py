@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from builders import REPOSITORY
 from edgetune.cli import cli
+from edgetune.doctor.plugins import HOMES
 from edgetune_core.checkpoint import HubCheckpoint, tensor_shapes
 from edgetune_data import formats
 from edgetune_runtime import Session
@@ -50,6 +51,7 @@ def run(*words: object) -> Result:
 def test_the_page_names_every_group() -> None:
     rows = re.findall(r"^\| `(edgetune\.\w+)` ", PAGE, re.MULTILINE)
     assert sorted(rows) == sorted(re.findall(r'entry-points\."(.*?)"', PAGE)) and len(rows) == 6
+    assert sorted(rows) == sorted(HOMES)  # what the doctor looks at
 
 
 def test_a_verb_is_listed_with_its_package_and_runs(tmp_path: Path) -> None:

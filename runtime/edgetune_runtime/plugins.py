@@ -60,13 +60,18 @@ class Plugins(Generic[T]):
         """Import what a package adds under this name.
 
         Raises:
-            InputError: no package or several have this name, or what is there is broken or something else; the line
-                names the package.
+            InputError: no package or several have this name, it is that of something built in, or what is there is
+                broken or something else; the line names the package.
             MissingDependency: the package, or something that it needs, cannot be imported.
         """
         found = [point for point in self.points() if point.name == name]
-        if not found or name in self.built_in:
+        if not found:
             raise self.unknown(name)
+        if name in self.built_in:
+            raise InputError(
+                f"{self._described(found[0])} has the name of a built-in one",
+                hint="uninstall the package, or ask its authors for another name",
+            )
         if len(found) > 1:
             raise InputError(
                 f"the {self.noun} {name!r} is added by several packages: {', '.join(map(package_of, found))}",
@@ -78,15 +83,9 @@ class Plugins(Generic[T]):
         """Import everything that packages add, sorted by name.
 
         Raises:
-            InputError, MissingDependency: as `load`; also where a package uses the name of something built in.
+            InputError, MissingDependency: as `load`.
         """
-        for point in self.points():
-            if point.name in self.built_in:
-                raise InputError(
-                    f"{self._described(point)} has the name of a built-in one",
-                    hint="uninstall the package, or ask its authors for another name",
-                )
-        for name in self.names():
+        for name in dict.fromkeys(point.name for point in self.points()):
             yield self.load(name)
 
     def unknown(self, name: str) -> InputError:

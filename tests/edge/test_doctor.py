@@ -18,18 +18,37 @@ import torch
 from edgetune.doctor.engines import Probe, probe_engine
 from edgetune.doctor.packages import Package, packages_of_extra
 from edgetune.doctor.trial import ADD_MODEL
+from packages import write_package
 
 
 def doctor(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run doctor, optionally with a folder of modules that come before the installed ones."""
-    environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    environment = dict(os.environ)
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "edgetune", "doctor", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    done = doctor("--json")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package that adds four things, of which one can be used."""
+    points = {
+        "edgetune.exporters": {"till": "shop.bundle:FORMAT"},
+        "edgetune.redactors": {"prices": "shop.privacy:Prices", "stamps": "shop.crash:Stamps"},
+        "edgetune.verbs": {"train": "shop.stock:command"},
+    }
+    modules = {
+        "shop/bundle.py": "import no_such_library",
+        "shop/crash.py": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
+        "shop/privacy.py": "class Prices:\n    def find(self, image):\n        return []",
+    }
+    return write_package(tmp_path_factory.mktemp("site"), points, modules)
+
+
+@pytest.fixture(scope="module")
+def report(site: Path) -> dict[str, Any]:
+    done = doctor("--json", path=site)
     assert done.returncode == 0
     document = json.loads(done.stdout)
     assert isinstance(document, dict)
@@ -70,8 +89,36 @@ def test_packages_are_those_of_the_extras_with_their_versions(features: dict[str
     assert "onnxruntime" in {package["name"] for package in features["export"]["packages"]}
 
 
-def test_the_table_names_every_feature_and_how_to_get_the_missing(features: dict[str, dict[str, Any]]) -> None:
-    text = doctor().stdout
+PLUGINS = [
+    ("edgetune.redactors", "prices", True, "shop.privacy:Prices"),
+    ("edgetune.redactors", "stamps", False, "crashed with SIGSEGV"),
+    (
+        "edgetune.exporters",
+        "till",
+        False,
+        "the format 'till' of shop 1.0 (shop.bundle:FORMAT) cannot be imported: No module named 'no_such_library'",
+    ),
+    (
+        "edgetune.verbs",
+        "train",
+        False,
+        "the verb 'train' of shop 1.0 (shop.stock:command) has the name of a built-in one",
+    ),
+]
+
+
+def test_plug_ins_are_listed_with_their_package_or_what_is_wrong_with_them(report: dict[str, Any]) -> None:
+    assert report["plugins"] == [
+        {"group": group, "name": name, "package": "shop 1.0", "works": works, "detail": detail}
+        for group, name, works, detail in PLUGINS
+    ]
+
+
+def test_the_table_names_everything_and_how_to_get_the_missing(site: Path, features: dict[str, dict[str, Any]]) -> None:
+    text = doctor(path=site).stdout
+    for group, name, works, detail in PLUGINS:
+        [line] = [line for line in text.splitlines() if line.startswith(name) and group in line]
+        assert line.split()[2:5] == ["shop", "1.0", "yes" if works else "no"] and line.endswith(detail)
     for name, feature in features.items():
         assert name in text
         assert (feature["install"] in text) == (not feature["works"])

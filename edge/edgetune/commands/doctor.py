@@ -22,6 +22,7 @@ def command(console: Console, require: str | None) -> None:
     """Say what is installed, which engines work and how to get the rest."""
     from edgetune.doctor import FEATURES, examine
     from edgetune.doctor.machine import describe_machine
+    from edgetune.doctor.plugins import try_plugins
 
     required = [name.strip() for name in require.split(",")] if require else []
     for name in required:
@@ -31,6 +32,7 @@ def command(console: Console, require: str | None) -> None:
     machine = describe_machine()
     with tqdm(total=len(FEATURES), desc="trying engines", leave=False, disable=None, delay=2) as bar:
         features = examine(progress=lambda _: bar.update())
+    plugins = try_plugins()
     lacking = [feature for feature in features if feature.name in required and not feature.works]
 
     console.line(f"edgetune {__version__}")
@@ -41,11 +43,16 @@ def command(console: Console, require: str | None) -> None:
     packages = {package.name: package for feature in features for package in feature.packages}
     console.line()
     console.table([{"package": p.name, "version": p.installed, "needed": p.floor} for p in packages.values()])
+    if plugins:
+        console.line()
+        shown = ((p.name, p.group, p.package, "yes" if p.works else "no", p.detail) for p in plugins)
+        console.table([dict(zip(("plug-in", "group", "of", "works", "found"), row, strict=True)) for row in shown])
     missing = [feature for feature in features if not feature.works]
     if missing:
         console.line()
         console.table([{"missing": feature.name, "get it with": feature.install} for feature in missing])
-    console.result({"edgetune": __version__, "machine": machine, "features": [asdict(f) for f in features]})
+    found = {"features": [asdict(f) for f in features], "plugins": [asdict(p) for p in plugins]}
+    console.result({"edgetune": __version__, "machine": machine, **found})
     if lacking:
         names = ", ".join(f"{feature.name} ({feature.detail})" for feature in lacking)
         raise MissingDependency(f"missing: {names}", hint="; ".join(feature.install for feature in lacking))

@@ -22,9 +22,17 @@ def probe_engine(probe: Probe) -> tuple[bool, str]:
     """Return whether the engine works here, and one line that says what it is or what went wrong."""
     if importlib.util.find_spec(probe.module) is None:
         return False, f"{probe.module} is not installed"
+    return told_by("edgetune.doctor.trial", *probe)
+
+
+def told_by(trial: str, *arguments: str) -> tuple[bool, str]:
+    """Run a module as a program and return whether it ended well, and the last line that it printed.
+
+    Of one that failed that is what it said on stderr, or how it ended.
+    """
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "edgetune.doctor.trial", *probe],
+            [sys.executable, "-m", trial, *arguments],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -35,4 +43,6 @@ def probe_engine(probe: Probe) -> tuple[bool, str]:
     if child.returncode < 0:
         return False, f"crashed with {signal.Signals(-child.returncode).name}"
     lines = (child.stdout if child.returncode == 0 else child.stderr).strip().splitlines()
-    return child.returncode == 0, lines[-1] if lines else f"exit code {child.returncode} without a word"
+    if child.returncode == 0:
+        return True, lines[-1] if lines else ""
+    return False, lines[-1] if lines else f"exit code {child.returncode} without a word"
