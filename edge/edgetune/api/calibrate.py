@@ -30,7 +30,14 @@ class _Places(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions(CalibrateSettings, _Places):
-    """Options of `edgetune.calibrate`."""
+    """Options of `edgetune.calibrate`.
+
+    Examples:
+        >>> from edgetune import CalibrateOptions
+        >>> options = CalibrateOptions(checkpoint="runs/merged", data="train.jsonl", output="runs/weights", bits=[8])
+        >>> options.method, options.bits, str(options.output)
+        ('gptq', (8,), 'runs/weights')
+    """
 
 
 @takes(CalibrateOptions)

@@ -43,7 +43,14 @@ class _ConvertPlaces(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(ReadSettings, _ConvertPlaces):
-    """Options of `edgetune.data.convert`."""
+    """Options of `edgetune.data.convert`.
+
+    Examples:
+        >>> from edgetune import data
+        >>> options = data.ConvertOptions(path="coco/instances.json", output="runs/data", on_error="report")
+        >>> options.format, str(options.path)
+        ('auto', 'coco/instances.json')
+    """
 
 
 @takes(ConvertOptions)
@@ -148,7 +155,16 @@ class _CheckPlaces(_ModelOptions, StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(CheckLimits, _CheckPlaces):
-    """Options of `edgetune.data.check`."""
+    """Options of `edgetune.data.check`.
+
+    Examples:
+        >>> from edgetune import data
+        >>> data.CheckOptions(data="train.jsonl", against=["val.jsonl"], family="qwen3_vl").pictures
+        8
+        >>> data.CheckOptions(data="train.jsonl", fixes=["clip"])
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --fix, --force and --dry-run need --output, the folder to write
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +175,13 @@ class CheckOptions(CheckLimits, _CheckPlaces):
 @dataclass(frozen=True)
 class Checked:
     """What `edgetune.data.check` found.
+
+    Examples:
+        >>> from edgetune import data
+        >>> from edgetune_data.check import Report
+        >>> found = data.Checked(report=Report("train.jsonl", records=8, images=3, findings=[]), after=None, stage=None)
+        >>> found.report.errors, found.report.warnings
+        (0, 0)
 
     Attributes:
         report: what is wrong with the data.
@@ -230,7 +253,16 @@ class _CropPlaces(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CropOptions(CropRules, _CropPlaces):
-    """Options of `edgetune.data.crop`."""
+    """Options of `edgetune.data.crop`.
+
+    Examples:
+        >>> from edgetune import data
+        >>> data.CropOptions(data="train.jsonl", output="runs/crops", around="box").around
+        'box'
+        >>> data.CropOptions(data="train.jsonl", output="runs/crops", around="boxes")
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --around: 'boxes' is not one of record, box, picture
+    """
 
 
 @takes(CropOptions)
@@ -283,7 +315,16 @@ def crop(options: CropOptions) -> StageResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(StageOptions):
-    """Options of `edgetune.data.split`."""
+    """Options of `edgetune.data.split`.
+
+    Examples:
+        >>> from edgetune import data
+        >>> data.SplitOptions(data="all.jsonl", output="runs/split", ratios=[0.9, 0.1]).ratios
+        (0.9, 0.1)
+        >>> data.SplitOptions(data="all.jsonl", output="runs/split", ratios=[0.9, 0.2])
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --ratios: '0.9,0.2' must be two or three shares that add up to 1
+    """
 
     data: Path = option(help="Records, in any format that data convert reads.", argument=True)
     output: Path = option(help="Folder to write train.jsonl, val.jsonl and test.jsonl to.")
@@ -358,7 +399,16 @@ def _files_of(items: list[Item]) -> dict[str, Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsOptions(_ModelOptions):
-    """Options of `edgetune.data.stats`."""
+    """Options of `edgetune.data.stats`.
+
+    Examples:
+        >>> from edgetune import data
+        >>> data.StatsOptions(data="train.jsonl", family="qwen3_vl", max_pixels=400_000).max_pixels
+        400000
+        >>> data.StatsOptions(data="train.jsonl", max_pixels=400_000)
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --min-pixels and --max-pixels need --family
+    """
 
     data: Path = option(help="Records, in any format that data convert reads.", argument=True)
 

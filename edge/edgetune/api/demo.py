@@ -39,7 +39,14 @@ _PAGE = "index.html"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(StageOptions):
-    """Options of `edgetune.demo`."""
+    """Options of `edgetune.demo`.
+
+    Examples:
+        >>> from edgetune import DemoOptions
+        >>> options = DemoOptions(train_scenes=100, epochs=2)
+        >>> str(options.output), options.epochs
+        ('runs/demo', 2.0)
+    """
 
     output: Path = option(Path("runs/demo"), help="Folder to write all stages to.")
     model: Path = option(
@@ -61,6 +68,11 @@ class DemoOptions(StageOptions):
 @dataclass(frozen=True)
 class Demo:
     """What `edgetune.demo` made.
+
+    Examples:
+        >>> from edgetune import Demo
+        >>> Demo(page=None, results=None).page is None  # after a dry run
+        True
 
     Attributes:
         page: the page of pictures, to be opened in a browser; None after a dry run.

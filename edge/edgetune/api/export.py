@@ -44,7 +44,17 @@ class _Places(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(ExportSettings, _Places):
-    """Options of `edgetune.export` and `edgetune.export_formats`."""
+    """Options of `edgetune.export` and `edgetune.export_formats`.
+
+    Examples:
+        >>> from edgetune import ExportOptions
+        >>> options = ExportOptions(checkpoint="base", weights="runs/weights", output="runs", formats=["onnx", "gptq"])
+        >>> options.formats
+        ('onnx', 'gptq')
+        >>> ExportOptions(checkpoint="runs/merged", output="runs/bundle", format="gptq")
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: format gptq is written from a weight set
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +77,13 @@ class ExportOptions(ExportSettings, _Places):
 @dataclass(frozen=True)
 class Exported:
     """What `edgetune.export_formats` wrote.
+
+    Examples:
+        >>> from edgetune import Exported
+        >>> from edgetune_runtime.errors import InputError
+        >>> written = Exported(weights=None, bundles={}, failures={"trt": InputError("the family has no engine")})
+        >>> [f"{name}: {error}" for name, error in written.failures.items()]
+        ['trt: the family has no engine']
 
     Attributes:
         weights: the weight set that all formats are written from.

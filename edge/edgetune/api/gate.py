@@ -19,7 +19,16 @@ FLOORS: tuple[str, ...] = (*get_args(Drop), "refusal-recall", "refusal-precision
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions(Options):
-    """Options of `edgetune.gate`."""
+    """Options of `edgetune.gate`.
+
+    Examples:
+        >>> from edgetune import GateOptions
+        >>> GateOptions(results="runs/bench", floors={"acc@0.5": 80}, max_p95_ms=80).budgets
+        {'p95_ms': 80.0}
+        >>> GateOptions(results="runs/bench", floors={"accuracy": 80})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --min: 'accuracy' is not one of acc@0.5, ...
+    """
 
     results: Path = option(
         help="A folder of `edgetune bench`, its results.json, or a file of `edgetune-run bench`.", argument=True
@@ -77,6 +86,12 @@ class GateOptions(Options):
 @dataclass(frozen=True)
 class Gated:
     """What `edgetune.gate` found.
+
+    Examples:
+        >>> from edgetune import Gated
+        >>> found = Gated(checks=[], outcome="inconclusive", passed=False)
+        >>> "ship" if found.passed else found.outcome
+        'inconclusive'
 
     Attributes:
         checks: one for each row and limit.

@@ -37,7 +37,17 @@ class _Places(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoOptions(GrpoSettings, _Places):
-    """Options of `edgetune.grpo`."""
+    """Options of `edgetune.grpo`.
+
+    Examples:
+        >>> from edgetune import GrpoOptions
+        >>> options = GrpoOptions(checkpoint="base", adapter="runs/adapter", data="train.jsonl", output="runs/grpo")
+        >>> options.generations, options.epochs
+        (8, 1.0)
+        >>> GrpoOptions(checkpoint="base", adapter="runs/adapter", data="train.jsonl", output="runs/grpo", rank=8)
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --rank: the adapter to start from has its own
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

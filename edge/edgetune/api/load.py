@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadOptions(Options):
-    """Options of `edgetune.load`."""
+    """Options of `edgetune.load`.
+
+    Examples:
+        >>> from edgetune import LoadOptions
+        >>> options = LoadOptions("runs/onnx-int4", threads=2)
+        >>> str(options.bundle), options.device, options.threads
+        ('runs/onnx-int4', 'cpu', 2)
+    """
 
     bundle: Path = option(help="Folder of a bundle or a checkpoint.", argument=True)
     _: KW_ONLY

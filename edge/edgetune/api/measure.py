@@ -31,6 +31,13 @@ log = logging.getLogger("edgetune")
 class Measurement:
     """What `edgetune.bench`, `evaluate` and `merge_results` found.
 
+    Examples:
+        >>> from edgetune import Measurement
+        >>> planned = Measurement(names=("fp32", "int4"), results=None, stage=None)  # after a dry run
+        >>> planned.raise_for_failures()
+        >>> planned.names
+        ('fp32', 'int4')
+
     Attributes:
         names: of the rows, in the order of the table.
         results: the figures of every row, as results.json holds them; None after a dry run.
@@ -56,7 +63,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Evaluation(Measurement):
-    """What `edgetune.evaluate` found: a measurement of one row."""
+    """What `edgetune.evaluate` found: a measurement of one row.
+
+    Examples:
+        >>> from edgetune import Evaluation
+        >>> Evaluation(names=("int4",), results=None, stage=None).row
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: a dry run measures nothing
+    """
 
     @property
     def row(self) -> Measured:
@@ -90,7 +104,14 @@ class _Measured(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(StageOptions, _Measured):
-    """Options of `edgetune.bench`."""
+    """Options of `edgetune.bench`.
+
+    Examples:
+        >>> from edgetune import BenchOptions
+        >>> options = BenchOptions(targets=["runs/merged", "small=runs/int4"], data="test.jsonl", output="runs/bench")
+        >>> [str(target) for target in options.targets], options.warmup
+        (['runs/merged', 'small=runs/int4'], 2)
+    """
 
     targets: tuple[Path, ...] = option(
         help="Folders of bundles and checkpoints, each a row; NAME=FOLDER names the row.",
@@ -168,7 +189,16 @@ def bench(options: BenchOptions) -> Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(StageOptions, _Measured):
-    """Options of `edgetune.evaluate`."""
+    """Options of `edgetune.evaluate`.
+
+    Examples:
+        >>> from edgetune import EvaluateOptions
+        >>> EvaluateOptions(target="runs/onnx-int4", data="test.jsonl", metrics=["ap"], limit=100).metrics
+        ('ap',)
+        >>> EvaluateOptions(target="runs/onnx-int4", data="test.jsonl", limit=0)
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --limit: 0 must be at least 1
+    """
 
     target: Path = option(help="Folder of a bundle or a checkpoint.", argument=True)
     adapter: Path | None = option(None, help="Folder of a LoRA adapter to apply to the checkpoint.")
@@ -290,7 +320,14 @@ def _unfinished(output: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeResultsOptions(StageOptions):
-    """Options of `edgetune.merge_results`."""
+    """Options of `edgetune.merge_results`.
+
+    Examples:
+        >>> from edgetune import MergeResultsOptions
+        >>> options = MergeResultsOptions(files=["server=runs/bench", "orin=orin.json"], output="runs/all")
+        >>> [str(file) for file in options.files]
+        ['server=runs/bench', 'orin=orin.json']
+    """
 
     files: tuple[Path, ...] = option(
         help="Files of `edgetune-run bench` or folders of `edgetune bench`; MACHINE=RESULTS says what their "
@@ -334,7 +371,13 @@ def merge_results(options: MergeResultsOptions) -> Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportAnswersOptions(StageOptions):
-    """Options of `edgetune.export_answers`."""
+    """Options of `edgetune.export_answers`.
+
+    Examples:
+        >>> from edgetune import ExportAnswersOptions
+        >>> ExportAnswersOptions(results="runs/eval", format="coco", output="runs/coco").name
+        'exam'
+    """
 
     results: Path = option(help="Folder that edgetune eval or edgetune bench has written.", argument=True)
     format: Literal["coco", "evalscope", "vlmevalkit"] = option(help="Tool whose files to write.")

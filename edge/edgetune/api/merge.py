@@ -14,7 +14,14 @@ log = logging.getLogger("edgetune")
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(StageOptions):
-    """Options of `edgetune.merge`."""
+    """Options of `edgetune.merge`.
+
+    Examples:
+        >>> from edgetune import MergeOptions
+        >>> options = MergeOptions(checkpoint="base", adapter="runs/adapter", output="runs/merged", dry_run=True)
+        >>> options.allow_other_base, options.dry_run
+        (False, True)
+    """
 
     checkpoint: Path = option(help="Hugging Face folder of the base model.")
     adapter: Path = option(

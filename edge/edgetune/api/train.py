@@ -53,7 +53,17 @@ class _Places(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(TrainSettings, _Places):
-    """Options of `edgetune.train`."""
+    """Options of `edgetune.train`.
+
+    Examples:
+        >>> from edgetune import TrainOptions
+        >>> options = TrainOptions(checkpoint="base", data="train.jsonl", output="runs/adapter", epochs=2, rank=8)
+        >>> options.epochs, options.rank, options.alpha
+        (2.0, 8, 32)
+        >>> TrainOptions(checkpoint="base", data="train.jsonl", output="runs/adapter", epochs=-1)
+        Traceback (most recent call last):
+        edgetune_runtime.errors.InputError: --epochs: -1.0 must be above 0
+    """
 
 
 @takes(TrainOptions)
