@@ -6,8 +6,6 @@ What they are built with is imported when they are: the runtime's tests also run
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 # Read when triton is first imported, by transformers if not by us. Where there is a GPU: TRITON_INTERPRET=0 pytest ...
@@ -15,7 +13,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
-from shared import once, share_traces
+from shared import once
 
 
 def _qwen3_vl(folder: Path, dtype: str = "float32") -> Path:
@@ -36,17 +34,6 @@ def _weight_set(checkpoint: Path, folder: Path) -> Path:
     from weight_sets import build_weight_set
 
     return build_weight_set(checkpoint, folder)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Equal vision towers are traced once a run, where there is anything to trace them with."""
-    if find_spec("torch") is None:
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        share_traces(tmp_path_factory, patch)
-        yield
 
 
 @pytest.fixture(scope="session")

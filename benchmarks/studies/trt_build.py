@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -23,7 +24,8 @@ from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.trt_fused import PROFILES
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
 from edgetune_export.graph import save_model
-from edgetune_export.vision.tower import export_vision, exportable_vision
+from edgetune_export.vision.attention import MaskedAttention
+from edgetune_export.vision.tower import write_tower
 from edgetune_export.vision.trt import quantize_static
 from edgetune_runtime.backends.trt.build import BuildJob, build_apart
 from edgetune_runtime.backends.trt.build_engine import parse_target
@@ -81,14 +83,15 @@ def decoders(model: Any, name: str, folder: Path, profiles: list[str], length: i
 
 def encoders(model: Any, name: str, folder: Path, patches: int) -> Iterator[dict[str, Any]]:
     """Write a float16 and an int8 vision encoder; yields what to build."""
-    wrapper = exportable_vision(model.config.model_type, model.model.visual, one_frame=True)
-    layers = [layer for layer, module in wrapper.named_modules() if isinstance(module, torch.nn.Linear)]
-    width = int(wrapper.patch_weight.shape[1])
-    ranges = [{"pixel_values": [[4, width], [patches, width], [patches, width]]}]
-    wrapper = wrapper.half()
+    tower = model.model.visual
+    layers = [layer for layer, module in tower.named_modules() if isinstance(module, torch.nn.Linear)]
     for precision in ("fp16", "int8"):
-        graph = export_vision(wrapper)
-        quantize_static(graph, {f"{layer}.weight": 8.0 for layer in layers} if precision == "int8" else {})
+        graph = write_tower(model.config.model_type, tower, MaskedAttention, dtype=ir.DataType.FLOAT16, pictures=1)
+        shape = graph.graph.inputs[0].shape
+        assert shape is not None
+        width = int(shape[1])
+        ranges = [{"pixel_values": [[4, width], [patches, width], [patches, width]]}]
+        quantize_static(graph, {f"tower.{layer}.weight": 8.0 for layer in layers} if precision == "int8" else {})
         path = folder / f"{name}-vision-{precision}.onnx"
         save_model(graph, path)
         yield {"model": name, "graph": f"vision {precision}", "profile": "any", "path": path, "ranges": ranges}

@@ -363,13 +363,15 @@ def _aside(output: Path) -> Path:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 @contextlib.contextmanager
 def _full_disk_named(work: Path) -> Iterator[None]:
     """Raise OSError with the output's folder for whatever a library makes of a full disk or of a limit on file sizes.
 
-    torch and safetensors raise errors of their own, and `shutil.copyfile` blames the file that it reads.
+    torch and safetensors raise errors of their own, numpy tells of a short write without saying why, and
+    `shutil.copyfile` blames the file that it reads.
     """
     try:
         yield
@@ -377,7 +379,7 @@ def _full_disk_named(work: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number not in _FULL:
             told = [code for code in _FULL if os.strerror(code) in str(error)]
-            full = shutil.disk_usage(work).free < 1 << 16
+            full = shutil.disk_usage(work).free < 1 << 16 or _SHORT_WRITE.search(str(error)) is not None
             number = told[0] if told else errno.ENOSPC if full else None
         if number is None:
             raise

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import NameFixPass
 
 Dim = int | str
 
@@ -20,7 +21,8 @@ class GraphBuilder:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._tape = ir.tape.Tape()
+        self._tape = self._weights = ir.tape.Tape()
+        self._domains: set[str] = set()
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._constants: dict[str, ir.Value] = {}
@@ -49,26 +51,45 @@ class GraphBuilder:
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """A small constant; equal names share one initializer."""
         if name not in self._constants:
-            self._constants[name] = self._tape.initializer(ir.tensor(array, name=name))
+            self._constants[name] = self._weights.initializer(ir.tensor(array, name=name))
         return self._constants[name]
 
     def weight(self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], NDArray[Any]]) -> ir.Value:
         """A weight that is computed only while the model is written, so that one at a time is in memory."""
         lazy = ir.LazyTensor(lambda: ir.tensor(read(), dtype=dtype, name=name), dtype, ir.Shape(shape), name=name)
-        return self._tape.initializer(lazy)
+        return self._weights.initializer(lazy)
+
+    def choose(self, condition: ir.Value, one: Callable[[], ir.Value], other: Callable[[], ir.Value]) -> ir.Value:
+        """The value that one of two functions writes; at run time only that one is computed.
+
+        Args:
+            condition: a bool scalar: `one` where it is true.
+            one: adds nodes and returns their result; it may use every value that is there already.
+            other: likewise, for a result of the same type.
+        """
+        outer, branches = self._tape, {}
+        for name, write in (("then_branch", one), ("else_branch", other)):
+            self._tape = ir.tape.Tape()
+            result = write()
+            branches[name] = ir.Graph([], [result], nodes=self._tape.nodes, name=f"{self.name}_{name}")
+            self._domains |= {domain for domain, _ in self._tape.used_opsets}
+        self._tape = outer
+        return self.op("If", condition, **branches)
 
     def model(self, opset: int) -> ir.Model:
         """The finished model; opset is that of the standard domain."""
-        domains = {domain for domain, _ in self._tape.used_opsets}
+        domains = self._domains | {domain for domain, _ in self._tape.used_opsets}
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._tape.nodes,
-            initializers=self._tape.initializers,
+            initializers=self._weights.initializers,
             opset_imports={"": opset, **{domain: 1 for domain in domains if domain}},
             name=self.name,
         )
-        return ir.Model(graph, ir_version=10, producer_name="edgetune")
+        model = ir.Model(graph, ir_version=10, producer_name="edgetune")
+        NameFixPass()(model)  # the values of a branch and those outside it share one space of names
+        return model
 
 
 def leave_out(model: ir.Model, names: Collection[str], location: str) -> None:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
 from builders import TINY_MODEL
 from edgetune.cli import cli
 from edgetune_export.graph import save_model
-from edgetune_export.vision.tower import export_vision, exportable_vision
+from edgetune_export.vision.attention import MaskedAttention
+from edgetune_export.vision.tower import write_tower
 from edgetune_export.vision.trt import quantize_static
 from edgetune_runtime import cli as run_cli
 from edgetune_runtime.backends.trt.build import BuildJob, build_apart
@@ -94,11 +96,10 @@ def test_a_device_adds_engines_to_the_graphs_of_old_versions(
 
 def test_an_int8_vision_encoder_builds(qwen3_vl: Path, tmp_path: Path) -> None:
     tower = load_model(qwen3_vl).model.visual
-    wrapper = exportable_vision("qwen3_vl", tower, one_frame=True)
-    names = [name for name, layer in wrapper.named_modules() if isinstance(layer, torch.nn.Linear)]
-    model = export_vision(wrapper.half())
-    quantize_static(model, {f"{name}.weight": 8.0 for name in names})
-    path, width = tmp_path / "vision.onnx", int(wrapper.patch_weight.shape[1])
+    names = [name for name, layer in tower.named_modules() if isinstance(layer, torch.nn.Linear)]
+    model = write_tower("qwen3_vl", tower, MaskedAttention, dtype=ir.DataType.FLOAT16, pictures=1)
+    quantize_static(model, {f"tower.{name}.weight": 8.0 for name in names})
+    path, width = tmp_path / "vision.onnx", tower.patch_embed.proj.weight[0].numel()
     save_model(model, path)
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     assert kinds.count("QuantizeLinear") == len(names)

@@ -17,10 +17,10 @@ import torch
 
 from edgetune_calibrate.vision import vision_ranges
 from edgetune_export.graph import save_model
-from edgetune_export.vision import tower as tower_module
+from edgetune_export.vision.attention import FusedAttention, MaskedAttention, SegmentedAttention
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
 from edgetune_export.vision.products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
-from edgetune_export.vision.tower import export_vision, exportable_vision
+from edgetune_export.vision.tower import AttentionFactory, write_tower
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
 from reference import load_model
@@ -82,9 +82,37 @@ def test_images_do_not_see_each_other(pair: tuple[Any, onnxruntime.InferenceSess
     assert np.abs(ours[12:] - changed[12:]).max() > 0.1
 
 
-def test_a_model_type_without_wrapper_is_refused() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", [FusedAttention, SegmentedAttention, MaskedAttention])
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16])
+def test_all_ways_to_attend_give_the_same(
+    request: pytest.FixtureRequest, tmp_path: Path, family: str, attention: AttentionFactory, dtype: ir.DataType
+) -> None:
+    tower = load_model(request.getfixturevalue(family)).model.visual
+    one_frame = attention is MaskedAttention
+    model = write_tower(family, tower, attention, dtype=dtype, pictures=1 if one_frame else "images")
+    save_model(model, tmp_path / "vision.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "vision.onnx"))
+    for name in ("smallest", "large") if one_frame else ("smallest", "large", "ragged"):
+        grids = torch.tensor(GRIDS[name])
+        patches = random_patches(GRIDS[name], session.get_inputs()[0].shape[1])
+        with torch.no_grad():
+            theirs = tower(patches, grids).pooler_output.numpy()
+        ours = session.run(["image_features"], {"pixel_values": patches.numpy(), "image_grid_thw": grids.numpy()})[0]
+        limit = 5e-5 if dtype == ir.DataType.FLOAT else 0.02
+        np.testing.assert_allclose(ours, theirs, atol=limit * max(1.0, float(np.abs(theirs).max())))
+
+
+def test_a_model_type_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(InputError, match="no exportable vision tower for model type 'llava'"):
-        exportable_vision("llava", torch.nn.Module())
+        write_tower("llava", torch.nn.Module(), FusedAttention)
+
+
+def test_an_activation_that_cannot_be_written_is_refused(qwen3_vl: Path) -> None:
+    tower = load_model(qwen3_vl).model.visual
+    tower.config.hidden_act = "relu"
+    with pytest.raises(InputError, match="vision activation 'relu' is not supported"):
+        write_tower("qwen3_vl", tower, FusedAttention)
 
 
 def test_layers_with_outliers_keep_block_scales(qwen3_vl: Path) -> None:
@@ -92,48 +120,37 @@ def test_layers_with_outliers_keep_block_scales(qwen3_vl: Path) -> None:
     with torch.no_grad():  # a value that one scale has to stretch to, and that the output never sees
         tower.blocks[1].norm2.weight[0] = 1000
         tower.blocks[1].mlp.linear_fc1.weight[:, 0] = 0
-    wrapper = exportable_vision("qwen3_vl", tower)
     grids = [[1, 8, 8]]
-    dynamic = dynamic_layers(wrapper, [(random_patches(grids, wrapper.patch_weight.shape[1]), torch.tensor(grids))])
+    dynamic = dynamic_layers(tower, [(random_patches(grids, patch_size(tower)), torch.tensor(grids))])
     assert "tower.blocks.1.mlp.linear_fc1.weight" not in dynamic
     assert {f"tower.blocks.{block}.attn.qkv.weight" for block in range(2)} <= dynamic
     assert not any("merger" in name for name in dynamic)
 
 
-def names_of(wrapper: Any) -> list[str]:
+def names_of(tower: Any) -> list[str]:
     """The weights of the transformer blocks' linear layers: four in each block."""
-    return [f"{n}.weight" for n, m in wrapper.named_modules() if isinstance(m, torch.nn.Linear) and ".blocks." in n]
+    layers = [name for name, module in tower.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [f"tower.{name}.weight" for name in layers if name.startswith("blocks.")]
 
 
-@pytest.fixture(scope="module")
-def traced(qwen3_vl: Path) -> onnx.ModelProto:
-    """The traced tower of the small Qwen3-VL."""
-    return ir.to_proto(export_vision(exportable_vision("qwen3_vl", load_model(qwen3_vl).model.visual)))
-
-
-def test_a_trace_that_was_written_and_read_is_the_same(traced: onnx.ModelProto) -> None:
-    """What lets the other tests trace a tower once."""
-    again = ir.to_proto(ir.from_proto(onnx.load_from_string(traced.SerializeToString())))
-    assert again.SerializeToString(deterministic=True) == traced.SerializeToString(deterministic=True)
-
-
-def test_a_graph_does_not_say_where_it_was_made(traced: onnx.ModelProto) -> None:
-    assert str(Path(tower_module.__file__).parent).encode() not in traced.SerializeToString()
+def patch_size(tower: Any) -> int:
+    """Numbers in a flat patch."""
+    return int(tower.patch_embed.proj.weight[0].numel())
 
 
 @pytest.mark.parametrize("scheme", ["by block", "dynamic", "static", "static, standard", "weights only, standard"])
-def test_int8_layers_stay_close(qwen3_vl: Path, traced: onnx.ModelProto, tmp_path: Path, scheme: str) -> None:
+def test_int8_layers_stay_close(qwen3_vl: Path, tmp_path: Path, scheme: str) -> None:
     tower = load_model(qwen3_vl).model.visual
-    wrapper = exportable_vision("qwen3_vl", tower)
-    grids, model = torch.tensor([[1, 8, 8], [1, 4, 6]]), ir.from_proto(traced)
-    patches = random_patches(grids.tolist(), wrapper.patch_weight.shape[1])
+    attention = SegmentedAttention if "standard" in scheme else FusedAttention
+    grids, model = torch.tensor([[1, 8, 8], [1, 4, 6]]), write_tower("qwen3_vl", tower, attention)
+    patches = random_patches(grids.tolist(), patch_size(tower))
     spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
     ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
-    names, slow = frozenset(names_of(wrapper)), by_block(BlockFormat(8, 32, symmetric=True))
+    names, slow = frozenset(names_of(tower)), by_block(BlockFormat(8, 32, symmetric=True))
     if scheme == "dynamic":
-        assert dynamic_layers(wrapper, [(patches, grids)]) == names
+        assert dynamic_layers(tower, [(patches, grids)]) == names
     elif scheme.startswith("static"):
-        assert static_layers(wrapper, [(patches, grids)], ranges) == names
+        assert static_layers(tower, [(patches, grids)], ranges) == names
     dynamic = Dynamic()
     writers: dict[str, Callable[[str], Product]] = {
         "by block": lambda name: slow,
@@ -200,11 +217,10 @@ def test_both_static_forms_compute_the_same(qwen3_vl: Path, tmp_path: Path) -> N
 
 def test_a_range_that_is_too_short_sends_the_layer_to_block_scales(qwen3_vl: Path) -> None:
     tower = load_model(qwen3_vl).model.visual
-    wrapper = exportable_vision("qwen3_vl", tower)
     grids = torch.tensor([[1, 8, 8]])
-    patches = random_patches(grids.tolist(), wrapper.patch_weight.shape[1])
+    patches = random_patches(grids.tolist(), patch_size(tower))
     spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
     ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
     ranges["tower.blocks.1.attn.qkv.weight"] = Range.of(-0.1, 0.1)
-    fixed = static_layers(wrapper, [(patches, grids)], ranges)
-    assert set(names_of(wrapper)) - fixed == {"tower.blocks.1.attn.qkv.weight"}
+    fixed = static_layers(tower, [(patches, grids)], ranges)
+    assert set(names_of(tower)) - fixed == {"tower.blocks.1.attn.qkv.weight"}

@@ -36,7 +36,6 @@ EXTRA_OF_MODULE = {
     "yaml": "train",
     "onnx": "export",
     "onnx_ir": "export",
-    "onnxscript": "export",
     "onnxruntime": "export",
     "psutil": "bench",
     "datasets": "data",

@@ -28,9 +28,10 @@ from edgetune_runtime.tokens import TextTokenizer
 Float = npt.NDArray[np.float32]
 
 RECORDS = 8
+"""How many of the calibration records an export is tried on."""
+
 SAMPLES = "samples.jsonl"
 """The records of a weight set that were read from another format than edgetune's own."""
-"""How many of the calibration records an export is tried on."""
 
 _SHAPES = {"square": (8, 8), "wide": (4, 14), "tall": (13, 3)}
 """Test pictures as (rows, columns) of image tokens; the checkpoint's own limits may enlarge them."""

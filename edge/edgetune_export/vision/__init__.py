@@ -1,1 +1,1 @@
-"""The vision tower as a graph: the exportable wrapper, its export, int8 products, TensorRT."""
+"""The vision tower as a graph: its layout, attention, layers, int8 products, TensorRT."""

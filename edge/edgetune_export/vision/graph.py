@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from edgetune_core.weightset import WeightSet
 from edgetune_export.job import ExportJob
+from edgetune_export.vision.attention import FusedAttention, SegmentedAttention
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
 from edgetune_export.vision.products import (
     Dynamic,
@@ -21,40 +21,43 @@ from edgetune_export.vision.products import (
     static_standard,
     weights_only,
 )
-from edgetune_export.vision.tower import ExportableVision, export_vision, exportable_vision
+from edgetune_export.vision.tower import write_tower
 from edgetune_runtime.errors import InputError
 
 
 def build_vision(job: ExportJob) -> ir.Model:
-    """Trace the checkpoint's vision tower and round its weights.
+    """Write the checkpoint's vision tower and round its weights.
 
     Raises:
         InputError: static int8 without a weight set that has the ranges of the tower's activations.
     """
     options, checkpoint = job.options, job.checkpoint
-    wrapper = exportable_vision(checkpoint.config["model_type"], checkpoint.model.model.visual)
     ranges = ranges_of(job.weights) if options.vision == "int8-static" else {}
-    if options.vision == "fp16":  # a copy: the tower is the reference's too, and half() changes modules in place
-        wrapper = copy.deepcopy(wrapper).half()
-    model = export_vision(wrapper)
+    model = write_tower(
+        checkpoint.config["model_type"],
+        checkpoint.model.model.visual,
+        SegmentedAttention if options.dialect == "plain" else FusedAttention,
+        dtype=ir.DataType.FLOAT16 if options.vision == "fp16" else ir.DataType.FLOAT,
+    )
     if options.vision.startswith("int8"):
-        quantize_linears(model, _schemes(job, wrapper, ranges))
+        quantize_linears(model, _schemes(job, ranges))
     return model
 
 
-def _schemes(job: ExportJob, wrapper: ExportableVision, ranges: Mapping[str, Range]) -> Callable[[str], Product]:
+def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Product]:
     """The scheme of each layer by the name of its weight."""
     fmt = job.options.block_format("int8")
     assert fmt is not None
     plain = job.options.dialect == "plain"
     slow = weights_only if plain else by_block(fmt)
+    tower = job.checkpoint.model.model.visual
     pixels = [sample.case.pixels for sample in job.pictures]
     images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
     if ranges:
-        fixed, write = static_layers(wrapper, images, ranges), static_standard if plain else static
+        fixed, write = static_layers(tower, images, ranges), static_standard if plain else static
         return lambda name: write(ranges[name]) if name in fixed else slow
     # Integer products are an advantage of CPUs; CUDA's are not used by onnxruntime for these operators.
-    free, dynamic = dynamic_layers(wrapper, images) if job.options.target == "cpu" else frozenset(), Dynamic()
+    free, dynamic = dynamic_layers(tower, images) if job.options.target == "cpu" else frozenset(), Dynamic()
     return lambda name: dynamic if name in free else slow
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from edgetune_export.decoder.dialects.ort import MICROSOFT
 from edgetune_export.vision.products import WEIGHT_LIMIT, Layer, Product, Range
-from edgetune_export.vision.tower import ExportableVision
 from edgetune_runtime.quant.blocks import Float
 
 MAX_ERROR = 0.04
@@ -28,24 +27,25 @@ Rounding = Callable[[str, Tensor], Tensor]
 """What a scheme keeps of a layer's input, by the name of its weight."""
 
 
-def dynamic_layers(wrapper: ExportableVision, images: Iterable[tuple[Tensor, Tensor]]) -> frozenset[str]:
-    """Names of the weights whose layers stay accurate in the dynamic scheme, on images as `wrapper` takes them."""
-    return _accurate_layers(wrapper, images, lambda name, values: _rounded(values, *_dynamic_levels(values)))
+def dynamic_layers(tower: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> frozenset[str]:
+    """Names of the graph's weights whose layers stay accurate in the dynamic scheme.
+
+    Args:
+        tower: of transformers.
+        images: float32 patches [P, K] and int64 grids [N, 3].
+    """
+    return _accurate_layers(tower, images, lambda name, values: _rounded(values, *_dynamic_levels(values)))
 
 
 def static_layers(
-    wrapper: ExportableVision, images: Iterable[tuple[Tensor, Tensor]], ranges: Mapping[str, Range]
+    tower: nn.Module, images: Iterable[tuple[Tensor, Tensor]], ranges: Mapping[str, Range]
 ) -> frozenset[str]:
     """Those that stay accurate in the static one, with these ranges by the name of the weight."""
-    return _accurate_layers(
-        wrapper, images, lambda name, values: _rounded(values, ranges[name].scale, ranges[name].zero)
-    )
+    return _accurate_layers(tower, images, lambda name, values: _rounded(values, ranges[name].scale, ranges[name].zero))
 
 
 @torch.no_grad()
-def _accurate_layers(
-    wrapper: ExportableVision, images: Iterable[tuple[Tensor, Tensor]], kept: Rounding
-) -> frozenset[str]:
+def _accurate_layers(tower: nn.Module, images: Iterable[tuple[Tensor, Tensor]], kept: Rounding) -> frozenset[str]:
     """Try the scheme on every layer of the transformer blocks.
 
     Mergers are left out: they are a small share of the work, and all that the decoder sees.
@@ -62,15 +62,15 @@ def _accurate_layers(
 
         return hook
 
-    layers = [(name, layer) for name, layer in wrapper.named_modules() if isinstance(layer, nn.Linear)]
+    layers = [(name, layer) for name, layer in tower.named_modules() if isinstance(layer, nn.Linear)]
     hooks = [
-        layer.register_forward_hook(observe(f"{name}.weight"))
+        layer.register_forward_hook(observe(f"tower.{name}.weight"))
         for name, layer in layers
-        if name.startswith("tower.blocks.")
+        if name.startswith("blocks.")
     ]
     try:
         for image in images:
-            wrapper(*image)
+            tower(*image)
     finally:
         for handle in hooks:
             handle.remove()

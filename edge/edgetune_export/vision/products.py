@@ -1,4 +1,4 @@
-"""The ways to write one linear layer of the traced vision encoder with int8 weights.
+"""The ways to write one linear layer of the vision encoder with int8 weights.
 
 | | activations | weights |
 |---|---|---|

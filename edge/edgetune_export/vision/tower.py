@@ -1,273 +1,265 @@
-"""The vision towers of Qwen2.5-VL and Qwen3-VL in a form that torch can export with dynamic image sizes.
+"""The vision towers of Qwen2.5-VL and Qwen3-VL as graphs, written operator by operator, as the decoder is.
 
-The stock towers split the packed patches by lengths read from `image_grid_thw`, which no exporter can trace. Here
-everything that depends on the grid (which frame a patch belongs to, which window, its row and column, the taps of the
-position table) is a tensor expression of the grid, and attention is one call with a block mask: two patches see each
-other if their block ids agree.
-Windows need no reordering of the patches that way. The weights are the tower's own modules.
+Everything that depends on the pictures' sizes (which frame or window a patch belongs to, its row and column, the taps
+of the position table) is computed in the graph from `image_grid_thw`. Weights are read when they are written.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
+from edgetune_export.graph import Dim, GraphBuilder, cast_float
+from edgetune_export.vision.attention import Attention, Heads
+from edgetune_export.vision.layout import Layout
 from edgetune_runtime.errors import InputError
 
 OPSET = 20
-"""Opset of the exported vision graph: TensorRT 10.3 and onnxruntime 1.17 read it."""
+"""Opset of the vision graph: TensorRT 10.3 and onnxruntime 1.17 read it."""
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+"""Model types whose towers can be written."""
+
+AttentionFactory = Callable[[GraphBuilder, Layout, Heads], Attention]
 
 
-class PatchLayout(NamedTuple):
-    """Where each of P packed patches lies; every field is int64 [P].
+def write_tower(
+    model_type: str,
+    tower: nn.Module,
+    attention: AttentionFactory,
+    *,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    pictures: Dim = "images",
+) -> ir.Model:
+    """Write a tower of transformers as a graph.
 
-    Patches are stored image by image, frame by frame, in merge blocks (block row, block column, row in block, column
-    in block).
-    """
-
-    frame_start: Tensor
-    """Index of the first patch of the patch's own frame: an id of the frame that no other frame has."""
-    row: Tensor
-    column: Tensor
-    height: Tensor
-    """Grid height of the patch's image, in patches."""
-    width: Tensor
-
-
-def patch_layout(image_grid_thw: Tensor, patches: int, merge: int) -> PatchLayout:
-    """Invert the packing of patches.
+    Inputs: pixel_values float32 [P, channels · frames · patch · patch], image_grid_thw int64 [N, 3]. Outputs:
+    image_features float32 [P / merge², H], and deepstack_features_{i} of the same shape where the tower has them.
 
     Args:
-        image_grid_thw: int64 [N, 3], frames, rows and columns of patches of each image.
-        patches: P, the sum of t·h·w over the images.
-        merge: side of a merge block, in patches.
+        model_type: of the checkpoint.
+        tower: on any device, in any float dtype.
+        attention: the operators to attend with.
+        dtype: of weights and activations, float32 or float16.
+        pictures: N in the graph's interface, free or fixed.
+
+    Raises:
+        InputError: the model type or its activation is not supported.
     """
-    counts = image_grid_thw.prod(dim=1)
-    ends = counts.cumsum(dim=0)
-    index = torch.arange(patches, dtype=torch.int64, device=image_grid_thw.device)
-    image = (index[:, None] >= ends[None, :]).sum(dim=1)  # [P]: the number of images that ended before this patch
-    height, width = image_grid_thw[:, 1][image], image_grid_thw[:, 2][image]
-    within_image = index - (ends - counts)[image]
-    within = within_image % (height * width)
-    blocks_per_row = width // merge
-    block = within // (merge * merge)
-    return PatchLayout(
-        frame_start=index - within,
-        row=block // blocks_per_row * merge + within // merge % merge,
-        column=block % blocks_per_row * merge + within % merge,
-        height=height,
-        width=width,
-    )
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"no exportable vision tower for model type {model_type!r}", hint=f"supported: {', '.join(FAMILIES)}"
+        )
+    return _Writer(tower, attention, dtype, pictures).write()
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in float32 of states [P, heads, d] by cos and sin [P, 1, d]."""
-    wide = states.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
+class _Writer:
+    """One graph while it is written; its weights are named as the tower's parameters are."""
 
-
-class ExportableVision(nn.Module):
-    """What both towers share; a subclass adds its position embedding, its windows and its extra outputs.
-
-    Attributes:
-        one_frame: each call encodes one frame of one image, so that attention over a frame needs no mask.
-    """
-
-    def __init__(self, tower: nn.Module, *, one_frame: bool = False) -> None:
-        super().__init__()
-        self.one_frame = one_frame
-        config: Any = tower.config
-        self.tower: Any
-        self.tower = tower
-        self.merge: int = config.spatial_merge_size
-        self.heads: int = config.num_heads
+    def __init__(self, tower: nn.Module, attention: AttentionFactory, dtype: ir.DataType, pictures: Dim) -> None:
+        self.tower: Any = tower
+        self.config: Any = self.tower.config
+        self.dtype = dtype
+        self.graph = GraphBuilder("vision_encoder")
+        self.merge: int = self.config.spatial_merge_size
         projection = self.tower.patch_embed.proj
         # Kernel and stride both equal the patch, so the convolution is a matrix product over the flat patch.
-        self.patch_weight = nn.Parameter(projection.weight.detach().flatten(1), requires_grad=False)
-        self.patch_bias = (
-            None if projection.bias is None else nn.Parameter(projection.bias.detach(), requires_grad=False)
+        self.patch = nn.Linear(1, 1, bias=projection.bias is not None, device="meta")
+        self.patch.weight = nn.Parameter(projection.weight.detach().flatten(1), requires_grad=False)
+        self.patch.bias = projection.bias
+        self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", self.patch.weight.shape[1]))
+        grid = self.graph.input("image_grid_thw", ir.DataType.INT64, (pictures, 3))
+        count = self.graph.op("Gather", self.graph.op("Shape", self.pixels), self.whole("number", 0))
+        self.layout = Layout(self.graph, count, grid, self.merge)
+        hidden = self.patch.weight.shape[0]
+        self.heads = Heads(self.config.num_heads, hidden // self.config.num_heads, dtype)
+        self.attend = attention(self.graph, self.layout, self.heads)
+
+    def write(self) -> ir.Model:
+        """The whole graph."""
+        tower, op = self.tower, self.graph.op
+        states = self.linear("patch", self.patch, self.to(self.pixels, self.dtype))
+        if hasattr(tower, "pos_embed"):
+            states = op("Add", states, self.to(self.positions(), self.dtype))
+        rotary = self.rotary()
+        extra = list(getattr(tower, "deepstack_visual_indexes", ()))
+        outputs: dict[str, ir.Value] = {}
+        for number, block in enumerate(tower.blocks):
+            name = f"tower.blocks.{number}"
+            normed = self.norm(f"{name}.norm1", block.norm1, states)
+            states = op("Add", states, self.attention(f"{name}.attn", block.attn, normed, rotary, self.window(number)))
+            normed = self.norm(f"{name}.norm2", block.norm2, states)
+            states = op("Add", states, self.feed_forward(f"{name}.mlp", block.mlp, normed))
+            if number in extra:
+                index = extra.index(number)
+                merger = tower.deepstack_merger_list[index]
+                outputs[f"deepstack_features_{index}"] = self.merger(
+                    f"tower.deepstack_merger_list.{index}", merger, states
+                )
+        outputs = {"image_features": self.merger("tower.merger", tower.merger, states)} | outputs
+        for name, value in outputs.items():
+            shape = ("tokens", self.config.out_hidden_size)
+            self.graph.output(self.to(value, ir.DataType.FLOAT), name, ir.DataType.FLOAT, shape)
+        return self.graph.model(OPSET)
+
+    def positions(self) -> ir.Value:
+        """The learned table, bilinearly resampled to each picture's grid with aligned corners: float32 [P, hidden]."""
+        op, side = self.graph.op, int(self.tower.num_grid_per_side)
+        table = self.weight("tower.pos_embed.weight", self.tower.pos_embed.weight, ir.DataType.FLOAT)
+        rows, columns = (
+            self.taps(place, size, side)
+            for place, size in ((self.layout.row, self.layout.height), (self.layout.column, self.layout.width))
         )
+        total: ir.Value | None = None
+        for row, row_share in rows:
+            for column, column_share in columns:
+                index = op("Add", op("Mul", row, self.whole("number", side)), column)
+                share = op("Unsqueeze", op("Mul", row_share, column_share), self.whole("axes", [1]))
+                part = op("Mul", op("Gather", table, index), share)
+                total = part if total is None else op("Add", total, part)
+        assert total is not None
+        return total
 
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the outputs of `forward`, in order."""
-        return ["image_features"]
+    def taps(self, place: ir.Value, size: ir.Value, side: int) -> list[tuple[ir.Value, ir.Value]]:
+        """Both neighbours int64 [P] in a table axis of length `side`, and their shares float32 [P]."""
+        op, real = self.graph.op, ir.DataType.FLOAT
+        steps = op("Cast", op("Max", op("Sub", size, self.whole("number", 1)), self.whole("number", 1)), to=real)
+        source = op("Div", op("Mul", op("Cast", place, to=real), self.real("side", side - 1)), steps)
+        low = op("Floor", source)
+        behind = op("Sub", source, low)
+        last = self.whole("number", side - 1)
+        first = op("Cast", low, to=ir.DataType.INT64)
+        # Rounding may push the last place past the table's end, where its share is zero but its index must exist.
+        indices = [op("Min", index, last) for index in (first, op("Add", first, self.whole("number", 1)))]
+        return [(indices[0], op("Sub", self.real("one", 1.0), behind)), (indices[1], behind)]
 
-    def embed(self, patches: Tensor, layout: PatchLayout) -> Tensor:
-        """Patches [P, hidden] with the tower's learned positions added, where it has some."""
-        return patches
-
-    def block_ids(self, layout: PatchLayout) -> list[Tensor]:
-        """One int64 [P] a layer: patches with equal ids attend to each other in it. Here, the patches of a frame."""
-        return [layout.frame_start] * len(self.tower.blocks)
-
-    def extra_output(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """A further output [tokens, H] taken after this layer, if any."""
-        return None
-
-    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, ...]:
-        """Encode packed images.
-
-        Args:
-            pixel_values: float32 [P, channels·frames·patch·patch].
-            image_grid_thw: int64 [N, 3].
-
-        Returns:
-            image_features float32 [P / merge², H], then the extra outputs in layer order, of the same shape.
-        """
-        layout = patch_layout(image_grid_thw, pixel_values.shape[0], self.merge)
-        dtype = self.patch_weight.dtype
-        hidden = functional.linear(pixel_values.to(dtype), self.patch_weight, self.patch_bias)
-        hidden = self.embed(hidden, layout)
-        cos, sin = self._rotary(layout)
-        masks: dict[int, Tensor | None] = {id(layout.frame_start): None} if self.one_frame else {}
-        extras: list[Tensor] = []
-        for number, (block, ids) in enumerate(zip(self.tower.blocks, self.block_ids(layout), strict=True)):
-            if id(ids) not in masks:  # layers of one kind share the ids tensor, and so the mask
-                same = ids[:, None] == ids[None, :]
-                masks[id(ids)] = torch.where(same, 0.0, float("-inf")).to(dtype)[None, None]
-            hidden = hidden + self._attention(block.attn, block.norm1(hidden), cos, sin, masks[id(ids)])
-            hidden = hidden + block.mlp(block.norm2(hidden))
-            extra = self.extra_output(number, hidden)
-            if extra is not None:
-                extras.append(extra.float())
-        return (self.tower.merger(hidden).float(), *extras)
-
-    def _rotary(self, layout: PatchLayout) -> tuple[Tensor, Tensor]:
-        """Float32 cos and sin, each [P, 1, head dimension], of the axial rotary embedding."""
-        frequencies = self.tower.rotary_pos_emb.inv_freq.float()  # [d / 4]
-        rows = layout.row[:, None].float() * frequencies
-        columns = layout.column[:, None].float() * frequencies
-        angles = torch.cat((rows, columns, rows, columns), dim=-1)[:, None, :]
-        return angles.cos(), angles.sin()
-
-    def _attention(self, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """Full attention among P patches, under an additive mask [1, 1, P, P] where there is one."""
-        patches = hidden.shape[0]
-        query, key, value = module.qkv(hidden).reshape(patches, 3, self.heads, -1).unbind(1)  # each [P, heads, d]
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-        # [1, heads, P, d]
-        mixed = functional.scaled_dot_product_attention(
-            query.transpose(0, 1)[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], attn_mask=mask
+    def rotary(self) -> tuple[ir.Value, ir.Value]:
+        """Float32 cos and sin, each [P, 1, d], of the axial rotary embedding."""
+        op, axes = self.graph.op, self.whole("axes", [1])
+        frequencies = self.tower.rotary_pos_emb.inv_freq.float().cpu().numpy()  # [d / 4]
+        table = self.graph.constant("tower.rotary_pos_emb.inv_freq", frequencies)
+        rows, columns = (
+            op("Mul", op("Unsqueeze", op("Cast", place, to=ir.DataType.FLOAT), axes), table)
+            for place in (self.layout.row, self.layout.column)
         )
-        result: Tensor = module.proj(mixed[0].transpose(0, 1).reshape(patches, -1))
-        return result
+        angles = op("Unsqueeze", op("Concat", rows, columns, rows, columns, axis=-1), axes)
+        return op("Cos", angles), op("Sin", angles)
 
-
-class WindowedVision(ExportableVision):
-    """Qwen2.5-VL: most layers attend within square windows, the ones of `fullatt_block_indexes` over the frame."""
-
-    def __init__(self, tower: nn.Module, *, one_frame: bool = False) -> None:
-        super().__init__(tower, one_frame=one_frame)
-        config = self.tower.config
-        self.window: int = (
-            config.window_size // config.patch_size // self.merge * self.merge
-        )  # side of a window, in patches
-        self.full_layers = frozenset(config.fullatt_block_indexes)
-
-    def block_ids(self, layout: PatchLayout) -> list[Tensor]:
-        """Frame ids in the full-attention layers, window ids in the others."""
-        per_row = (layout.width + self.window - 1) // self.window
-        # A frame has at least as many patches as windows, so ids of different frames cannot meet.
-        windows = layout.frame_start + layout.row // self.window * per_row + layout.column // self.window
-        return [layout.frame_start if i in self.full_layers else windows for i in range(len(self.tower.blocks))]
-
-
-class DeepStackVision(ExportableVision):
-    """Qwen3-VL: a learned position table resampled to each grid, and a feature map after some layers (DeepStack)."""
-
-    @property
-    def output_names(self) -> list[str]:
-        """The merged features, then one name a DeepStack layer."""
-        return ["image_features", *(f"deepstack_features_{i}" for i in range(len(self.tower.deepstack_merger_list)))]
-
-    def embed(self, patches: Tensor, layout: PatchLayout) -> Tensor:
-        """Add the position table, bilinearly resampled with aligned corners."""
-        side: int = self.tower.num_grid_per_side
-        tops, top_weights = _taps(layout.row, layout.height, side)
-        lefts, left_weights = _taps(layout.column, layout.width, side)
-        index = (tops[:, :, None] * side + lefts[:, None, :]).flatten(1)  # [P, 4]
-        weight = (top_weights[:, :, None] * left_weights[:, None, :]).flatten(1)
-        table: Tensor = self.tower.pos_embed.weight
-        return patches + (table[index].float() * weight[:, :, None]).sum(dim=1).to(patches.dtype)
-
-    def extra_output(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """The merged feature map of a DeepStack layer."""
-        layers = list(self.tower.deepstack_visual_indexes)
-        if layer not in layers:
+    def window(self, layer: int) -> int | None:
+        """Side in patches of the windows that a layer attends within, None where it attends to the frame."""
+        whole_frames = getattr(self.config, "fullatt_block_indexes", None)
+        if whole_frames is None or layer in whole_frames:
             return None
-        merged: Tensor = self.tower.deepstack_merger_list[layers.index(layer)](hidden)
-        return merged
+        return int(self.config.window_size // self.config.patch_size // self.merge * self.merge)
 
+    def attention(
+        self, name: str, module: Any, states: ir.Value, rotary: tuple[ir.Value, ir.Value], window: int | None
+    ) -> ir.Value:
+        """Project, rotate, attend and project back."""
+        op, heads = self.graph.op, self.heads
+        split = self.whole("qkv", [-1, 3, heads.heads, heads.size])
+        parts = self.graph.ops(
+            "Split",
+            op("Reshape", self.linear(f"{name}.qkv", module.qkv, states), split),
+            outputs=3,
+            axis=1,
+            num_outputs=3,
+        )  # each [P, 1, heads, d]
+        squeezed = [op("Squeeze", part, self.whole("axes", [1])) for part in parts]
+        joined = self.whole("joined", [-1, heads.width])
+        query, key = (op("Reshape", self.rotate(part, *rotary), joined) for part in squeezed[:2])
+        mixed = self.attend(query, key, op("Reshape", squeezed[2], joined), window)
+        return self.linear(f"{name}.proj", module.proj, mixed)
 
-def _taps(position: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Neighbours [P, 2] in a table axis of length `side`, and weights, of positions [P] on an axis of length `size`."""
-    source = position.float() * (side - 1) / (size - 1).clamp(min=1)
-    low = source.floor()
-    fraction = source - low
-    # Rounding may push the last position past the table's end, where its weight is zero but its index must still exist.
-    taps = torch.stack((low, low + 1), dim=1).long().clamp(0, side - 1)
-    return taps, torch.stack((1 - fraction, fraction), dim=1)
+    def rotate(self, states: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
+        """Rotary embedding, in float32, of states [P, heads, d]."""
+        op = self.graph.op
+        wide = self.to(states, ir.DataType.FLOAT)
+        first, second = self.graph.ops("Split", wide, outputs=2, axis=-1, num_outputs=2)
+        turned = op("Concat", op("Neg", second), first, axis=-1)
+        return self.to(op("Add", op("Mul", wide, cos), op("Mul", turned, sin)), self.dtype)
 
+    def feed_forward(self, name: str, module: Any, states: ir.Value) -> ir.Value:
+        """Two layers with an activation between them, or a gated pair and a third."""
+        act = self.config.hidden_act
+        if hasattr(module, "gate_proj"):
+            gate = self.activate(act, self.linear(f"{name}.gate_proj", module.gate_proj, states))
+            up = self.linear(f"{name}.up_proj", module.up_proj, states)
+            return self.linear(f"{name}.down_proj", module.down_proj, self.graph.op("Mul", gate, up))
+        inner = self.activate(act, self.linear(f"{name}.linear_fc1", module.linear_fc1, states))
+        return self.linear(f"{name}.linear_fc2", module.linear_fc2, inner)
 
-_WRAPPERS: dict[str, type[ExportableVision]] = {"qwen2_5_vl": WindowedVision, "qwen3_vl": DeepStackVision}
+    def activate(self, kind: str, states: ir.Value) -> ir.Value:
+        """An activation by its name in transformers.
 
+        Raises:
+            InputError: it is none that can be written.
+        """
+        if kind == "silu":
+            return self.graph.op("Mul", states, self.graph.op("Sigmoid", states))
+        approximations = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
+        if kind not in approximations:
+            supported = ", ".join((*approximations, "silu"))
+            raise InputError(f"vision activation {kind!r} is not supported", hint=f"supported: {supported}")
+        return self.graph.op("Gelu", states, approximate=approximations[kind])
 
-def exportable_vision(model_type: str, tower: nn.Module, *, one_frame: bool = False) -> ExportableVision:
-    """Wrap the vision tower of a checkpoint; `InputError` for a model type without a wrapper."""
-    if model_type not in _WRAPPERS:
-        raise InputError(
-            f"no exportable vision tower for model type {model_type!r}",
-            hint=f"supported: {', '.join(sorted(_WRAPPERS))}",
+    def merger(self, name: str, module: Any, states: ir.Value) -> ir.Value:
+        """[P / merge², H]: the patches of a merge block side by side, through two layers."""
+        block = self.whole("merged", [-1, self.heads.width * self.merge * self.merge])
+
+        def side_by_side(value: ir.Value) -> ir.Value:
+            return self.graph.op("Reshape", value, block)
+
+        if hasattr(module, "ln_q"):
+            norms, first, second = ("ln_q", module.ln_q), ("mlp.0", module.mlp[0]), ("mlp.2", module.mlp[2])
+        else:
+            norms, *layers = ((part, getattr(module, part)) for part in ("norm", "linear_fc1", "linear_fc2"))
+            first, second = layers
+        if getattr(module, "use_postshuffle_norm", False):
+            states = self.norm(f"{name}.{norms[0]}", norms[1], side_by_side(states))
+        else:
+            states = side_by_side(self.norm(f"{name}.{norms[0]}", norms[1], states))
+        inner = self.activate("gelu", self.linear(f"{name}.{first[0]}", first[1], states))
+        return self.linear(f"{name}.{second[0]}", second[1], inner)
+
+    def norm(self, name: str, module: Any, states: ir.Value) -> ir.Value:
+        """A layer norm, or an RMS norm computed in float32."""
+        op = self.graph.op
+        weight = self.weight(f"{name}.weight", module.weight, self.dtype)
+        if isinstance(module, nn.LayerNorm):
+            bias = self.weight(f"{name}.bias", module.bias, self.dtype)
+            return op("LayerNormalization", states, weight, bias, axis=-1, epsilon=module.eps)
+        wide = self.to(states, ir.DataType.FLOAT)
+        mean = op("ReduceMean", op("Mul", wide, wide), self.whole("axes", [-1]), keepdims=1)
+        root = op("Sqrt", op("Add", mean, self.real("epsilon", module.variance_epsilon)))
+        return op("Mul", self.to(op("Div", wide, root), self.dtype), weight)
+
+    def linear(self, name: str, module: nn.Linear, states: ir.Value) -> ir.Value:
+        """States [rows, K] @ weightᵀ + bias."""
+        weight = self.weight(f"{name}.weight", module.weight, self.dtype)
+        bias = [] if module.bias is None else [self.weight(f"{name}.bias", module.bias, self.dtype)]
+        return self.graph.op("Gemm", states, weight, *bias, transB=1)
+
+    def weight(self, name: str, parameter: torch.Tensor, dtype: ir.DataType) -> ir.Value:
+        """A parameter, read when it is written."""
+        return self.graph.weight(
+            name, dtype, tuple(parameter.shape), lambda: cast_float(parameter.detach().float().cpu().numpy(), dtype)
         )
-    return _WRAPPERS[model_type](tower, one_frame=one_frame).eval()
 
+    def to(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The value in a dtype, where the activations' may be another."""
+        return value if self.dtype == ir.DataType.FLOAT else self.graph.op("Cast", value, to=dtype)
 
-def export_vision(wrapper: ExportableVision) -> ir.Model:
-    """Trace the wrapper with dynamic numbers of patches and images (one image where it takes one frame).
+    def whole(self, name: str, value: int | list[int]) -> ir.Value:
+        """An int64 constant."""
+        shown = "_".join(map(str, value)) if isinstance(value, list) else str(value)
+        return self.graph.constant(f"{name}.{shown}", np.array(value, np.int64))
 
-    Returns:
-        The ONNX model with inputs pixel_values, image_grid_thw and the wrapper's outputs.
-    """
-    unit = wrapper.merge * wrapper.merge
-    grid = torch.tensor([[1, 2 * wrapper.merge, 3 * wrapper.merge], [1, 4 * wrapper.merge, 2 * wrapper.merge]])
-    if wrapper.one_frame:
-        grid = grid[:1]
-    example = (torch.zeros(int(grid.prod(dim=1).sum()), wrapper.patch_weight.shape[1]), grid)
-    blocks, images = torch.export.Dim("blocks", min=1), torch.export.Dim("images", min=1)
-    # It warns of an absent torchvision, whose operators no vision tower here uses.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # raised by torch.export about its own internals
-        program = torch.onnx.export(
-            wrapper,
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixel_values", "image_grid_thw"],
-            output_names=wrapper.output_names,
-            dynamic_shapes=({0: unit * blocks}, {} if wrapper.one_frame else {0: images}),
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    model = program.model
-    _name_dimensions(model, ("patches",) if wrapper.one_frame else ("patches", "images"))
-    for node in model.graph:  # the tracer notes the lines of source that made a node, by their paths on this machine
-        node.metadata_props.clear()
-    return model
-
-
-def _name_dimensions(model: ir.Model, names: tuple[str, ...]) -> None:
-    """Give the free dimensions of the inputs the names that readers of the graph expect."""
-    for value, name in zip(model.graph.inputs, names, strict=False):
-        value.shape = ir.Shape([name, *list(value.shape or ())[1:]])
-    for value in model.graph.outputs:
-        value.shape = ir.Shape(["tokens", *list(value.shape or ())[1:]])
+    def real(self, name: str, value: float) -> ir.Value:
+        """A float32 constant."""
+        return self.graph.constant(f"{name}.{value}", np.array(value, np.float32))

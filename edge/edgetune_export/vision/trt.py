@@ -6,7 +6,6 @@ activations, found by calibration, and one an output for the weights. Both are s
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from edgetune_export.graph import cast_float
 from edgetune_export.job import ExportJob
+from edgetune_export.vision.attention import MaskedAttention
 from edgetune_export.vision.int8 import static_layers
 from edgetune_export.vision.products import Range
-from edgetune_export.vision.tower import export_vision, exportable_vision
+from edgetune_export.vision.tower import write_tower
 from edgetune_runtime.errors import InputError
 
 LIMIT = 127
@@ -29,7 +29,7 @@ HALF = ir.DataType.FLOAT16
 
 
 def build_trt_vision(job: ExportJob) -> ir.Model:
-    """Trace the checkpoint's vision tower in float16, and round its layers where int8 was asked for.
+    """Write the checkpoint's vision tower in float16, and round its layers where int8 was asked for.
 
     Layers that int8 would spoil (few very large activations) stay in float16, and so do the mergers.
 
@@ -37,14 +37,13 @@ def build_trt_vision(job: ExportJob) -> ir.Model:
         InputError: int8 without a weight set that knows the ranges of the tower's activations.
     """
     limits = _limits(job) if job.options.vision == "int8-static" else {}
-    wrapper = exportable_vision(job.checkpoint.config["model_type"], job.checkpoint.model.model.visual, one_frame=True)
+    tower = job.checkpoint.model.model.visual
     if limits:
         pixels = [sample.case.pixels for sample in job.pictures]
         images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
-        accurate = static_layers(wrapper, images, {name: Range.of(-most, most) for name, most in limits.items()})
+        accurate = static_layers(tower, images, {name: Range.of(-most, most) for name, most in limits.items()})
         limits = {name: most for name, most in limits.items() if name in accurate}
-    # A copy: the tower is the reference's too, and half() changes modules in place.
-    model = export_vision(copy.deepcopy(wrapper).half())
+    model = write_tower(job.checkpoint.config["model_type"], tower, MaskedAttention, dtype=HALF, pictures=1)
     quantize_static(model, limits)
     return model
 
@@ -61,10 +60,10 @@ def _limits(job: ExportJob) -> dict[str, float]:
 
 
 def quantize_static(model: ir.Model, limits: Mapping[str, float]) -> None:
-    """Make the products of a traced float16 tower int8, in place.
+    """Make the products of a float16 tower int8, in place.
 
     Args:
-        model: from `export_vision`.
+        model: from `write_tower`.
         limits: largest magnitude of a layer's input, by the name of its weight; layers without one stay as they are.
 
     Raises:

@@ -1,0 +1,156 @@
+"""Attention among packed patches, in the operators that an engine is good at.
+
+`FusedAttention` is onnxruntime's operator, which never holds the scores of all pairs; `SegmentedAttention` is standard
+operators; both compute windows as windows. `MaskedAttention` is for TensorRT, whose shapes must not depend on what a
+grid says: one frame a call, and windows under a mask over all pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetune_export.decoder.dialects.ort import MICROSOFT
+from edgetune_export.graph import GraphBuilder, cast_float
+from edgetune_export.vision.layout import BIASES, Layout, Segments
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Their number, the size d of each, and the dtype of the activations."""
+
+    heads: int
+    size: int
+    dtype: ir.DataType
+
+    @property
+    def width(self) -> int:
+        """Of all heads."""
+        return self.heads * self.size
+
+
+class Attention(Protocol):
+    """Attention over all heads; query, key, value and result are [P, heads · d], rotated and not yet scaled."""
+
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
+        """Mix the values of a patch's frame, or of its window of `window` patches squared."""
+
+
+class SegmentedAttention:
+    """Softmax(q · kᵀ / √d) · v of each segment, in standard operators. [S, heads, L, L] scores are held."""
+
+    def __init__(self, graph: GraphBuilder, layout: Layout, shape: Heads) -> None:
+        self.graph, self.layout, self.shape = graph, layout, shape
+        self._segments: dict[int | None, Segments] = {}
+
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
+        """Mix the values of a patch's segment."""
+        graph = self.graph
+        segments = self._of(window)
+        parts = [graph.op("Gather", part, segments.patches) for part in (query, key, value)]  # [S, L, heads · d]
+        mixed = self.mix(*parts, bias=segments.bias)
+        flat = graph.op("Reshape", mixed, graph.constant("rows.flat", np.array([-1, self.shape.width], np.int64)))
+        return graph.op("Gather", flat, segments.place)
+
+    def mix(self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Attention within each of S segments: all values are [S, L, heads · d], the bias is that of the segments."""
+        return decomposed(self.graph, (query, key, value), self.shape, bias)
+
+    def _of(self, window: int | None) -> Segments:
+        if window not in self._segments:
+            segments = self.layout.by_frame() if window is None else self.layout.by_window(window)
+            bias = segments.bias
+            if self.shape.dtype != ir.DataType.FLOAT:
+                bias = self.graph.op("Cast", bias, to=self.shape.dtype)
+            self._segments[window] = replace(segments, bias=bias)
+        return self._segments[window]
+
+
+class FusedAttention(SegmentedAttention):
+    """The same as onnxruntime's MultiHeadAttention, which needs no bias, and no scores, where all are one frame."""
+
+    def __init__(self, graph: GraphBuilder, layout: Layout, shape: Heads) -> None:
+        super().__init__(graph, layout, shape)
+        self._one_frame = layout.is_one_frame()
+
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
+        """Mix the values of a patch's segment."""
+        graph = self.graph
+
+        def by_segment() -> ir.Value:
+            return super(FusedAttention, self).__call__(query, key, value, window)
+
+        def at_once() -> ir.Value:
+            first = graph.constant("axis.0", np.array([0], np.int64))
+            parts = [graph.op("Unsqueeze", part, first) for part in (query, key, value)]
+            return graph.op("Squeeze", self.mix(*parts, bias=None), first)
+
+        if window is not None:
+            return by_segment()
+        self._of(None)  # made outside of the branch: it is shared by all layers
+        return graph.choose(self._one_frame, at_once, by_segment)
+
+    def mix(self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Attention within each segment."""
+        biased: list[ir.Value | None] = []
+        if bias is not None:  # it has to have a row a query
+            rows = self.graph.op("Shape", query, start=1, end=2)
+            one = self.graph.constant("bias.one", np.array([1], np.int64))
+            shape = self.graph.op("Concat", one, one, rows, one, axis=0)
+            biased = [None, None, self.graph.op("Expand", bias, shape)]
+        return self.graph.op(
+            "MultiHeadAttention", query, key, value, *biased, num_heads=self.shape.heads, domain=MICROSOFT
+        )
+
+
+class MaskedAttention:
+    """Softmax(q · kᵀ / √d + mask) · v over the patches of one frame, without a mask where no window asks for it."""
+
+    def __init__(self, graph: GraphBuilder, layout: Layout, shape: Heads) -> None:
+        self.graph, self.layout, self.shape = graph, layout, shape
+        self._masks: dict[int, ir.Value] = {}
+
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
+        """Mix the values of the frame, or of a patch's window."""
+        graph = self.graph
+        first = graph.constant("axis.0", np.array([0], np.int64))
+        parts = [graph.op("Unsqueeze", part, first) for part in (query, key, value)]
+        mask = None if window is None else self._mask(window)
+        mixed = decomposed(graph, (parts[0], parts[1], parts[2]), self.shape, mask)
+        return graph.op("Squeeze", mixed, first)
+
+    def _mask(self, window: int) -> ir.Value:
+        """[1, 1, P, P]."""
+        if window not in self._masks:
+            graph, ids, dtype = self.graph, self.layout.window_ids(window), self.shape.dtype
+            axes = [graph.constant(f"axis.{axis}", np.array([axis], np.int64)) for axis in (0, 1)]
+            same = graph.op("Equal", graph.op("Unsqueeze", ids, axes[1]), graph.op("Unsqueeze", ids, axes[0]))
+            zero, never = (
+                graph.constant(f"bias.{name}.{dtype}", cast_float(np.array(value, np.float32), dtype))
+                for name, value in BIASES.items()
+            )
+            mask = graph.op("Where", same, zero, never)
+            both = graph.constant("axis.0_1", np.array([0, 1], np.int64))
+            self._masks[window] = graph.op("Unsqueeze", mask, both)
+        return self._masks[window]
+
+
+def decomposed(
+    graph: GraphBuilder, parts: tuple[ir.Value, ir.Value, ir.Value], shape: Heads, bias: ir.Value | None
+) -> ir.Value:
+    """Attention of [S, L, heads · d] in standard operators; a bias is added to the scores [S, heads, L, L]."""
+    split = graph.constant("heads.split", np.array([0, 0, shape.heads, shape.size], np.int64))
+    query, key, value = (graph.op("Reshape", part, split) for part in parts)
+    # The root on either side, so that no product leaves the range of float16.
+    scale = graph.constant("root_scale", cast_float(np.array(shape.size**-0.25, np.float32), shape.dtype))
+    query = graph.op("Mul", graph.op("Transpose", query, perm=[0, 2, 1, 3]), scale)
+    key = graph.op("Mul", graph.op("Transpose", key, perm=[0, 2, 3, 1]), scale)
+    scores = graph.op("MatMul", query, key)
+    if bias is not None:
+        scores = graph.op("Add", scores, bias)
+    mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), graph.op("Transpose", value, perm=[0, 2, 1, 3]))
+    joined = graph.constant("heads.joined", np.array([0, 0, shape.width], np.int64))
+    return graph.op("Reshape", graph.op("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
