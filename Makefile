@@ -13,6 +13,8 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),onnxrunti
 # Everything runs from local files; nothing should ask a model hub, and workers share the cores between them.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Hundreds of processes import torch, and compile it each time where Python may not keep what it compiled.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test fuzz check docs install install-test clean
 

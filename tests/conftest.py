@@ -6,6 +6,10 @@ What they are built with is imported when they are: the runtime's tests also run
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 # Read when triton is first imported, by transformers if not by us. Where there is a GPU: TRITON_INTERPRET=0 pytest ...
@@ -14,6 +18,18 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 
 from shared import once
+from warm import WarmPython
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all processes of a run start from one that has imported torch, where there is one to import."""
+    if sys.platform == "linux" and find_spec("torch") is not None and "EDGETUNE_WARM" not in os.environ:
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgetune-warm-"))
+        os.environ["EDGETUNE_WARM"] = str(stack.enter_context(WarmPython(Path(folder))).python)
+    if "EDGETUNE_WARM" in os.environ:
+        sys.executable = os.environ["EDGETUNE_WARM"]
 
 
 def _qwen3_vl(folder: Path, dtype: str = "float32") -> Path:

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from warm import FRESH
+
 
 def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
     """Start a process that Ctrl-C and SIGTERM reach, also when the tests run where they are ignored.
 
-    A child inherits what its parent ignores, and shells let background jobs ignore SIGINT.
+    A child inherits what its parent ignores, and shells let background jobs ignore SIGINT. It is a fresh interpreter
+    and no fork of one that serves: what is killed has to be the process itself.
 
     Args:
         command: the program and its arguments.
@@ -27,7 +30,8 @@ def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[str
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
 
-    return subprocess.Popen(command, text=True, preexec_fn=listen, **options)
+    words = [str(FRESH) if word == sys.executable else word for word in command]
+    return subprocess.Popen(words, text=True, preexec_fn=listen, **options)
 
 
 def on_one_core() -> None:

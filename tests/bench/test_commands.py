@@ -146,9 +146,8 @@ def test_a_killed_worker_is_a_row_and_the_others_go_on(bundle: Path, data: Path,
     shutil.copytree(bundle, tmp_path / "second")
     output = tmp_path / "out"
     command = [sys.executable, "-m", "edgetune", "bench", f"first={bundle}", str(tmp_path / "second")]
-    process = subprocess.Popen(
-        [*command, "--data", str(big), "--output", str(output), *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = start([*command, "--data", str(big), "--output", str(output), *SMALL], **outputs)
     worker = _worker(process.pid, str(bundle))
     worker.kill()
     _, errors = process.communicate(timeout=300)
@@ -157,7 +156,7 @@ def test_a_killed_worker_is_a_row_and_the_others_go_on(bundle: Path, data: Path,
     assert (first["status"], first["exit_code"]) == ("failed", -9)
     assert "SIGKILL" in first["reason"]
     assert second["status"] == "ok"
-    assert b"1 of 2 rows failed: first" in errors
+    assert "1 of 2 rows failed: first" in errors
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
