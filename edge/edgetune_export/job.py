@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from edgetune_export.hf_checkpoint import write_json
 from edgetune_export.settings import ExportSettings
 from edgetune_runtime.backends import Backend
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.images.config import read_preprocessor
+from edgetune_runtime.images.smart import ImageSpec
+from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import sha256_tree
 
 OPENING = ("load", "reference")
@@ -70,6 +73,8 @@ class ExportJob:
         options.check_weights(weights)
         progress("load")
         checkpoint = load_checkpoint(folder)
+        spec = checkpoint.spec.bounded(options.min_pixels, options.max_pixels)
+        checkpoint = replace(checkpoint, spec=spec)
         if checkpoint.quantized is not None:
             weights = _own_weights(checkpoint.quantized, weights)
             options.check_weights(weights)
@@ -99,6 +104,8 @@ class ExportJob:
             if (self.checkpoint.folder / name).is_file():
                 copy = copy_generation_config if name == GENERATION_CONFIG else shutil.copyfile
                 copy(self.checkpoint.folder / name, self.work / name)
+        if (self.options.min_pixels, self.options.max_pixels) != (None, None):
+            bound_pixels(self.work, self.checkpoint.spec)
         if self.checkpoint.quantized is not None:  # the tensors that it describes do not come along
             config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
             write_json(self.work / "config.json", config)
@@ -150,6 +157,16 @@ class ExportJob:
         """The manifest's "result" of a bundle with these files by role; `more` are fields of the format's own."""
         common = describe.describe(self.checkpoint, self.decoder.spec, self.options, self.weights)
         return {"bundle": {"format": format_, **common, **more, "files": dict(files), "parity": dict(measured)}}
+
+
+def bound_pixels(folder: Path, spec: ImageSpec) -> None:
+    """Write a rule's limits of pictures into a folder's preprocessor config, in both spellings that are read."""
+    path, _ = read_preprocessor(folder)
+    told = read_json(path)
+    config = told["image_processor"] if path.name == "processor_config.json" else told
+    config |= {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels}
+    config["size"] = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+    write_json(path, told)
 
 
 def _own_weights(own: WeightSet, given: WeightSet | None) -> WeightSet:

@@ -37,6 +37,8 @@ class ExportSettings(Options):
             names RTX GPUs.
         trt_targets: compute capabilities, such as "8.6", to build TensorRT-RTX engines for.
         max_length: prompt and answer together, in tokens; None derives it from the image limit.
+        min_pixels: smallest area of a resized picture; None is the checkpoint's.
+        max_pixels: largest area, likewise.
     """
 
     precision: Precision = option(
@@ -85,6 +87,16 @@ class ExportSettings(Options):
     max_length: int | None = option(
         None,
         help="Longest prompt and answer together, in tokens; by default the largest image and 1024 more.",
+        minimum=1,
+    )
+
+    min_pixels: int | None = option(
+        None, help="Smallest area of a resized picture in pixels.", shown="the checkpoint's", minimum=1
+    )
+    max_pixels: int | None = option(
+        None,
+        help="Largest area of a resized picture in pixels: time and memory of an answer follow it.",
+        shown="the checkpoint's",
         minimum=1,
     )
 

@@ -7,7 +7,7 @@ of the model, no configuration class and no template engine is asked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -105,6 +105,27 @@ class Bundle:
             InputError: the phrase is empty or no text.
         """
         return self.ground_prompt.replace(PHRASE, check_phrase(phrase))
+
+    def bounded(self, max_pixels: int) -> Bundle:
+        """Return the bundle for pictures of at most this area after resizing, in pixels.
+
+        Raises:
+            InputError: it is more than the bundle allows, too little for a picture, or no limit that its
+                preprocessing has.
+        """
+        if not isinstance(self.spec, ImageSpec):
+            raise InputError(
+                f"{self.folder}: max_pixels is a limit of smart resize, and its pictures are prepared by "
+                f"{self.spec.rule!r}"
+            )
+        if type(max_pixels) is int and max_pixels > self.spec.max_pixels:
+            raise InputError(
+                f"{self.folder}: max_pixels {max_pixels} is over the {self.spec.max_pixels} that it was exported for",
+                hint=f"choose at most {self.spec.max_pixels}, or export again with --max-pixels",
+            )
+        spec = self.spec.bounded(max_pixels=max_pixels)
+        limits = replace(self.limits, max_image_tokens=spec.max_pixels // spec.factor**2)
+        return replace(self, spec=spec, limits=limits)
 
     @classmethod
     def load(cls, folder: Path | str, *, verify: bool = True, skip_larger_than: int | None = None) -> Bundle:

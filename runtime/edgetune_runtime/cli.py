@@ -53,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 128, with --ask 256)"
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="largest area of the resized picture, where less than the bundle's own is enough",
+    )
     parser.add_argument("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -141,6 +147,7 @@ def _session(options: argparse.Namespace) -> Runner:
         threads=options.threads,
         engine=options.engine,
         verify=not options.no_verify,
+        max_pixels=options.max_pixels,
     )
 
 

@@ -109,6 +109,7 @@ class Session:
         engine: str | None = None,
         verify: bool = True,
         cached_images: int = 8,
+        max_pixels: int | None = None,
     ) -> Session:
         """Load a bundle.
 
@@ -120,6 +121,8 @@ class Session:
             engine: name of an installed engine (see `load_backend`) in place of the runtime's own for the format.
             verify: compare all files with their sha256 first.
             cached_images: how many images' features are kept, so that further questions about them skip the encoder.
+            max_pixels: largest area of a resized picture, where less than the bundle's own is enough: time and
+                memory of an answer follow it.
 
         Raises:
             BundleError: the folder is not an intact bundle, or its parts contradict each other.
@@ -127,6 +130,8 @@ class Session:
             MissingDependency: the engine or its provider for the device is not installed.
         """
         bundle = Bundle.load(folder, verify=verify)
+        if max_pixels is not None:
+            bundle = bundle.bounded(max_pixels)
         tokenizer = TextTokenizer(bundle.files["tokenizer"])
         _check_tokens(bundle, tokenizer)
         if backend is None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers import AutoImageProcessor
 
 from builders import copy_checkpoint
 from edgetune.cli import cli
@@ -117,6 +119,18 @@ def test_symmetric_weights_leave_zero_points_out_and_options_reach_the_graph(qwe
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         assert (attributes["bits"], attributes["block_size"]) == (4, 64)
         assert len(node.input) == 3
+
+
+def test_a_bundle_for_smaller_pictures_says_so_to_every_reader(qwen3_vl: Path, tmp_path: Path) -> None:
+    limits = ["--min-pixels", "2048", "--max-pixels", "12288"]
+    bundle = export(qwen3_vl, tmp_path / "bundle", "--precision", "fp32", *limits)
+    assert bundle["limits"] == {"max_length": 12 + 1024, "max_image_tokens": 12}
+    spec = Bundle.load(tmp_path / "bundle").spec
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "bundle")
+    for size in ((900, 400), (40, 32)):
+        picture = Image.new("RGB", size, "teal")
+        pixels = theirs(picture, return_tensors="np")
+        np.testing.assert_array_equal(spec.arrays(picture)["image_grid_thw"], pixels["image_grid_thw"])
 
 
 def test_cuda_bundles_compute_in_float16(qwen3_vl: Path, tmp_path: Path) -> None:

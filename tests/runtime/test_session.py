@@ -56,6 +56,35 @@ def test_answers_equal_transformers(family: str, size: tuple[int, int], request:
     assert session.ask(image, "Where is the owl?", max_new_tokens=12) == expected
 
 
+def test_a_smaller_picture_is_what_transformers_makes_of_it(
+    qwen3_vl: Path, qwen3_vl_bundle: Path, tmp_path: Path
+) -> None:
+    limited = tmp_path / "limited"
+    shutil.copytree(qwen3_vl, limited)
+    config = json.loads((limited / "preprocessor_config.json").read_text())
+    config["size"]["longest_edge"] = 96 * 64
+    (limited / "preprocessor_config.json").write_text(json.dumps(config))
+    with Session.load(qwen3_vl_bundle, threads=1, max_pixels=96 * 64) as session:
+        assert session.bundle.limits.max_image_tokens == 6
+        image, eos = picture(333, 190), list(session.bundle.eos)
+        expected = transformers_answer(limited, image, "Where is the owl?", max_new_tokens=12, eos=eos)
+        assert session.ask(image, "Where is the owl?", max_new_tokens=12) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (1 << 40, "is over the [0-9]+ that it was exported for"),
+        (100, "max_pixels 100 is less than one image token"),
+        (0, "max_pixels must be"),
+        (True, "max_pixels must be"),
+    ],
+)
+def test_a_limit_of_pictures_that_cannot_be(qwen3_vl_bundle: Path, limit: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Session.load(qwen3_vl_bundle, max_pixels=limit)
+
+
 def test_text_without_an_image(session: Session, qwen3_vl: Path) -> None:
     expected = transformers_answer(qwen3_vl, None, "Who are you?", max_new_tokens=12, eos=list(session.bundle.eos))
     assert session.ask(None, "Who are you?", max_new_tokens=12) == expected

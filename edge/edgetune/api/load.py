@@ -31,7 +31,13 @@ class LoadOptions(Options):
     threads: int | None = option(None, help="CPU threads; by default the engine's own choice.")
     engine: str | None = option(None, help="Installed engine to use in place of the runtime's own for the format.")
     verify: bool = option(True, help="Compare a bundle's files with their sha256 sums first.")
+    max_pixels: int | None = option(
+        None, help="Largest area of a resized picture in pixels, where less than a bundle's own is enough.", minimum=1
+    )
     adapter: Path | None = option(None, help="Folder of a LoRA adapter to apply to a checkpoint.")
+
+
+_OF_SESSIONS = ("device", "threads", "engine", "verify", "max_pixels")
 
 
 @takes(LoadOptions)
@@ -55,7 +61,7 @@ def load(options: LoadOptions) -> Runner:
         return _checkpoint(options)
     if options.adapter is not None:
         raise InputError(f"{options.bundle}: only a checkpoint takes an --adapter", hint="merge it, then export")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in ("device", "threads", "engine", "verify")}
+    settings: dict[str, Any] = {name: getattr(options, name) for name in _OF_SESSIONS}
     return Session.load(options.bundle, **settings)
 
 
@@ -66,6 +72,8 @@ def _checkpoint(options: LoadOptions) -> Runner:
 
     if options.engine is not None:
         raise InputError(f"{options.bundle}: a checkpoint runs under torch; --engine is for bundles")
+    if options.max_pixels is not None:
+        raise InputError(f"{options.bundle}: a checkpoint has its own limits of pictures; --max-pixels is for bundles")
     try:
         import torch
         from transformers.utils import logging

@@ -8,7 +8,7 @@ The settings come from the checkpoint's own files.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -152,6 +152,21 @@ class ImageSpec(Preprocessing):
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [patches, C·T·P·P] and image_grid_thw int64 [1, 3]."""
         return preprocess(image, self).arrays
+
+    def bounded(self, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSpec:
+        """Return the rule with other limits of the resized image's area, in pixels; None keeps one.
+
+        Raises:
+            InputError: a limit is not positive, holds less than one image token, or they are the wrong way round.
+        """
+        smallest = self.min_pixels if min_pixels is None else min_pixels
+        largest = self.max_pixels if max_pixels is None else max_pixels
+        if type(largest) is int and 0 < largest < self.factor**2:
+            raise InputError(
+                f"max_pixels {largest} is less than one image token",
+                hint=f"a token is {self.factor} x {self.factor} pixels: choose at least {self.factor**2}",
+            )
+        return replace(self, min_pixels=smallest, max_pixels=largest)
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> ImageSpec:
