@@ -235,7 +235,7 @@ class _Writer:
             bias = self.weight(f"{name}.bias", module.bias, self.dtype)
             return op("LayerNormalization", states, weight, bias, axis=-1, epsilon=module.eps)
         wide = self.to(states, ir.DataType.FLOAT)
-        mean = op("ReduceMean", op("Mul", wide, wide), self.whole("axes", [-1]), keepdims=1)
+        mean = op("ReduceMean", op("Pow", wide, self.real("square", 2.0)), self.whole("axes", [-1]), keepdims=1)
         root = op("Sqrt", op("Add", mean, self.real("epsilon", module.variance_epsilon)))
         return op("Mul", self.to(op("Div", wide, root), self.dtype), weight)
 
