@@ -87,9 +87,7 @@ def encoders(model: Any, name: str, folder: Path, patches: int) -> Iterator[dict
     layers = [layer for layer, module in tower.named_modules() if isinstance(module, torch.nn.Linear)]
     for precision in ("fp16", "int8"):
         graph = write_tower(model.config.model_type, tower, MaskedAttention, dtype=ir.DataType.FLOAT16, pictures=1)
-        shape = graph.graph.inputs[0].shape
-        assert shape is not None
-        width = int(shape[1])
+        width = tower.patch_embed.proj.weight[0].numel()
         ranges = [{"pixel_values": [[4, width], [patches, width], [patches, width]]}]
         quantize_static(graph, {f"tower.{layer}.weight": 8.0 for layer in layers} if precision == "int8" else {})
         path = folder / f"{name}-vision-{precision}.onnx"

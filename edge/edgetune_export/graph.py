@@ -74,7 +74,7 @@ class GraphBuilder:
             branches[name] = ir.Graph([], [result], nodes=self._tape.nodes, name=f"{self.name}_{name}")
             self._domains |= {domain for domain, _ in self._tape.used_opsets}
         self._tape = outer
-        return self.op("If", condition, **branches)
+        return self._tape.op("If", [condition], branches)
 
     def model(self, opset: int) -> ir.Model:
         """The finished model; opset is that of the standard domain."""

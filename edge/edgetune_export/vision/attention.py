@@ -51,7 +51,7 @@ class SegmentedAttention:
         graph = self.graph
         segments = self._of(window)
         parts = [graph.op("Gather", part, segments.patches) for part in (query, key, value)]  # [S, L, heads · d]
-        mixed = self.mix(*parts, bias=segments.bias)
+        mixed = self.mix(parts[0], parts[1], parts[2], segments.bias)
         flat = graph.op("Reshape", mixed, graph.constant("rows.flat", np.array([-1, self.shape.width], np.int64)))
         return graph.op("Gather", flat, segments.place)
 
@@ -86,7 +86,7 @@ class FusedAttention(SegmentedAttention):
         def at_once() -> ir.Value:
             first = graph.constant("axis.0", np.array([0], np.int64))
             parts = [graph.op("Unsqueeze", part, first) for part in (query, key, value)]
-            return graph.op("Squeeze", self.mix(*parts, bias=None), first)
+            return graph.op("Squeeze", self.mix(parts[0], parts[1], parts[2], None), first)
 
         if window is not None:
             return by_segment()

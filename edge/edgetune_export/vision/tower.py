@@ -61,29 +61,27 @@ def write_tower(
 class _Writer:
     """One graph while it is written; its weights are named as the tower's parameters are."""
 
-    def __init__(self, tower: nn.Module, attention: AttentionFactory, dtype: ir.DataType, pictures: Dim) -> None:
-        self.tower: Any = tower
-        self.config: Any = self.tower.config
+    def __init__(self, tower: Any, attention: AttentionFactory, dtype: ir.DataType, pictures: Dim) -> None:
+        self.tower = tower
+        self.config = tower.config
         self.dtype = dtype
         self.graph = GraphBuilder("vision_encoder")
         self.merge: int = self.config.spatial_merge_size
-        projection = self.tower.patch_embed.proj
+        projection = tower.patch_embed.proj
         # Kernel and stride both equal the patch, so the convolution is a matrix product over the flat patch.
-        self.patch = nn.Linear(1, 1, bias=projection.bias is not None, device="meta")
-        self.patch.weight = nn.Parameter(projection.weight.detach().flatten(1), requires_grad=False)
-        self.patch.bias = projection.bias
-        self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", self.patch.weight.shape[1]))
+        self.patch = projection.weight.detach().flatten(1), projection.bias
+        hidden, values = self.patch[0].shape
+        self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", values))
         grid = self.graph.input("image_grid_thw", ir.DataType.INT64, (pictures, 3))
         count = self.graph.op("Gather", self.graph.op("Shape", self.pixels), self.whole("number", 0))
         self.layout = Layout(self.graph, count, grid, self.merge)
-        hidden = self.patch.weight.shape[0]
         self.heads = Heads(self.config.num_heads, hidden // self.config.num_heads, dtype)
         self.attend = attention(self.graph, self.layout, self.heads)
 
     def write(self) -> ir.Model:
         """The whole graph."""
         tower, op = self.tower, self.graph.op
-        states = self.linear("patch", self.patch, self.to(self.pixels, self.dtype))
+        states = self.product("patch", *self.patch, self.to(self.pixels, self.dtype))
         if hasattr(tower, "pos_embed"):
             states = op("Add", states, self.to(self.positions(), self.dtype))
         rotary = self.rotary()
@@ -240,10 +238,15 @@ class _Writer:
         return op("Mul", self.to(op("Div", wide, root), self.dtype), weight)
 
     def linear(self, name: str, module: nn.Linear, states: ir.Value) -> ir.Value:
+        """A linear layer of states [rows, K]."""
+        return self.product(name, module.weight, module.bias, states)
+
+    def product(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, states: ir.Value) -> ir.Value:
         """States [rows, K] @ weightᵀ + bias."""
-        weight = self.weight(f"{name}.weight", module.weight, self.dtype)
-        bias = [] if module.bias is None else [self.weight(f"{name}.bias", module.bias, self.dtype)]
-        return self.graph.op("Gemm", states, weight, *bias, transB=1)
+        parameters = [self.weight(f"{name}.weight", weight, self.dtype)]
+        if bias is not None:
+            parameters.append(self.weight(f"{name}.bias", bias, self.dtype))
+        return self.graph.op("Gemm", states, *parameters, transB=1)
 
     def weight(self, name: str, parameter: torch.Tensor, dtype: ir.DataType) -> ir.Value:
         """A parameter, read when it is written."""
