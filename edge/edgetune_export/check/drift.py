@@ -123,7 +123,7 @@ def require_exact(exact: Exactness, *, half: bool) -> None:
     what = "the written weights differ from the dequantized reference"
     if half:
         if not exact.mean_kl <= MAX_HALF_KL:
-            raise ParityError(f"{what}: KL {exact.mean_kl:.2e} in float16, at most {MAX_HALF_KL:.0e} allowed")
+            raise ParityError(f"{what}: KL {exact.mean_kl:.2e} in float16, at most {MAX_HALF_KL:.2e} allowed")
         return
     exact.require_exact(what)
     if exact.answers_equal < exact.answers or exact.boxes_equal < exact.boxes:

@@ -56,7 +56,7 @@ class Predictions:
         allowed = EXACT_TOLERANCE * max(1.0, self.logits_rms)
         if not self.logits_max_abs_diff <= allowed:
             raise ParityError(
-                f"{what}: logits_max_abs_diff {self.logits_max_abs_diff:.2e}, at most {allowed:.0e} allowed"
+                f"{what}: logits_max_abs_diff {self.logits_max_abs_diff:.2e}, at most {allowed:.2e} allowed"
             )
         if self.token_agreement < 1:
             share = 1 - self.token_agreement
@@ -176,7 +176,7 @@ def _require_exact(parity: Parity) -> None:
         value, allowed = getattr(parity, name), EXACT_TOLERANCE * max(1.0, parity.vision_rms)
         if value > allowed:
             raise ParityError(
-                f"fp32 export differs from transformers: {name} {value:.2e}, at most {allowed:.0e} allowed"
+                f"fp32 export differs from transformers: {name} {value:.2e}, at most {allowed:.2e} allowed"
             )
     parity.require_exact("fp32 export differs from transformers")
 
