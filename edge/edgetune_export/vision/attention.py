@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from edgetune_export.decoder.dialects.ort import MICROSOFT
 from edgetune_export.graph import GraphBuilder, cast_float
-from edgetune_export.vision.layout import BIASES, Layout, Segments
+from edgetune_export.vision.layout import BIASES, Layout, Segments, Whole
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SegmentedAttention:
         segments = self._of(window)
         parts = [graph.op("Gather", part, segments.patches) for part in (query, key, value)]  # [S, L, heads · d]
         mixed = self.mix(parts[0], parts[1], parts[2], segments.bias)
-        flat = graph.op("Reshape", mixed, graph.constant("rows.flat", np.array([-1, self.shape.width], np.int64)))
+        flat = graph.op("Reshape", mixed, self.layout.whole.number([-1, self.shape.width]))
         return graph.op("Gather", flat, segments.place)
 
     def mix(self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value | None) -> ir.Value:
@@ -84,7 +84,7 @@ class FusedAttention(SegmentedAttention):
             return super(FusedAttention, self).__call__(query, key, value, window)
 
         def at_once() -> ir.Value:
-            first = graph.constant("axis.0", np.array([0], np.int64))
+            first = self.layout.whole.number([0])
             parts = [graph.op("Unsqueeze", part, first) for part in (query, key, value)]
             return graph.op("Squeeze", self.mix(parts[0], parts[1], parts[2], None), first)
 
@@ -98,7 +98,7 @@ class FusedAttention(SegmentedAttention):
         biased: list[ir.Value | None] = []
         if bias is not None:  # it has to have a row a query
             rows = self.graph.op("Shape", query, start=1, end=2)
-            one = self.graph.constant("bias.one", np.array([1], np.int64))
+            one = self.layout.whole.number([1])
             shape = self.graph.op("Concat", one, one, rows, one, axis=0)
             biased = [None, None, self.graph.op("Expand", bias, shape)]
         return self.graph.op(
@@ -116,7 +116,7 @@ class MaskedAttention:
     def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
         """Mix the values of the frame, or of a patch's window."""
         graph = self.graph
-        first = graph.constant("axis.0", np.array([0], np.int64))
+        first = self.layout.whole.number([0])
         parts = [graph.op("Unsqueeze", part, first) for part in (query, key, value)]
         mask = None if window is None else self._mask(window)
         mixed = decomposed(graph, (parts[0], parts[1], parts[2]), self.shape, mask)
@@ -126,15 +126,14 @@ class MaskedAttention:
         """[1, 1, P, P]."""
         if window not in self._masks:
             graph, ids, dtype = self.graph, self.layout.window_ids(window), self.shape.dtype
-            axes = [graph.constant(f"axis.{axis}", np.array([axis], np.int64)) for axis in (0, 1)]
+            axes = [self.layout.whole.number([axis]) for axis in (0, 1)]
             same = graph.op("Equal", graph.op("Unsqueeze", ids, axes[1]), graph.op("Unsqueeze", ids, axes[0]))
             zero, never = (
                 graph.constant(f"bias.{name}.{dtype}", cast_float(np.array(value, np.float32), dtype))
                 for name, value in BIASES.items()
             )
             mask = graph.op("Where", same, zero, never)
-            both = graph.constant("axis.0_1", np.array([0, 1], np.int64))
-            self._masks[window] = graph.op("Unsqueeze", mask, both)
+            self._masks[window] = graph.op("Unsqueeze", mask, self.layout.whole.number([0, 1]))
         return self._masks[window]
 
 
@@ -142,7 +141,8 @@ def decomposed(
     graph: GraphBuilder, parts: tuple[ir.Value, ir.Value, ir.Value], shape: Heads, bias: ir.Value | None
 ) -> ir.Value:
     """Attention of [S, L, heads · d] in standard operators; a bias is added to the scores [S, heads, L, L]."""
-    split = graph.constant("heads.split", np.array([0, 0, shape.heads, shape.size], np.int64))
+    whole = Whole(graph)
+    split = whole.number([0, 0, shape.heads, shape.size])
     query, key, value = (graph.op("Reshape", part, split) for part in parts)
     # The root on either side, so that no product leaves the range of float16.
     scale = graph.constant("root_scale", cast_float(np.array(shape.size**-0.25, np.float32), shape.dtype))
@@ -152,5 +152,5 @@ def decomposed(
     if bias is not None:
         scores = graph.op("Add", scores, bias)
     mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), graph.op("Transpose", value, perm=[0, 2, 1, 3]))
-    joined = graph.constant("heads.joined", np.array([0, 0, shape.width], np.int64))
+    joined = whole.number([0, 0, shape.width])
     return graph.op("Reshape", graph.op("Transpose", mixed, perm=[0, 2, 1, 3]), joined)

@@ -16,7 +16,7 @@ from torch import nn
 
 from edgetune_export.graph import Dim, GraphBuilder, cast_float
 from edgetune_export.vision.attention import Attention, Heads
-from edgetune_export.vision.layout import Layout
+from edgetune_export.vision.layout import Layout, Whole
 from edgetune_runtime.errors import InputError
 
 OPSET = 20
@@ -66,6 +66,7 @@ class _Writer:
         self.config = tower.config
         self.dtype = dtype
         self.graph = GraphBuilder("vision_encoder")
+        self.whole = Whole(self.graph)
         self.merge: int = self.config.spatial_merge_size
         projection = tower.patch_embed.proj
         # Kernel and stride both equal the patch, so the convolution is a matrix product over the flat patch.
@@ -73,7 +74,7 @@ class _Writer:
         hidden, values = self.patch[0].shape
         self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", values))
         grid = self.graph.input("image_grid_thw", ir.DataType.INT64, (pictures, 3))
-        count = self.graph.op("Gather", self.graph.op("Shape", self.pixels), self.whole("number", 0))
+        count = self.graph.op("Gather", self.graph.op("Shape", self.pixels), self.whole.number(0))
         self.layout = Layout(self.graph, count, grid, self.merge)
         self.heads = Heads(self.config.num_heads, hidden // self.config.num_heads, dtype)
         self.attend = attention(self.graph, self.layout, self.heads)
@@ -116,8 +117,8 @@ class _Writer:
         total: ir.Value | None = None
         for row, row_share in rows:
             for column, column_share in columns:
-                index = op("Add", op("Mul", row, self.whole("number", side)), column)
-                share = op("Unsqueeze", op("Mul", row_share, column_share), self.whole("axes", [1]))
+                index = op("Add", op("Mul", row, self.whole.number(side)), column)
+                share = op("Unsqueeze", op("Mul", row_share, column_share), self.whole.number([1]))
                 part = op("Mul", op("Gather", table, index), share)
                 total = part if total is None else op("Add", total, part)
         assert total is not None
@@ -126,19 +127,19 @@ class _Writer:
     def taps(self, place: ir.Value, size: ir.Value, side: int) -> list[tuple[ir.Value, ir.Value]]:
         """Both neighbours int64 [P] in a table axis of length `side`, and their shares float32 [P]."""
         op, real = self.graph.op, ir.DataType.FLOAT
-        steps = op("Cast", op("Max", op("Sub", size, self.whole("number", 1)), self.whole("number", 1)), to=real)
+        steps = op("Cast", op("Max", op("Sub", size, self.whole.number(1)), self.whole.number(1)), to=real)
         source = op("Div", op("Mul", op("Cast", place, to=real), self.real("side", side - 1)), steps)
         low = op("Floor", source)
         behind = op("Sub", source, low)
-        last = self.whole("number", side - 1)
+        last = self.whole.number(side - 1)
         first = op("Cast", low, to=ir.DataType.INT64)
         # Rounding may push the last place past the table's end, where its share is zero but its index must exist.
-        indices = [op("Min", index, last) for index in (first, op("Add", first, self.whole("number", 1)))]
+        indices = [op("Min", index, last) for index in (first, op("Add", first, self.whole.number(1)))]
         return [(indices[0], op("Sub", self.real("one", 1.0), behind)), (indices[1], behind)]
 
     def rotary(self) -> tuple[ir.Value, ir.Value]:
         """Float32 cos and sin, each [P, 1, d], of the axial rotary embedding."""
-        op, axes = self.graph.op, self.whole("axes", [1])
+        op, axes = self.graph.op, self.whole.number([1])
         frequencies = self.tower.rotary_pos_emb.inv_freq.float().cpu().numpy()  # [d / 4]
         table = self.graph.constant("tower.rotary_pos_emb.inv_freq", frequencies)
         rows, columns = (
@@ -160,7 +161,7 @@ class _Writer:
     ) -> ir.Value:
         """Project, rotate, attend and project back."""
         op, heads = self.graph.op, self.heads
-        split = self.whole("qkv", [-1, 3, heads.heads, heads.size])
+        split = self.whole.number([-1, 3, heads.heads, heads.size])
         parts = self.graph.ops(
             "Split",
             op("Reshape", self.linear(f"{name}.qkv", module.qkv, states), split),
@@ -168,8 +169,8 @@ class _Writer:
             axis=1,
             num_outputs=3,
         )  # each [P, 1, heads, d]
-        squeezed = [op("Squeeze", part, self.whole("axes", [1])) for part in parts]
-        joined = self.whole("joined", [-1, heads.width])
+        squeezed = [op("Squeeze", part, self.whole.number([1])) for part in parts]
+        joined = self.whole.number([-1, heads.width])
         query, key = (op("Reshape", self.rotate(part, *rotary), joined) for part in squeezed[:2])
         mixed = self.attend(query, key, op("Reshape", squeezed[2], joined), window)
         return self.linear(f"{name}.proj", module.proj, mixed)
@@ -208,7 +209,7 @@ class _Writer:
 
     def merger(self, name: str, module: Any, states: ir.Value) -> ir.Value:
         """[P / merge², H]: the patches of a merge block side by side, through two layers."""
-        block = self.whole("merged", [-1, self.heads.width * self.merge * self.merge])
+        block = self.whole.number([-1, self.heads.width * self.merge * self.merge])
 
         def side_by_side(value: ir.Value) -> ir.Value:
             return self.graph.op("Reshape", value, block)
@@ -233,7 +234,7 @@ class _Writer:
             bias = self.weight(f"{name}.bias", module.bias, self.dtype)
             return op("LayerNormalization", states, weight, bias, axis=-1, epsilon=module.eps)
         wide = self.to(states, ir.DataType.FLOAT)
-        mean = op("ReduceMean", op("Pow", wide, self.real("square", 2.0)), self.whole("axes", [-1]), keepdims=1)
+        mean = op("ReduceMean", op("Pow", wide, self.real("square", 2.0)), self.whole.number([-1]), keepdims=1)
         root = op("Sqrt", op("Add", mean, self.real("epsilon", module.variance_epsilon)))
         return op("Mul", self.to(op("Div", wide, root), self.dtype), weight)
 
@@ -257,11 +258,6 @@ class _Writer:
     def to(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """The value in a dtype, where the activations' may be another."""
         return value if self.dtype == ir.DataType.FLOAT else self.graph.op("Cast", value, to=dtype)
-
-    def whole(self, name: str, value: int | list[int]) -> ir.Value:
-        """An int64 constant."""
-        shown = "_".join(map(str, value)) if isinstance(value, list) else str(value)
-        return self.graph.constant(f"{name}.{shown}", np.array(value, np.int64))
 
     def real(self, name: str, value: float) -> ir.Value:
         """A float32 constant."""
