@@ -32,21 +32,27 @@ def render(tokenizer: Any, text: str, image_tokens: int) -> str:
     return prompt.replace("<|image_pad|>", "<|image_pad|>" * image_tokens)
 
 
-def greedy_text(folder: Path, image: Image.Image | None, text: str, *, max_new_tokens: int, eos: list[int]) -> str:
-    """Return the answer of `generate` to a question about an image, or about none."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+def question(folder: Path, image: Image.Image | None, text: str) -> dict[str, Any]:
+    """Return the inputs of a Qwen model for a question about an image, or about none."""
+    tokenizer = load_tokenizer(folder)
     pixels = None if image is None else preprocess(image, ImageSpec.from_checkpoint(folder))
     ids = torch.tensor([tokenizer(render(tokenizer, text, 0 if pixels is None else pixels.image_tokens)).input_ids])
-    visual = {}
-    if pixels is not None:
-        visual = {
-            "pixel_values": torch.from_numpy(pixels.pixel_values),
-            "image_grid_thw": torch.from_numpy(pixels.grid_thw),
-            "mm_token_type_ids": (ids == model.config.image_token_id).int(),
-        }
+    if pixels is None:
+        return {"input_ids": ids}
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.from_numpy(pixels.pixel_values),
+        "image_grid_thw": torch.from_numpy(pixels.grid_thw),
+        "mm_token_type_ids": (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int(),
+    }
+
+
+def greedy_text(folder: Path, image: Image.Image | None, text: str, *, max_new_tokens: int, eos: list[int]) -> str:
+    """Return the answer of `generate` to a question about an image, or about none."""
+    inputs = question(folder, image, text)
     search = _transformers.GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=0
     )
-    tokens = model.generate(input_ids=ids, generation_config=search, **visual)
-    answer: str = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+    tokens = load_model(folder).generate(generation_config=search, **inputs)
+    answer: str = load_tokenizer(folder).decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answer.strip()

@@ -202,16 +202,26 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: a file is missing or broken.
     """
+    return {name: shape for name, (_, shape) in tensor_places(folder).items()}
+
+
+def tensor_places(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Return the file and the shape of every tensor of a checkpoint, by its name there.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
     from safetensors import SafetensorError, safe_open
 
-    shapes = {}
+    places = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="np") as file:
-                shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+                names = file.keys()
+                places.update({name: (path, tuple(file.get_slice(name).get_shape())) for name in names})
         except SafetensorError as error:
             raise InputError(f"{path}: not a safetensors file: {error}") from error
-    return shapes
+    return places
 
 
 def weights_sha256(folder: Path) -> str:

@@ -1,0 +1,265 @@
+"""A transformers model whose weights stay in files and are in memory one module at a time.
+
+The model is built on the meta device. Its small parameters (norms outside of blocks, position tables) are loaded at
+once; its *units*, which hold nearly all weights, are loaded for the time of their own forward: each block of the
+decoder and of the vision tower, each merger, the head. The token table is never loaded: rows are gathered where they
+lie. So whatever runs the model's own code runs it, at the memory of one unit and its activations.
+
+Each forward reads each unit once. `run_together` runs several forwards in turns, so that units are read once for all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from edgetune_core.checkpoint import quiet_libraries, tensor_places
+from edgetune_core.turns import Turns
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
+
+T = TypeVar("T")
+
+
+class Tensors(Protocol):
+    """Where a model's weights are read from, by the names of its parameters in transformers."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in its own dtype. It may be a view of a mapped file, of which only touched pages are read."""
+
+
+class FileTensors:
+    """The tensors of a checkpoint's safetensors files.
+
+    Args:
+        folder: the checkpoint.
+        modules: names of its family.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+
+    def __init__(self, folder: Path, modules: Modules) -> None:
+        self._places = {modules.memory_name(name): (name, *place) for name, place in tensor_places(folder).items()}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {name: shape for name, (_, _, shape) in self._places.items()}
+
+    def read(self, name: str) -> Tensor:
+        """A view of the mapped file; the map is closed when the last view of it is gone."""
+        from safetensors import safe_open
+
+        stored, path, _ = self._places[name]
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(stored)
+        return tensor
+
+
+class Replaced:
+    """Tensors with others in the place of some.
+
+    Args:
+        base: all tensors.
+        values: what takes the place of a tensor, by its name; names that `base` lacks are added.
+        shapes: of those that are added.
+    """
+
+    def __init__(
+        self,
+        base: Tensors,
+        values: Mapping[str, Callable[[], Tensor]],
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        self._base, self._values, self._shapes = base, values, shapes or {}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {**self._base.shapes(), **self._shapes}
+
+    def read(self, name: str) -> Tensor:
+        """The replacing tensor, or the one below."""
+        return self._values[name]() if name in self._values else self._base.read(name)
+
+
+class StreamedModel:
+    """A model that reads its weights as it runs.
+
+    Args:
+        config: of transformers; its class is that of `AutoModelForImageTextToText`.
+        tensors: its weights.
+        modules: names of its family.
+        dtype: of weights and activations.
+        device: where to compute.
+        keep: bytes of units that may stay loaded; the first to be used do.
+        name: what to call the checkpoint in messages.
+
+    Attributes:
+        model: in evaluation mode; its forward and `generate` work as always.
+
+    Raises:
+        InputError: the tensors are not exactly those of the model.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        tensors: Tensors,
+        modules: Modules,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        keep: int = 0,
+        name: str = "the checkpoint",
+    ) -> None:
+        self.tensors, self._dtype, self._device = tensors, dtype, torch.device(device)
+        self.model = _skeleton(config, dtype)
+        self._sources = _sources(self.model, tensors, name)
+        self._empty = {(owner, key): owner._parameters[key] for owner, key, _ in _slots(self.model)}
+        self._holders: Counter[nn.Module] = Counter()
+        self._keep, self._kept, self._stay = keep, 0, set[nn.Module]()
+        self._turns: Turns[nn.Module] | None = None
+        _compute_buffers(self.model, self._device)
+        embedding = self.model.get_input_embeddings()
+        self._units = _units(self.model, modules)
+        apart = {id(parameter) for unit in (*self._units, embedding) for parameter in unit.parameters()}
+        for owner, key, parameter in _slots(self.model):
+            if id(parameter) not in apart:
+                self._fill(owner, key, parameter)
+        for unit in self._units:
+            unit.forward = partial(self._forward, unit, unit.forward)
+        embedding.forward = partial(self._gather, embedding.weight)
+
+    def values(self, parameter: Tensor) -> Tensor:
+        """What a parameter of the model holds, in its own dtype; parameters of loaded units do not count as its."""
+        return self.tensors.read(self._sources[id(parameter)])
+
+    @contextmanager
+    def loaded(self, unit: nn.Module) -> Iterator[None]:
+        """Have a unit's weights loaded for a while; changes to them are lost afterwards, unless the unit is kept."""
+        if not self._holders[unit]:
+            for owner, key, parameter in _slots(unit):
+                if parameter.is_meta:
+                    self._fill(owner, key, parameter)
+        self._holders[unit] += 1
+        try:
+            yield
+        finally:
+            self._holders[unit] -= 1
+            if not self._holders[unit]:
+                self._drop(unit)
+
+    def run_together(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+        """Call functions that run the model, in turns, so that each unit is loaded once for all that come to it.
+
+        Each runs in a thread of its own, one at a time, without gradients.
+
+        Returns:
+            What they return, in their order.
+        """
+        self._turns = Turns(self._units, self.loaded)
+        try:
+            return self._turns.run([torch.no_grad()(job) for job in jobs])
+        finally:
+            self._turns = None
+
+    def _forward(self, unit: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._turns is not None and not self._holders[unit]:
+            self._turns.wait(unit)
+        with self.loaded(unit):
+            return own(*args, **kwargs)
+
+    def _gather(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows of the token table, read from where it lies."""
+        return self.values(table)[ids.cpu()].to(self._device, self._dtype)
+
+    def _fill(self, owner: nn.Module, key: str, parameter: Tensor) -> None:
+        values = self.values(parameter).to(self._device, self._dtype)
+        owner._parameters[key] = nn.Parameter(values, requires_grad=False)
+
+    def _drop(self, unit: nn.Module) -> None:
+        """Give up a unit's weights, unless there is room to keep them."""
+        size = sum(parameter.nbytes for parameter in unit.parameters())
+        if unit in self._stay or self._kept + size <= self._keep:
+            self._kept += 0 if unit in self._stay else size
+            self._stay.add(unit)
+            return
+        for owner, key, _ in _slots(unit):
+            owner._parameters[key] = self._empty[owner, key]
+
+
+def _skeleton(config: Any, dtype: torch.dtype) -> Any:
+    """The model without weights."""
+    from transformers import AutoModelForImageTextToText
+
+    quiet_libraries()
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _slots(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Each place of a parameter: its module, its name there and itself; a shared one has several."""
+    for owner in module.modules():
+        for key, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield owner, key, parameter
+
+
+def _units(model: Any, modules: Modules) -> list[nn.Module]:
+    """What is loaded at a time, in the order that a forward comes to it, as far as that is known."""
+    mergers = [model.get_submodule(name) for name in modules.mergers]
+    parts = [model.get_submodule(name) for name in (modules.vision_blocks, modules.blocks) if name]
+    listed = [(part if isinstance(part, nn.ModuleList) else [part]) for part in (*parts[:-1], *mergers, parts[-1])]
+    return [*(unit for units in listed for unit in units), model.get_output_embeddings()]
+
+
+def _sources(model: Any, tensors: Tensors, name: str) -> dict[int, str]:
+    """The tensor that each parameter is read from, by the parameter's identity; tied ones are one parameter.
+
+    Raises:
+        InputError: a tensor is missing, has another shape or belongs nowhere.
+    """
+    shapes, sources, names = tensors.shapes(), {}, set()
+    missing, mismatched = [], []
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        names.add(key)
+        if key in shapes and id(parameter) not in sources:
+            sources[id(parameter)] = key
+            if shapes[key] != tuple(parameter.shape):
+                mismatched.append(key)
+    missing = [key for key, parameter in model.named_parameters() if id(parameter) not in sources]
+    known = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    unexpected = [key for key in shapes if key not in names and not any(pattern.search(key) for pattern in known)]
+    for kind, found in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched)):
+        if found:
+            raise InputError(
+                f"{name}: {len(found)} {kind} keys when loading, such as {min(found)}",
+                hint="the weights and config.json must belong to the same model",
+            )
+    return sources
+
+
+@torch.no_grad()
+def _compute_buffers(model: Any, device: torch.device) -> None:
+    """Fill the buffers that no file holds, such as rotary frequencies, as transformers does after loading."""
+    owners: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        # A part that is a model of its own fills what is its own.
+        owners[path] = module if hasattr(module, "_init_weights") else owners[path.rpartition(".")[0]]
+        unfilled = [key for key, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        if unfilled:
+            module._buffers |= {key: torch.empty_like(module._buffers[key], device="cpu") for key in unfilled}
+            owners[path]._init_weights(module)
+            module._buffers |= {key: module._buffers[key].to(device) for key in unfilled}
