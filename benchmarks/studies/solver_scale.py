@@ -2,7 +2,7 @@
 
 Usage, from the root of the repository:
 
-    python benchmarks/studies/solver_scale.py [--shape 2b] [--layers N] [--samples 128]
+    python benchmarks/studies/solver_scale.py [--shape NAME] [--layers N] [--samples 128]
         [--group-size 128] [--device cuda]
 
 Weights are random, so nothing is said about accuracy; time and memory do not depend on the values. With fewer
@@ -16,73 +16,29 @@ import argparse
 import json
 import resource
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
+from shapes import SHAPES, Shape, config_of
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import AutoModelForImageTextToText
 
 from edgetune_calibrate.quantize import DecoderSettings, quantize_decoder
 from edgetune_calibrate.solve import SolveSettings
 from edgetune_runtime.families import get_family
 
-SHAPES: dict[str, dict[str, Any]] = {
-    # The text and vision sizes of the published Qwen3-VL-2B and Qwen2.5-VL-7B configurations.
-    "2b": {
-        "family": "qwen3_vl",
-        "text": {
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "vocab_size": 151936,
-            "tie_word_embeddings": True,
-        },
-        "vision": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16},
-    },
-    "7b": {
-        "family": "qwen2_5_vl",
-        "text": {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-        },
-        "vision": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16},
-    },
-}
 IMAGE, START, END = 1000, 1001, 1002
 """Token ids of the picture's tokens and its ends; any three would do."""
 
 
-def build(shape: dict[str, Any], layers: int, device: str) -> Any:
+def build(shape: Shape, layers: int, device: str) -> Any:
     """Return a bfloat16 model of random weights."""
-    text = shape["text"] | {"num_hidden_layers": layers}
-    ids: dict[str, Any] = {
-        "image_token_id": IMAGE,
-        "video_token_id": 1003,
-        "vision_start_token_id": START,
-        "vision_end_token_id": END,
-    }
-    if shape["family"] == "qwen3_vl":
-        text["rope_parameters"] = {"rope_theta": 5e6, "mrope_section": [24, 20, 20], "rope_type": "default"}
-        vision = shape["vision"] | {"out_hidden_size": text["hidden_size"], "deepstack_visual_indexes": [5, 11, 17]}
-        config: Any = Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
-    else:
-        text["rope_parameters"] = {"rope_theta": 1e6, "mrope_section": [16, 24, 24], "rope_type": "default"}
-        vision = shape["vision"] | {"out_hidden_size": text["hidden_size"]}
-        config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            return AutoModelForImageTextToText.from_config(config).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    ids = {"image_token_id": IMAGE, "video_token_id": 1003, "vision_start_token_id": START, "vision_end_token_id": END}
+    config = config_of(replace(shape, text=shape.text | {"num_hidden_layers": layers}), ids)
+    with torch.device(device):
+        return AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def samples(model: Any, count: int, side: tuple[int, int], words: int) -> list[dict[str, Tensor]]:
@@ -112,7 +68,7 @@ def samples(model: Any, count: int, side: tuple[int, int], words: int) -> list[d
 def main() -> None:
     """Calibrate once and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="2b")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-vl-2b")
     parser.add_argument("--layers", type=int, help="of the decoder, at least 2; by default all")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--image-tokens", type=int, nargs=2, default=(24, 32), metavar=("ROWS", "COLUMNS"))
@@ -123,9 +79,9 @@ def main() -> None:
     options = parser.parse_args()
 
     shape = SHAPES[options.shape]
-    modules = get_family(shape["family"]).modules
+    modules = get_family(shape.family).modules
     assert modules is not None
-    whole = shape["text"]["num_hidden_layers"]
+    whole = shape.text["num_hidden_layers"]
     layers = options.layers or whole
     model = build(shape, layers, options.device)
     batches = samples(model, options.samples, tuple(options.image_tokens), options.words)

@@ -22,24 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3-vl-2b": (
-        "qwen3_vl",
-        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2048}
-        | {"deepstack_visual_indexes": [5, 11, 17]},
-    ),
-    "qwen2.5-vl-3b": (
-        "qwen2_5_vl",
-        {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048},
-    ),
-    "small": (
-        "qwen2_5_vl",
-        {"depth": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64}
-        | {"fullatt_block_indexes": [1, 3]},
-    ),
-}
-"""Model type, and the vision config's values that are not transformers' defaults."""
+from shapes import SHAPES
 
 SYSTEMS = ("transformers float32", "edgetune float32", "edgetune int8")
 
@@ -49,9 +32,10 @@ def build(shape: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    model_type, values = SHAPES[shape]
-    text = {"hidden_size": values["out_hidden_size"], "num_hidden_layers": 1, "intermediate_size": 64}
-    config = AutoConfig.for_model(model_type, vision_config=values, text_config=text | {"vocab_size": 64})
+    sizes = SHAPES[shape]
+    text = {"hidden_size": sizes.vision["out_hidden_size"], "num_hidden_layers": 1, "intermediate_size": 64}
+    vision = dict(sizes.vision)
+    config = AutoConfig.for_model(sizes.family, vision_config=vision, text_config=text | {"vocab_size": 64})
     torch.manual_seed(0)
     return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").model.visual.float().eval()
 
@@ -66,7 +50,7 @@ def write(shape: str, folder: Path) -> None:
 
     tower, dynamic = build(shape), Dynamic()
     for system in SYSTEMS[1:]:
-        model = write_tower(SHAPES[shape][0], tower, FusedAttention)
+        model = write_tower(SHAPES[shape].family, tower, FusedAttention)
         if system.endswith("int8"):
             quantize_linears(model, lambda name: dynamic)
         save_model(model, folder / f"{system}.onnx")
@@ -95,7 +79,8 @@ def encoder(system: str, shape: str, folder: Path, threads: int) -> Callable[[An
 
 def serve(system: str, shape: str, folder: Path, threads: int, picture: tuple[int, int]) -> None:
     """Encode the picture once for each line of standard input; print seconds and the peak of memory in MB."""
-    patch, merge = (16, 2) if SHAPES[shape][0] == "qwen3_vl" else (14, 2)
+    rule = SHAPES[shape].preprocessor
+    patch, merge = rule["patch_size"], rule["merge_size"]
     columns, rows = (side // (patch * merge) * merge for side in picture)
     patches = np.random.default_rng(0).standard_normal((rows * columns, 3 * 2 * patch * patch), dtype=np.float32)
     grid = np.array([[1, rows, columns]])

@@ -12,7 +12,18 @@ from builders import REPOSITORY
 
 def test_the_systems_compute_the_same(tmp_path: Path) -> None:
     script, output = REPOSITORY / "benchmarks" / "studies" / "vision_size.py", tmp_path / "rows.json"
-    words = ["--shape", "small", "--picture", "140x84", "--rounds", "1", "--threads", "1", "--json", str(output)]
+    words = [
+        "--shape",
+        "small-qwen2.5-vl",
+        "--picture",
+        "140x84",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--json",
+        str(output),
+    ]
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peer, exact, rounded = json.loads(output.read_text())

@@ -1,0 +1,268 @@
+"""Checkpoints in the shapes of published models, with random weights: what size costs is measured on them.
+
+Time and memory do not depend on the values of weights, so nothing has to be downloaded but a tokenizer:
+
+    python benchmarks/studies/shapes.py qwen3-vl-8b --tokenizer FOLDER --output FOLDER
+
+The weights are written piece by piece, whatever their size: bfloat16, shards with an index, names of the hub. A
+tokenizer of a smaller vocabulary will do, such as that of `examples/tiny/model`: the table of embeddings keeps its
+published size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetune_core.conversation import stop_ids, token_id
+from edgetune_core.tensor_file import Bytes, TensorLayout, raw, write_sharded
+from edgetune_runtime.families import Family, get_family
+from edgetune_runtime.json_file import read_json
+from edgetune_runtime.tokens import TextTokenizer
+
+SPREAD = 0.02
+"""Standard deviation of weights and biases; what scales after a norm is 1."""
+SHARD = 4 << 30
+"""Bytes of a shard: published ones have about five thousand million."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model.
+
+    Attributes:
+        family: our name of its family, which is its model type.
+        text: values of its text config.
+        vision: values of its vision config that are not transformers' defaults.
+        tied: whether the output head is the table of embeddings.
+        preprocessor: its preprocessor_config.json.
+    """
+
+    family: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    tied: bool
+    preprocessor: dict[str, Any] = field(repr=False)
+
+
+_QWEN3_PREPROCESSOR = {
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+_QWEN2_5_PREPROCESSOR = {
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "processor_class": "Qwen2_5_VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessor",
+}
+
+
+def _qwen3(text: dict[str, Any], vision: dict[str, Any], *, tied: bool, rotary: tuple[int, ...]) -> Shape:
+    common = {
+        "vocab_size": 151936,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5_000_000.0,
+            "mrope_section": list(rotary),
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {"num_heads": 16, "out_hidden_size": text["hidden_size"]} | vision
+    return Shape("qwen3_vl", common | text, vision, tied, _QWEN3_PREPROCESSOR)
+
+
+def _qwen2_5(text: dict[str, Any], vision: dict[str, Any], *, tied: bool, rotary: tuple[int, ...]) -> Shape:
+    common = {
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": list(rotary)},
+    }
+    tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": text["hidden_size"]}
+    return Shape("qwen2_5_vl", common | text, tower | vision, tied, _QWEN2_5_PREPROCESSOR)
+
+
+_SMALL = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+_SMALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+_SMALL_TOWER = {"depth": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4}
+_TOWER_OF_2B = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+
+SHAPES: dict[str, Shape] = {
+    "qwen3-vl-2b": _qwen3(
+        {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
+        _TOWER_OF_2B,
+        tied=True,
+        rotary=(24, 20, 20),
+    ),
+    "qwen3-vl-4b": _qwen3(
+        {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+        _TOWER_OF_2B,
+        tied=True,
+        rotary=(24, 20, 20),
+    ),
+    "qwen3-vl-8b": _qwen3(
+        {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
+        {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
+        tied=False,
+        rotary=(24, 20, 20),
+    ),
+    "qwen2.5-vl-3b": _qwen2_5(
+        {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "vocab_size": 151936}
+        | {"num_attention_heads": 16, "num_key_value_heads": 2},
+        {},
+        tied=True,
+        rotary=(16, 24, 24),
+    ),
+    "qwen2.5-vl-7b": _qwen2_5(
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152064}
+        | {"num_attention_heads": 28, "num_key_value_heads": 4},
+        {},
+        tied=False,
+        rotary=(16, 24, 24),
+    ),
+    "small-qwen3-vl": _qwen3(
+        _SMALL | _SMALL_HEADS | {"head_dim": 16},
+        _SMALL_TOWER | {"deepstack_visual_indexes": [1, 2]},
+        tied=True,
+        rotary=(4, 2, 2),
+    ),
+    "small-qwen2.5-vl": _qwen2_5(
+        _SMALL | _SMALL_HEADS,
+        _SMALL_TOWER | {"fullatt_block_indexes": [1, 3]},
+        tied=False,
+        rotary=(2, 3, 3),
+    ),
+}
+"""Published sizes by the model's name on the hub, and two of no model, for tests."""
+
+
+def config_of(shape: Shape, ids: dict[str, int] | None = None) -> Any:
+    """Return transformers' config of a shape.
+
+    Args:
+        shape: the sizes.
+        ids: tokens by their names in a config, such as `image_token_id`; transformers has Qwen's.
+    """
+    from transformers import AutoConfig
+
+    tie, ids = {"tie_word_embeddings": shape.tied}, dict(ids or {})
+    text = shape.text | tie | {name: ids.pop(name) for name in ("bos_token_id", "eos_token_id") if name in ids}
+    return AutoConfig.for_model(
+        shape.family, text_config=text, vision_config=dict(shape.vision), dtype="bfloat16", **tie, **ids
+    )
+
+
+def write_checkpoint(shape: Shape, tokenizer: Path, folder: Path, *, seed: int = 0, shard: int = SHARD) -> None:
+    """Write a checkpoint of random bfloat16 weights.
+
+    Args:
+        shape: its sizes.
+        tokenizer: a folder with the tokenizer.json and tokenizer_config.json of a tokenizer with Qwen's control tokens.
+        folder: a new folder.
+        seed: of the weights.
+        shard: bytes of a shard; at most that much and one piece is in memory.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the shape has embeddings.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    family = get_family(shape.family)
+    assert family.modules is not None
+    folder.mkdir(parents=True)
+    words = _write_tokenizer(tokenizer, folder, family)
+    roles = ("image", "video", "vision_start", "vision_end")
+    ids = {f"{role}_token_id": token_id(words, family.special_tokens[role]) for role in roles}
+    stops, pad = stop_ids(words, family), token_id(words, family.special_tokens["pad"])
+    if max(*ids.values(), *stops, pad) >= shape.text["vocab_size"]:
+        raise ValueError(f"{tokenizer}: has tokens beyond the {shape.text['vocab_size']} embeddings of the shape")
+    config = config_of(shape, ids | {"bos_token_id": pad, "eos_token_id": stops[0]})
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    GenerationConfig(eos_token_id=stops, pad_token_id=pad, do_sample=False).save_pretrained(folder)
+    _write_json(folder / "preprocessor_config.json", shape.preprocessor)
+
+    published = family.modules.hub_name
+    layouts = {published(name): TensorLayout.like(tensor) for name, tensor in model.named_parameters()}
+    gains = {
+        published(f"{name}.weight") for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
+    }
+    seeds = {name: seed * len(layouts) + number for number, name in enumerate(layouts)}
+
+    def pieces(name: str) -> Iterator[Bytes]:
+        generator = torch.Generator().manual_seed(seeds[name])
+        for first, end in layouts[name].row_slices():
+            values = torch.empty(end - first, *layouts[name].shape[1:], dtype=torch.bfloat16)
+            yield raw(values.fill_(1) if name in gains else values.normal_(0, SPREAD, generator=generator))
+
+    write_sharded(folder, layouts, pieces, shard)
+
+
+def _write_tokenizer(source: Path, folder: Path, family: Family) -> TextTokenizer:
+    """Copy a tokenizer and write its family's chat template beside it."""
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    settings = read_json(source / "tokenizer_config.json")
+    settings.pop("chat_template", None)
+    _write_json(folder / "tokenizer_config.json", settings)
+    chat = family.chat
+    opening, closing = chat.user.split("user")
+    default = chat.prefix.removesuffix(chat.user)
+    template = (
+        "{% for message in messages %}"
+        + ("{% if loop.first and message.role != 'system' %}" + default + "{% endif %}" if default else "")
+        + opening
+        + "{{ message.role }}"
+        + closing
+        + "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+        + "{% if part.type == 'image' %}"
+        + (chat.before_image + chat.image_token + chat.after_image)
+        + "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+        + (chat.end + chat.between)
+        + "{% endfor %}{% if add_generation_prompt %}"
+        + chat.suffix.removeprefix(chat.end + chat.between)
+        + "{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return TextTokenizer(folder / "tokenizer.json")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="folder of a tokenizer with Qwen's control tokens"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    write_checkpoint(SHAPES[options.shape], options.tokenizer, options.output, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
