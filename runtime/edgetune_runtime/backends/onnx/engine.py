@@ -54,9 +54,9 @@ class OnnxBackend(Backend):
         accuracy_level: int = INT8_ACTIVATIONS,
     ) -> None:
         place = Device.parse(device)
-        self._vision = _open(vision, place, threads)
-        self._embed = _open(embed, Device("cpu"), threads)  # a table look-up: not worth a trip to the GPU
-        self._decoder = _open(decoder, place, threads, weights, accuracy_level)
+        self._vision = open_graph(vision, place, threads)
+        self._embed = open_graph(embed, Device("cpu"), threads)  # a table look-up: not worth a trip to the GPU
+        self._decoder = open_graph(decoder, place, threads, weights, accuracy_level)
         super().__init__(_shape(self._vision, self._decoder, vision, decoder))
         _require_input(self._embed, "input_ids", embed)
         names = [node.name for node in self._decoder.get_inputs()]
@@ -166,14 +166,26 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _open(
+def open_graph(
     path: Path,
     device: Device,
     threads: int | None,
     weights: Mapping[str, Array] | None = None,
     accuracy_level: int = INT8_ACTIVATIONS,
 ) -> Any:
-    """Open one graph."""
+    """Open one graph as a session of onnxruntime.
+
+    Args:
+        path: of the graph.
+        device: where it computes.
+        threads: CPU threads of each operator; None is onnxruntime's own choice.
+        weights: values of weights that the graph leaves out, by name.
+        accuracy_level: of products whose weights the graph dequantizes with standard operators.
+
+    Raises:
+        BundleError: onnxruntime cannot load it.
+        MissingDependency: onnxruntime is not installed, or its provider for the device.
+    """
     if not path.is_file():
         raise BundleError(f"{path}: the model file is missing")
     ort = _onnxruntime()
