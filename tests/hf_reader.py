@@ -51,7 +51,8 @@ def dense_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def gptq_settings(quantization: Mapping[str, Any], name: str) -> tuple[int, int]:
     """Bits and group size of a layer: the first expression under `dynamic` that matches its name, else the common."""
     for pattern, override in quantization.get("dynamic", {}).items():
-        if re.match(pattern.removeprefix("+:"), name):
+        if re.match(pattern[2:], name):
+            assert pattern.startswith("+:"), f"{name} is left out"
             return override["bits"], override["group_size"]
     return quantization["bits"], quantization["group_size"]
 
@@ -81,7 +82,7 @@ def _compressed(tensors: Mapping[str, Array], quantization: Mapping[str, Any], n
     schemes = [
         group["weights"]
         for group in quantization["config_groups"].values()
-        if any(re.match(target.removeprefix("re:"), name) for target in group["targets"])
+        if any(target == "Linear" or re.match(target.removeprefix("re:"), name) for target in group["targets"])
     ]
     assert len(schemes) == 1 and not any(re.match(entry.removeprefix("re:"), name) for entry in quantization["ignore"])
     bits, group_size = schemes[0]["num_bits"], schemes[0]["group_size"]

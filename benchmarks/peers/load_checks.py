@@ -87,7 +87,8 @@ def prepare(work: Path, family: str) -> Path:
     calibrate = ["--data", case / "data/train.jsonl", "--group-size", 32, "--output", weights]
     edgetune("calibrate", "--checkpoint", checkpoint, *calibrate)
     formats = "gptq,awq,compressed-tensors,onnx"
-    edgetune("export", "--checkpoint", checkpoint, "--weights", weights, "--formats", formats, "--output", folder)
+    export = ["--weights", weights, "--formats", formats, "--names", "transformers", "--output", folder]
+    edgetune("export", "--checkpoint", checkpoint, *export)
     samples = torch.load(case / "held_out.pt")[:RECORDS]
     for sample in samples:
         sample.pop("answer_start")

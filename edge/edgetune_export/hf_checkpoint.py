@@ -1,8 +1,8 @@
 """A Hugging Face checkpoint with quantized weights, written from the merged one shard by shard.
 
 The merged checkpoint is the template: a tensor that the weight set does not replace keeps its dtype and its shard.
-Names are those of the modules in transformers, also where published checkpoints of the family have older ones:
-GPTQModel knows no others, and takes a layer that it does not find for zeros without a word; servers know both.
+Names are those of the family's published checkpoints, which every server knows, or those of the modules in
+transformers: GPTQModel knows no others, and takes a layer that it does not find for zeros without a word.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families.base import Modules
+from edgetune_runtime.families.base import Modules, Prefixes, file_name
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.quant.blocks import BlockWeight
 
@@ -53,6 +53,8 @@ def write_checkpoint(
     pack: Pack,
     config: Mapping[str, Any],
     quantization: Mapping[str, Any],
+    *,
+    prefixes: Prefixes = (),
 ) -> list[str]:
     """Write weights and config.json; tokenizer and processor files are the caller's.
 
@@ -64,6 +66,8 @@ def write_checkpoint(
         pack: the layout.
         config: the content of the source's config.json.
         quantization: its new `quantization_config`.
+        prefixes: what names begin with in transformers and in the written files, the family's `hub_prefixes` for the
+            names of published checkpoints.
 
     Returns:
         Names of the weight files.
@@ -86,7 +90,8 @@ def write_checkpoint(
                     tensors |= replaced.take(memory_name)
         if path == sources[-1]:
             tensors |= replaced.take_tied_head()
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / path.name, {"format": "pt"})
+        tensors = {file_name(name, prefixes): tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, folder / path.name, {"format": "pt"})
         places |= dict.fromkeys(tensors, path.name)
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     replaced.require_all_taken(source)

@@ -26,6 +26,9 @@ VISION = ("visual", "model.visual")
 """The vision tower in modules_to_not_convert. transformers matches from the start of its name, others match a part of
 theirs; with only one of the two, some reader would quantize the tower and compute NaN."""
 
+_VISION_LAYERS = r"(.*\.)?visual\..*"
+"""Expression that matches every layer of the vision tower, wherever a reader's module tree has it."""
+
 _LAYER = re.compile(r".*\.layers\.(\d+)\.(\w+)\.(\w+)_proj")
 _FUSED = {**dict.fromkeys("qkv", "(q|k|v|qkv)"), **dict.fromkeys(("gate", "up"), "(gate|up|gate_up)")}
 
@@ -34,14 +37,15 @@ def gptq_config(formats: Formats, blocks: str) -> dict[str, Any]:
     """`quantization_config` of a GPTQ checkpoint; also the content of quantize_config.json.
 
     The commonest format is the checkpoint's, the others are overrides under `dynamic`, which GPTQModel and vLLM read
-    (transformers does not, and refuses such a checkpoint because of the tensors' shapes).
+    (transformers does not, and refuses such a checkpoint because of the tensors' shapes). There the vision tower is
+    left out too, for readers that know no `block_name_to_quantize` would build it of quantized layers.
 
     Args:
         formats: quantized layers, of 3, 4 or 8 bits.
         blocks: name of the decoder's blocks in transformers.
     """
     common = _commonest(formats)
-    dynamic: dict[str, dict[str, Any]] = {}
+    dynamic: dict[str, dict[str, Any]] = {f"-:{_VISION_LAYERS}": {}}
     for fmt in _others(formats, common):
         entry = {"bits": fmt.bits, "group_size": fmt.block, "sym": fmt.symmetric}
         dynamic |= {f"+:{pattern}": entry for pattern in _patterns(name for name in formats if formats[name] == fmt)}
@@ -56,7 +60,7 @@ def gptq_config(formats: Formats, blocks: str) -> dict[str, Any]:
         "lm_head": HEAD in formats,
         # Without it readers guess, and may take the vision tower's blocks for the decoder's.
         "block_name_to_quantize": blocks,
-        **({"dynamic": dynamic} if dynamic else {}),
+        "dynamic": dynamic,
         # GPTQModel reads zero points of this layout only from itself since 0.9.0, for older writers let them overflow.
         # Ours do not (`edgetune_runtime.quant.gptq`), and the second entry says so in the only way that it knows.
         "meta": {"quantizer": [f"edgetune:{__version__}", "gptqmodel:0.9.0"]},
@@ -96,12 +100,19 @@ def awq_config(formats: Formats) -> dict[str, Any]:
 
 
 def compressed_config(formats: Formats) -> dict[str, Any]:
-    """`quantization_config` of a compressed-tensors checkpoint ("pack-quantized")."""
+    """`quantization_config` of a compressed-tensors checkpoint ("pack-quantized").
+
+    Layers of one format are named by their class, as most published checkpoints do and as some readers require; those
+    of several formats by expressions. A quantized head is named in any case, for servers have a class of its own.
+    """
     groups = {}
     common = _commonest(formats)
-    for number, fmt in enumerate((common, *_others(formats, common))):
+    kinds = (common, *_others(formats, common))
+    for number, fmt in enumerate(kinds):
+        patterns = _patterns(name for name in formats if formats[name] == fmt and (len(kinds) > 1 or name == HEAD))
         groups[f"group_{number}"] = {
-            "targets": [f"re:{pattern}" for pattern in _patterns(name for name in formats if formats[name] == fmt)],
+            "targets": [*(["Linear"] if len(kinds) == 1 else []), *(f"re:{pattern}" for pattern in patterns)],
+            "format": "pack-quantized",
             "weights": {
                 "num_bits": fmt.bits,
                 "type": "int",
@@ -113,7 +124,7 @@ def compressed_config(formats: Formats) -> dict[str, Any]:
             "input_activations": None,
             "output_activations": None,
         }
-    ignored = [r"(.*\.)?visual\..*", *([] if HEAD in formats else _patterns([HEAD]))]
+    ignored = [_VISION_LAYERS, *([] if HEAD in formats else _patterns([HEAD]))]
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

@@ -83,7 +83,10 @@ def _export(
     job.progress("checkpoint")
     job.copy_files()
     checkpoint = job.checkpoint
-    names = write_checkpoint(checkpoint.folder, work, weights, modules, layout.pack, checkpoint.config, quantization)
+    prefixes = modules.hub_prefixes if options.names == "hub" else ()
+    names = write_checkpoint(
+        checkpoint.folder, work, weights, modules, layout.pack, checkpoint.config, quantization, prefixes=prefixes
+    )
     (work / "onnx").mkdir()
     job.progress("vision")
     save_model(build_vision(job), work / FILES["vision"])
@@ -91,11 +94,16 @@ def _export(
     save_model(build_embed(job.decoder.embedding(), options.table), work / FILES["embed"])
     job.progress("decoder")
     products = _write_decoder(job)
-    filled = read_weights([work / name for name in names], layout, products, half=options.half)
+    filled = read_weights([work / name for name in names], layout, products, half=options.half, prefixes=prefixes)
     measured = check_graphs(job, filled)
     roles = {"weights" if len(names) == 1 else f"weights.{i}": name for i, name in enumerate(names)}
     names_of = {"blocks": modules.blocks, "text_root": modules.text_root, "vision_root": modules.vision_root}
-    packed = {"files": list(roles), "modules": names_of, "products": products}
+    packed = {
+        "files": list(roles),
+        "modules": names_of,
+        "prefixes": [list(pair) for pair in prefixes],
+        "products": products,
+    }
     return job.result(format_, {**FILES, **roles}, measured, accuracy_level=options.accuracy_level, packed=packed)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgetune_runtime.quant.blocks import BlockFormat
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+Names = Literal["hub", "transformers"]
 VisionPrecision = Literal["fp32", "fp16", "int8", "int8-static"]
 Block = Literal[32, 64, 128]
 DEFAULT_BLOCK = 32
@@ -37,6 +38,8 @@ class ExportSettings(Options):
             names RTX GPUs.
         trt_targets: compute capabilities, such as "8.6", to build TensorRT-RTX engines for.
         max_length: prompt and answer together, in tokens; None derives it from the image limit.
+        names: of tensors in formats that are checkpoints: those of the family's published ones ("hub"), or those of
+            the modules in transformers.
         min_pixels: smallest area of a resized picture; None is the checkpoint's.
         max_pixels: largest area, likewise.
     """
@@ -89,7 +92,11 @@ class ExportSettings(Options):
         help="Longest prompt and answer together, in tokens; by default the largest image and 1024 more.",
         minimum=1,
     )
-
+    names: Names = option(
+        "hub",
+        help="Names of tensors in checkpoints: those of the family's published ones, which servers know, or those of "
+        "the modules in transformers, which GPTQModel needs.",
+    )
     min_pixels: int | None = option(
         None, help="Smallest area of a resized picture in pixels.", shown="the checkpoint's", minimum=1
     )

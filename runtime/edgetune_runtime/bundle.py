@@ -321,6 +321,11 @@ def _packed(told: _Fields, files: Mapping[str, Path]) -> Mapping[str, Any]:
             raise InputError(f"packed.files names {role!r}, which is not in files")
     for name in ("blocks", "text_root", "vision_root"):
         told.part("modules").text(name)
+    if "prefixes" in told.values:
+        pairs = told.lists("prefixes")
+        for place in pairs.values:
+            if len(pairs.texts(place)) != 2:
+                raise InputError(f"{pairs.place}{place} is no pair: {_short(pairs.values[place])}")
     products = told.part("products")
     for name in products.values:
         product = products.part(name)

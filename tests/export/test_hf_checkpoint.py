@@ -38,8 +38,8 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_qwen3_vl(tmp_path_factory.mktemp("padded"), vocabulary=1792)
 
 
-def write(checkpoint: Path, weights: Path, folder: Path, layout: str) -> dict[str, Any]:
-    """Write a checkpoint in a layout; returns its quantization_config."""
+def write(checkpoint: Path, weights: Path, folder: Path, layout: str, *, names: str = "hub") -> dict[str, Any]:
+    """Write a checkpoint in a layout, under published names or those in transformers; returns its configuration."""
     config = json.loads((checkpoint / "config.json").read_text())
     modules = get_family(config["model_type"]).modules
     assert modules is not None
@@ -51,7 +51,9 @@ def write(checkpoint: Path, weights: Path, folder: Path, layout: str) -> dict[st
         "compressed-tensors": lambda: compressed_config(formats),
     }[layout]()
     folder.mkdir()
-    write_checkpoint(checkpoint, folder, loaded, modules, LAYOUTS[layout].pack, config, quantization)
+    prefixes = modules.hub_prefixes if names == "hub" else ()
+    pack = LAYOUTS[layout].pack
+    write_checkpoint(checkpoint, folder, loaded, modules, pack, config, quantization, prefixes=prefixes)
     return quantization
 
 
@@ -95,15 +97,19 @@ def with_three_bits(name: str) -> BlockFormat:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", ["qwen3_vl_bf16", "qwen2_5_vl"])
-def test_readers_get_the_sets_values(family: str, layout: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "names"), [("qwen3_vl_bf16", "hub"), ("qwen2_5_vl", "hub"), ("qwen2_5_vl", "transformers")]
+)
+def test_readers_get_the_sets_values(
+    family: str, names: str, layout: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     checkpoint: Path = request.getfixturevalue(family)
     scaled = {NORM: memory_names(checkpoint)[NORM] * np.float32(1.0123)}
     weights = build_weight_set(checkpoint, tmp_path / "set", overrides=scaled)
-    write(checkpoint, weights, tmp_path / "out", layout)
+    write(checkpoint, weights, tmp_path / "out", layout, names=names)
     dense = dense_tensors(tmp_path / "out")
     original = tensors_of(checkpoint)
-    if family == "qwen2_5_vl":
+    if names == "transformers":
         original = {rename(name): tensor for name, tensor in original.items()}
     assert set(dense) == set(original)
     quantized = {name for name in original if ".layers." in name and original[name].ndim == 2}
@@ -128,7 +134,60 @@ def test_mixed_formats_and_a_head_of_its_own(
     assert_is_the_set(load(tmp_path / "out", dense_tensors(tmp_path / "out")), padded, weights)
 
 
-def test_names_are_those_in_transformers(qwen2_5_vl: Path, tmp_path: Path) -> None:
+PUBLISHED = {
+    # What model.safetensors.index.json of Qwen/Qwen2.5-VL-7B-Instruct and Qwen/Qwen3-VL-8B-Instruct list, with N for
+    # each number. Small Qwen3-VL models have no lm_head.
+    "qwen2_5_vl": """
+        lm_head.weight model.embed_tokens.weight model.norm.weight visual.patch_embed.proj.weight
+        model.layers.N.input_layernorm.weight model.layers.N.post_attention_layernorm.weight
+        model.layers.N.mlp.down_proj.weight model.layers.N.mlp.gate_proj.weight model.layers.N.mlp.up_proj.weight
+        model.layers.N.self_attn.k_proj.bias model.layers.N.self_attn.k_proj.weight
+        model.layers.N.self_attn.q_proj.bias model.layers.N.self_attn.q_proj.weight
+        model.layers.N.self_attn.v_proj.bias model.layers.N.self_attn.v_proj.weight
+        model.layers.N.self_attn.o_proj.weight
+        visual.blocks.N.attn.proj.bias visual.blocks.N.attn.proj.weight
+        visual.blocks.N.attn.qkv.bias visual.blocks.N.attn.qkv.weight
+        visual.blocks.N.mlp.down_proj.bias visual.blocks.N.mlp.down_proj.weight
+        visual.blocks.N.mlp.gate_proj.bias visual.blocks.N.mlp.gate_proj.weight
+        visual.blocks.N.mlp.up_proj.bias visual.blocks.N.mlp.up_proj.weight
+        visual.blocks.N.norm1.weight visual.blocks.N.norm2.weight visual.merger.ln_q.weight
+        visual.merger.mlp.N.bias visual.merger.mlp.N.weight""",
+    "qwen3_vl": """
+        model.language_model.embed_tokens.weight model.language_model.norm.weight
+        model.language_model.layers.N.input_layernorm.weight
+        model.language_model.layers.N.post_attention_layernorm.weight
+        model.language_model.layers.N.mlp.down_proj.weight model.language_model.layers.N.mlp.gate_proj.weight
+        model.language_model.layers.N.mlp.up_proj.weight
+        model.language_model.layers.N.self_attn.k_norm.weight model.language_model.layers.N.self_attn.k_proj.weight
+        model.language_model.layers.N.self_attn.q_norm.weight model.language_model.layers.N.self_attn.q_proj.weight
+        model.language_model.layers.N.self_attn.o_proj.weight model.language_model.layers.N.self_attn.v_proj.weight
+        model.visual.patch_embed.proj.bias model.visual.patch_embed.proj.weight model.visual.pos_embed.weight
+        model.visual.blocks.N.attn.proj.bias model.visual.blocks.N.attn.proj.weight
+        model.visual.blocks.N.attn.qkv.bias model.visual.blocks.N.attn.qkv.weight
+        model.visual.blocks.N.mlp.linear_fc1.bias model.visual.blocks.N.mlp.linear_fc1.weight
+        model.visual.blocks.N.mlp.linear_fc2.bias model.visual.blocks.N.mlp.linear_fc2.weight
+        model.visual.blocks.N.norm1.bias model.visual.blocks.N.norm1.weight
+        model.visual.blocks.N.norm2.bias model.visual.blocks.N.norm2.weight
+        model.visual.merger.linear_fc1.bias model.visual.merger.linear_fc1.weight
+        model.visual.merger.linear_fc2.bias model.visual.merger.linear_fc2.weight
+        model.visual.merger.norm.bias model.visual.merger.norm.weight
+        model.visual.deepstack_merger_list.N.linear_fc1.bias model.visual.deepstack_merger_list.N.linear_fc1.weight
+        model.visual.deepstack_merger_list.N.linear_fc2.bias model.visual.deepstack_merger_list.N.linear_fc2.weight
+        model.visual.deepstack_merger_list.N.norm.bias model.visual.deepstack_merger_list.N.norm.weight""",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_names_are_the_published_ones(family: str, layout: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Layers keep their published names; of a quantized one other tensors follow it."""
+    checkpoint: Path = request.getfixturevalue(family)
+    write(checkpoint, build_weight_set(checkpoint, tmp_path / "set"), tmp_path / "out", layout)
+    names = {re.sub(r"\.\d+\.", ".N.", name) for name in dense_tensors(tmp_path / "out")}
+    assert names == set(PUBLISHED[family].split())
+
+
+def test_names_can_be_those_in_transformers(qwen2_5_vl: Path, tmp_path: Path) -> None:
     """Whether the source has the published names or those of transformers 5: GPTQModel knows only the latter."""
     weights = build_weight_set(qwen2_5_vl, tmp_path / "set")
     with torch.device("meta"):
@@ -139,7 +198,7 @@ def test_names_are_those_in_transformers(qwen2_5_vl: Path, tmp_path: Path) -> No
     renamed = copy_checkpoint(qwen2_5_vl, tmp_path / "renamed")
     save_file({rename(name): tensor for name, tensor in published.items()}, renamed / "model.safetensors")
     for source in (qwen2_5_vl, renamed):
-        write(source, weights, tmp_path / f"{source.name}-out", "gptq")
+        write(source, weights, tmp_path / f"{source.name}-out", "gptq", names="transformers")
         assert set(dense_tensors(tmp_path / f"{source.name}-out")) == names
 
 
@@ -191,6 +250,25 @@ def test_awq_readers_leave_the_vision_tower_alone(family: str, request: pytest.F
     assert {name for name in linears if not any(part in theirs[name] for part in kept)} == quantized
 
 
+@pytest.mark.parametrize("head", [None, G32])
+def test_compressed_tensors_finds_the_layers(head: BlockFormat | None, qwen3_vl: Path, tmp_path: Path) -> None:
+    """All linear layers but those that an expression leaves out, by their names in transformers and in vLLM."""
+    weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", head=head))
+    quantization = compressed_config({name: weights.format(name) for name in weights.names})
+    (group,) = quantization["config_groups"].values()
+    assert group["format"] == quantization["format"] == "pack-quantized"
+    assert group["targets"] == ["Linear", *([r"re:(.*\.)?lm_head"] if head else [])]
+    assert all(entry.startswith("re:") for entry in quantization["ignore"])
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(qwen3_vl))
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    ignored = [entry.removeprefix("re:") for entry in quantization["ignore"]]
+    for prefix in ("", "model."):
+        theirs = {name: name.removeprefix(prefix) for name in linears}
+        kept = {name for name in linears if not any(re.match(entry, theirs[name]) for entry in ignored)}
+        assert kept == set(weights.names)
+
+
 def test_gptq_says_which_blocks(qwen2_5_vl: Path, tmp_path: Path) -> None:
     weights = build_weight_set(qwen2_5_vl, tmp_path / "set")
     quantization = write(qwen2_5_vl, weights, tmp_path / "out", "gptq")
@@ -232,7 +310,8 @@ def test_overrides_reach_layers_under_every_readers_name(spelling: str, qwen3_vl
             assert hits == ([] if told == common else [told]), (layer, role)
     vision = ("model.visual.blocks.1.attn.qkv", "visual.blocks.1.mlp.linear_fc1", "visual.merger.linear_fc2")
     for name in vision:
-        assert not any(re.match(pattern.removeprefix("+:"), name) for pattern in quantization["dynamic"])
+        matching = [pattern for pattern in quantization["dynamic"] if re.match(pattern[2:], name)]
+        assert len(matching) == 1 and matching[0].startswith("-:")  # GPTQModel's way to leave layers out
         assert any(re.match(entry.removeprefix("re:"), name) for entry in compressed_config(formats)["ignore"])
 
 

@@ -39,7 +39,9 @@ def weights(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightS
     return WeightSet.load(build_weight_set(qwen3_vl, folder / "set", choose=choose))
 
 
-def quantized(checkpoint: Path, weights: WeightSet, folder: Path, layout: str = "gptq") -> Path:
+def quantized(
+    checkpoint: Path, weights: WeightSet, folder: Path, layout: str = "gptq", *, published: bool = True
+) -> Path:
     """A checkpoint as a quantizer of GPTQ or AWQ leaves it."""
     config = json.loads((checkpoint / "config.json").read_text())
     modules = get_family(config["model_type"]).modules
@@ -50,7 +52,8 @@ def quantized(checkpoint: Path, weights: WeightSet, folder: Path, layout: str = 
     for path in checkpoint.iterdir():
         if path.suffix != ".safetensors":
             (folder / path.name).write_bytes(path.read_bytes())
-    write_checkpoint(checkpoint, folder, weights, modules, LAYOUTS[layout].pack, config, quantization)
+    pack, prefixes = LAYOUTS[layout].pack, modules.hub_prefixes if published else ()
+    write_checkpoint(checkpoint, folder, weights, modules, pack, config, quantization, prefixes=prefixes)
     return folder
 
 
@@ -108,9 +111,12 @@ def test_a_quantize_config_beside_the_checkpoint(qwen3_vl: Path, weights: Weight
     assert_reads_as(folder, qwen3_vl, weights)
 
 
-def test_awq_with_biases_and_published_names(qwen2_5_vl: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("published", [True, False])
+def test_awq_with_biases_under_published_names_and_others(qwen2_5_vl: Path, published: bool, tmp_path: Path) -> None:
     own = WeightSet.load(build_weight_set(qwen2_5_vl, tmp_path / "set"))
-    assert_reads_as(quantized(qwen2_5_vl, own, tmp_path / "awq", "awq"), qwen2_5_vl, own)
+    folder = quantized(qwen2_5_vl, own, tmp_path / "awq", "awq", published=published)
+    assert any(name.startswith("visual.") for name in load_file(folder / "model.safetensors")) == published
+    assert_reads_as(folder, qwen2_5_vl, own)
 
 
 def test_zero_biases_that_the_model_lacks(qwen3_vl: Path, weights: WeightSet, tmp_path: Path) -> None:

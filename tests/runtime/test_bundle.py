@@ -95,6 +95,11 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 NAN = float("nan")
 RANGES = [{"x": [[1], [2], [8]]}]
+PACKED = {
+    "files": ["decoder"],
+    "modules": {"blocks": "model.layers", "text_root": "model", "vision_root": "visual"},
+    "products": {},
+}
 TRT: dict[str, Any] = {"profile": "10.3", "in_place": True, "profiles": {"vision": RANGES, "decoder": RANGES}}
 
 
@@ -140,6 +145,7 @@ TRT: dict[str, Any] = {"profile": "10.3", "in_place": True, "profiles": {"vision
         ("rope.interleaved", "yes", "rope.interleaved must be true or false"),
         ("accuracy_level", 9, "accuracy_level must be from 0 to 4"),
         ("packed", {"files": ["weights"]}, "packed.files names 'weights', which is not in files"),
+        ("packed", PACKED | {"prefixes": [["model."]]}, "packed.prefixes.0 is no pair: .'model.'."),
         ("format", "trt", "trt is missing"),
         ("trt", TRT | {"in_place": 1}, "trt.in_place must be true or false, got 1"),
         ("trt", TRT | {"profile": 10.3}, "trt.profile must be a text, got 10.3"),

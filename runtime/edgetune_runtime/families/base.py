@@ -6,7 +6,7 @@ layers are. Everything else in the project reads these facts and never asks for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,16 @@ from edgetune_runtime.chat import Chat as Chat
 from edgetune_runtime.codec.box_format import BoxFormat
 
 Resize = Literal["smart", "pad_square", "tiles", "split", "anyres", "square"]
+Prefixes = Sequence[tuple[str, str]]
+"""Pairs of what tensors' names begin with in memory and in files; the first match wins."""
+
+
+def file_name(name: str, prefixes: Prefixes) -> str:
+    """Return what files call the tensor that transformers calls `name`."""
+    for ours, theirs in prefixes:
+        if name.startswith(ours):
+            return theirs + name[len(ours) :]
+    return name
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,7 @@ class Modules:
 
     def hub_name(self, name: str) -> str:
         """Return the published checkpoints' name of the tensor that transformers calls `name`."""
-        for ours, theirs in self.hub_prefixes:
-            if name.startswith(ours):
-                return theirs + name[len(ours) :]
-        return name
+        return file_name(name, self.hub_prefixes)
 
     def memory_name(self, name: str) -> str:
         """Return what transformers calls the tensor `name` of a checkpoint, published or saved by transformers.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edgetune_runtime.backends.onnx.engine import OnnxBackend, graphs_of
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
+from edgetune_runtime.families.base import Prefixes, file_name
 from edgetune_runtime.quant.blocks import BlockFormat, in_nibbles, pack_nibbles
 from edgetune_runtime.quant.layouts import GROUPS, LAYOUTS, Layout
 
@@ -45,12 +46,18 @@ class PackedBackend(OnnxBackend):
         if packed is None:
             raise BundleError(f"{bundle.folder}: format {bundle.format!r}, but the manifest has no 'packed'")
         files = [bundle.files[role] for role in packed["files"]]
-        weights = read_weights(files, LAYOUTS[bundle.format], packed["products"], half=bundle.half)
+        layout, prefixes = LAYOUTS[bundle.format], packed.get("prefixes", ())
+        weights = read_weights(files, layout, packed["products"], half=bundle.half, prefixes=prefixes)
         return cls(**graphs, device=device, threads=threads, weights=weights)
 
 
 def read_weights(
-    files: Sequence[Path], layout: Layout, products: Mapping[str, Mapping[str, Any]], *, half: bool
+    files: Sequence[Path],
+    layout: Layout,
+    products: Mapping[str, Mapping[str, Any]],
+    *,
+    half: bool,
+    prefixes: Prefixes = (),
 ) -> dict[str, Array]:
     """The values of the weights that the decoder's graph leaves out, by name.
 
@@ -60,6 +67,7 @@ def read_weights(
         products: for each product of the graph the "layers" of the checkpoint that it stacks, their "bits",
             "group_size", and whether they are "symmetric".
         half: whether the graph computes in float16.
+        prefixes: what layers' names begin with in `products` and in the files.
 
     Raises:
         BundleError: a tensor is missing or does not fit.
@@ -79,11 +87,12 @@ def read_weights(
             for name, product in products.items():
                 fmt = BlockFormat(product["bits"], product["group_size"], product["symmetric"])
                 kinds = (layout.codes, layout.scales) if fmt.symmetric else (layout.codes, layout.scales, layout.zeros)
+                layers = [file_name(layer, prefixes) for layer in product["layers"]]
                 parts = [
                     {kind: places[f"{layer}.{kind}"].get_tensor(f"{layer}.{kind}") for kind in kinds}
-                    for layer in product["layers"]
+                    for layer in layers
                 ]
-                for layer, part in zip(product["layers"], parts, strict=True):
+                for layer, part in zip(layers, parts, strict=True):
                     name_of_groups = f"{layer}.{GROUPS}"
                     groups = places[name_of_groups].get_tensor(name_of_groups) if name_of_groups in places else None
                     layout.check(layer, part, groups, fmt)

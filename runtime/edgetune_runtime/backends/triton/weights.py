@@ -13,6 +13,7 @@ from edgetune_runtime.backends.triton.model import Decoder, Layer, Sizes
 from edgetune_runtime.backends.triton.packing import PackedLinear, dense, pack, stack
 from edgetune_runtime.bundle import Bundle, Rope
 from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.families.base import Prefixes, file_name
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.layouts import GROUPS, LAYOUTS
@@ -26,7 +27,6 @@ class PackedCheckpoint:
 
     Attributes:
         config: config.json.
-
         modules: "blocks", "text_root" and "vision_root": dotted names of the decoder's layer list, the text model and
             the vision tower in transformers.
 
@@ -39,6 +39,7 @@ class PackedCheckpoint:
         if packed is None:
             raise BundleError(f"{bundle.folder}: format {bundle.format!r}, but the manifest has no 'packed'")
         self.modules: Mapping[str, str] = packed["modules"]
+        self._prefixes: Prefixes = packed.get("prefixes", ())
         self._layout = LAYOUTS[bundle.format]
         self._formats = {
             layer: BlockFormat(product["bits"], product["group_size"], product["symmetric"])
@@ -69,19 +70,25 @@ class PackedCheckpoint:
         Raises:
             BundleError: there is none.
         """
-        if name not in self._places:
-            raise BundleError(f"{self._bundle.folder}: no tensor {name}", hint="export the bundle again")
-        tensor: torch.Tensor = self._places[name].get_tensor(name)
+        stored = file_name(name, self._prefixes)
+        if stored not in self._places:
+            raise BundleError(f"{self._bundle.folder}: no tensor {stored}", hint="export the bundle again")
+        tensor: torch.Tensor = self._places[stored].get_tensor(stored)
         return tensor
 
     def optional(self, name: str) -> torch.Tensor | None:
         """A parameter as float32, or None where the model has none."""
-        return self.tensor(name).float() if name in self._places else None
+        return self.tensor(name).float() if name in self else None
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a parameter of this name."""
+        return file_name(name, self._prefixes) in self._places
 
     def under(self, root: str) -> dict[str, torch.Tensor]:
         """All parameters of a module, named relative to it."""
-        prefix = f"{root}."
-        return {name.removeprefix(prefix): self.tensor(name) for name in self._places if name.startswith(prefix)}
+        prefix = file_name(f"{root}.", self._prefixes)
+        found = [name.removeprefix(prefix) for name in self._places if name.startswith(prefix)]
+        return {name: self.tensor(f"{root}.{name}") for name in found}
 
     def linear(self, *names: str) -> PackedLinear:
         """A linear layer, or several stacked along their outputs."""
@@ -94,7 +101,7 @@ class PackedCheckpoint:
         fmt, layout = self._formats[name], self._layout
         kinds = (layout.codes, layout.scales) if fmt.symmetric else (layout.codes, layout.scales, layout.zeros)
         tensors = {kind: self.tensor(f"{name}.{kind}").numpy() for kind in kinds}
-        groups = self.tensor(f"{name}.{GROUPS}").numpy() if f"{name}.{GROUPS}" in self._places else None
+        groups = self.tensor(f"{name}.{GROUPS}").numpy() if f"{name}.{GROUPS}" in self else None
         layout.check(name, tensors, groups, fmt)
         return pack(layout.unpack(tensors, fmt.bits, symmetric=fmt.symmetric), bias)
 
