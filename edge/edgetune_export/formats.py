@@ -28,12 +28,14 @@ class Format:
         exporter: "module:function".
         steps: what its exporter calls `job.progress` with, in order, "parity" included.
         needs_weights: whether it can only be written from a weight set.
+        purposes: what it can be written for: "lean", our runtime without torch; "server", a Hugging Face checkpoint.
     """
 
     help: str
     exporter: str
     steps: tuple[str, ...]
     needs_weights: bool = False
+    purposes: tuple[str, ...] = ("lean",)
 
     def load(self) -> Exporter:
         """Import the exporter."""
@@ -42,6 +44,7 @@ class Format:
         return exporter
 
 
+_BOTH = ("lean", "server")
 _PACKED = ("checkpoint", "vision", "embeddings", "decoder", "parity")
 
 FORMATS = {
@@ -55,18 +58,21 @@ FORMATS = {
         "edgetune_export.packed_bundle:export_gptq",
         _PACKED,
         needs_weights=True,
+        purposes=_BOTH,
     ),
     "awq": Format(
         "AWQ checkpoint for GPU servers, runs on CPU too",
         "edgetune_export.packed_bundle:export_awq",
         _PACKED,
         needs_weights=True,
+        purposes=_BOTH,
     ),
     "compressed-tensors": Format(
         "compressed-tensors checkpoint for GPU servers, runs on CPU too",
         "edgetune_export.packed_bundle:export_compressed",
         _PACKED,
         needs_weights=True,
+        purposes=_BOTH,
     ),
     "trt": Format(
         "TensorRT on Jetson and RTX GPUs",
@@ -74,6 +80,9 @@ FORMATS = {
         ("vision", "embeddings", "decoder", "parity", "engines"),
     ),
 }
+
+CHECKPOINTS = ("compressed-tensors", "awq", "gptq")
+"""Formats of bundles that are checkpoints; where servers read several, the first is proposed."""
 
 OTHERS: Plugins[Format] = Plugins(
     "edgetune.exporters",

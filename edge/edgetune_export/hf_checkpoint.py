@@ -55,6 +55,7 @@ def write_checkpoint(
     quantization: Mapping[str, Any],
     *,
     prefixes: Prefixes = (),
+    whole: bool = True,
 ) -> list[str]:
     """Write weights and config.json; tokenizer and processor files are the caller's.
 
@@ -68,6 +69,7 @@ def write_checkpoint(
         quantization: its new `quantization_config`.
         prefixes: what names begin with in transformers and in the written files, the family's `hub_prefixes` for the
             names of published checkpoints.
+        whole: write everything. Otherwise only the quantized layers, which is no checkpoint any more.
 
     Returns:
         Names of the weight files.
@@ -81,20 +83,26 @@ def write_checkpoint(
     sources = weight_files(source)
     for path in sources:
         with safe_open(path, framework="pt") as opened:
-            tensors = {}
+            tensors: dict[str, torch.Tensor] = {}
             for name in opened.keys():  # noqa: SIM118 - not iterable
                 memory_name = modules.memory_name(name)
-                if memory_name not in replaced:
-                    tensors[memory_name] = opened.get_tensor(name)
-                else:
+                if memory_name in replaced:
                     tensors |= replaced.take(memory_name)
+                elif whole:
+                    tensors[memory_name] = opened.get_tensor(name)
         if path == sources[-1]:
             tensors |= replaced.take_tied_head()
+        if not whole:
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in weights.overrides}
+        if not tensors:
+            continue
         tensors = {file_name(name, prefixes): tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / path.name, {"format": "pt"})
         places |= dict.fromkeys(tensors, path.name)
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     replaced.require_all_taken(source)
+    if not whole:
+        return list(dict.fromkeys(places.values()))
     if len(sources) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         write_json(folder / INDEX, index)

@@ -1,11 +1,13 @@
 """Formats "gptq", "awq" and "compressed-tensors": a Hugging Face checkpoint, and graphs that run it without torch.
 
 The decoder's graph is that of format "onnx" less the quantized weights, which are in the checkpoint already and which
-the runtime repacks at load.
+the runtime repacks at load. A bundle for servers is checked by the same graphs and loses them then; one for the lean
+runtime alone keeps of the checkpoint the quantized layers.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,8 @@ from edgetune_export.hf_checkpoint import WEIGHTS, write_checkpoint, write_json
 from edgetune_export.hf_config import awq_config, compressed_config, gptq_config
 from edgetune_export.job import ExportJob
 from edgetune_export.onnx_bundle import FILES, check_graphs
+from edgetune_export.readers import readers_of
+from edgetune_export.settings import Purpose
 from edgetune_export.vision.graph import build_vision
 from edgetune_runtime.backends.onnx.packed import read_weights
 from edgetune_runtime.errors import InputError
@@ -33,7 +37,8 @@ def export_gptq(job: ExportJob) -> dict[str, Any]:
     """Write and check a GPTQ checkpoint (v1) that is a bundle."""
     weights, modules = _source(job, "gptq")
     config = gptq_config({name: weights.format(name) for name in weights.names}, modules.blocks)
-    write_json(job.work / "quantize_config.json", config)  # where readers before transformers look for it
+    if _for(job, "server"):
+        write_json(job.work / "quantize_config.json", config)  # where readers before transformers look for it
     return _export(job, "gptq", weights, modules, config)
 
 
@@ -80,12 +85,24 @@ def _export(
     job: ExportJob, format_: str, weights: WeightSet, modules: Modules, quantization: Mapping[str, Any]
 ) -> dict[str, Any]:
     work, options, layout = job.work, job.options, LAYOUTS[format_]
+    lean, server = _for(job, "lean"), _for(job, "server")
     job.progress("checkpoint")
-    job.copy_files()
     checkpoint = job.checkpoint
+    if server:
+        job.copy_files()
+    else:
+        shutil.copyfile(checkpoint.folder / FILES["tokenizer"], work / FILES["tokenizer"])
     prefixes = modules.hub_prefixes if options.names == "hub" else ()
     names = write_checkpoint(
-        checkpoint.folder, work, weights, modules, layout.pack, checkpoint.config, quantization, prefixes=prefixes
+        checkpoint.folder,
+        work,
+        weights,
+        modules,
+        layout.pack,
+        checkpoint.config,
+        quantization,
+        prefixes=prefixes,
+        whole=server,
     )
     (work / "onnx").mkdir()
     job.progress("vision")
@@ -96,6 +113,10 @@ def _export(
     products = _write_decoder(job)
     filled = read_weights([work / name for name in names], layout, products, half=options.half, prefixes=prefixes)
     measured = check_graphs(job, filled)
+    graphs = dict(FILES)
+    if not lean:
+        shutil.rmtree(work / "onnx")
+        graphs = {"tokenizer": FILES["tokenizer"]}
     roles = {"weights" if len(names) == 1 else f"weights.{i}": name for i, name in enumerate(names)}
     names_of = {"blocks": modules.blocks, "text_root": modules.text_root, "vision_root": modules.vision_root}
     packed = {
@@ -104,7 +125,17 @@ def _export(
         "prefixes": [list(pair) for pair in prefixes],
         "products": products,
     }
-    return job.result(format_, {**FILES, **roles}, measured, accuracy_level=options.accuracy_level, packed=packed)
+    told: dict[str, Any] = {"for": [name for name, wanted in (("lean", lean), ("server", server)) if wanted]}
+    if server:
+        formats = {name: weights.format(name) for name in weights.names}
+        told["readers"] = readers_of(format_, formats, options.names if modules.hub_prefixes else None)
+    level = options.accuracy_level
+    return job.result(format_, {**graphs, **roles}, measured, accuracy_level=level, packed=packed, **told)
+
+
+def _for(job: ExportJob, purpose: Purpose) -> bool:
+    """Whether the bundle is to serve a purpose."""
+    return purpose in (job.options.purposes or ("lean", "server"))
 
 
 class _PackedDialect(OrtDialect):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgetune_runtime.quant.blocks import BlockFormat
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+Purpose = Literal["lean", "server"]
 Names = Literal["hub", "transformers"]
 VisionPrecision = Literal["fp32", "fp16", "int8", "int8-static"]
 Block = Literal[32, 64, 128]
@@ -40,6 +41,7 @@ class ExportSettings(Options):
         max_length: prompt and answer together, in tokens; None derives it from the image limit.
         names: of tensors in formats that are checkpoints: those of the family's published ones ("hub"), or those of
             the modules in transformers.
+        purposes: what a bundle that can be several things is written for; empty is all of them.
         min_pixels: smallest area of a resized picture; None is the checkpoint's.
         max_pixels: largest area, likewise.
     """
@@ -96,6 +98,15 @@ class ExportSettings(Options):
         "hub",
         help="Names of tensors in checkpoints: those of the family's published ones, which servers know, or those of "
         "the modules in transformers, which GPTQModel needs.",
+    )
+    purposes: tuple[Purpose, ...] = option(
+        (),
+        help="What a checkpoint is written for: lean is our runtime without torch, server a plain Hugging Face "
+        "checkpoint; one alone leaves out what only the other needs.",
+        shown="lean,server",
+        flag="--for",
+        metavar="NAME[,NAME]",
+        commas=True,
     )
     min_pixels: int | None = option(
         None, help="Smallest area of a resized picture in pixels.", shown="the checkpoint's", minimum=1

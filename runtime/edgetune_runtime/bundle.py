@@ -21,6 +21,8 @@ from edgetune_runtime.manifest import MANIFEST, read_manifest, refuse_unlisted, 
 
 SCHEMA = 2
 """Of `result.bundle`. Bundles of schema 1 left boxes, refusals and module names to a registry in the runtime."""
+PURPOSES = ("lean", "server")
+"""What a bundle may be for; a format that is no checkpoint says nothing, and is lean."""
 PHRASE = "{phrase}"
 """Where the phrase stands in a bundle's request for a box."""
 
@@ -74,8 +76,9 @@ class Bundle:
         model: sizes ("layers", "kv_heads", "head_dim", "hidden", "vocabulary", "deepstack").
         limits: length limits.
         accuracy_level: of products with quantized weights, see docs/bundle.md; None where the format has none.
+        purposes: what it was written for: "lean" with graphs for engines without torch, "server" as a checkpoint.
         packed: what a bundle that is a quantized checkpoint says of its tensors, or None: see docs/bundle.md.
-        files: role -> absolute path ("vision", "embed", "decoder", "tokenizer").
+        files: role -> absolute path ("vision", "embed", "decoder", "tokenizer"; without "lean" no graphs).
         manifest: the whole manifest, as read.
     """
 
@@ -94,6 +97,7 @@ class Bundle:
     model: Mapping[str, int]
     limits: Limits
     accuracy_level: int | None
+    purposes: tuple[str, ...]
     packed: Mapping[str, Any] | None
     files: Mapping[str, Path]
     manifest: Mapping[str, Any]
@@ -178,7 +182,8 @@ class Bundle:
             raise InputError(f"ground_prompt has no {PHRASE}: {prompt!r}")
         level = told.whole("accuracy_level", 0, 4) if "accuracy_level" in told.values else None
         files = {role: _inside(folder, told.part("files").text(role), manifest) for role in told.part("files").values}
-        for role in ("vision", "embed", "decoder", "tokenizer"):
+        purposes = told.texts("for") if "for" in told.values else PURPOSES
+        for role in (*(("vision", "embed", "decoder") if "lean" in purposes else ()), "tokenizer"):
             if role not in files:
                 raise InputError(f"files.{role} is missing")
         if format_ == "trt" or "trt" in told.values:
@@ -199,6 +204,7 @@ class Bundle:
             model=model,
             limits=limits,
             accuracy_level=level,
+            purposes=purposes,
             packed=_packed(told.part("packed"), files) if "packed" in told.values else None,
             files=files,
             manifest=manifest,

@@ -46,9 +46,9 @@ def mixed(name: str) -> BlockFormat:
     return BlockFormat(8, 64, symmetric=False) if "layers.1." in name else G32
 
 
-def export(checkpoint: Path, weights: Path, output: Path, format_: str) -> Path:
+def export(checkpoint: Path, weights: Path, output: Path, format_: str, *more: str) -> Path:
     arguments = ["--checkpoint", str(checkpoint), "--weights", str(weights), "--vision-precision", "fp32"]
-    cli.main(["export", *arguments, "--format", format_, "--output", str(output)], standalone_mode=False)
+    cli.main(["export", *arguments, "--format", format_, "--output", str(output), *more], standalone_mode=False)
     return output
 
 
@@ -147,6 +147,76 @@ def test_it_answers_about_pictures_and_is_a_whole_checkpoint(gptq: tuple[Path, P
     assert "lm_head.weight" in dense_tensors(folder)
     for name in ("tokenizer.json", "preprocessor_config.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the manifest."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_for_the_lean_runtime_alone_there_is_no_checkpoint(gptq: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """The same graphs and answers; of the checkpoint, the quantized layers."""
+    checkpoint, weights, both = gptq
+    lean = export(checkpoint, weights, tmp_path / "lean", "gptq", "--for", "lean")
+    graphs = [name for name in contents(both) if name.startswith("onnx/")]
+    assert set(contents(lean)) == {*graphs, "tokenizer.json", "model.safetensors"}
+    kept, whole = load_file(lean / "model.safetensors"), load_file(both / "model.safetensors")
+    layers = {name.rpartition(".")[0] for name in whole if name.endswith(".qweight")}
+    assert set(kept) == {name for name in whole if name.rpartition(".")[0] in layers and not name.endswith(".bias")}
+    bundles = [Bundle.load(folder) for folder in (both, lean)]
+    assert [bundle.purposes for bundle in bundles] == [("lean", "server"), ("lean",)]
+    expected, actual = (list(answers(load_backend(bundle), bundle)) for bundle in bundles)
+    np.testing.assert_array_equal(actual, expected)
+    assert "readers" not in bundles[1].manifest["result"]["bundle"]
+    with pytest.raises(BundleError, match="was exported for the lean runtime only") as caught:
+        load_backend(bundles[1], engine="triton")
+    assert "--for server" in str(caught.value.hint)
+
+
+def test_for_servers_alone_there_are_no_graphs(
+    awq: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, weights, both = awq
+    server = export(checkpoint, weights, tmp_path / "server", "awq", "--for", "server")
+    told = capsys.readouterr()
+    assert "awq is read by vLLM" in told.out and "next: edgetune bench" not in told.err
+    assert "warning: this bundle is refused by LMDeploy 0.18.0: groups of 32 in format awq" in told.err
+    assert contents(server) == {name: data for name, data in contents(both).items() if not name.startswith("onnx/")}
+    bundle = Bundle.load(server)
+    assert bundle.manifest["result"]["bundle"]["parity"]["exact"]["token_agreement"] == 1.0
+    with pytest.raises(BundleError, match="was exported for servers only and has no graphs") as caught:
+        Session.load(server)
+    assert "--for lean" in str(caught.value.hint)
+    backends = [load_backend(Bundle.load(folder), engine="triton") for folder in (both, server)]
+    expected, actual = (list(answers(backend, bundle)) for backend in backends)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_format_for_servers_is_chosen_by_the_set(
+    qwen3_vl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPTQ with zero points is not read by vLLM, and the default format by no server."""
+    weights = build_weight_set(qwen3_vl, tmp_path / "set")
+    arguments = ["--checkpoint", str(qwen3_vl), "--weights", str(weights), "--for", "server", "--json"]
+    cli.main(["export", *arguments, "--output", str(tmp_path / "out")], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)["manifest"]["result"]["bundle"]
+    assert (told["format"], told["for"]) == ("compressed-tensors", ["server"])
+    assert {"vLLM 0.32.0", "SGLang 0.5.23"} <= set(told["readers"]["read"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "onnx", "--for", "server"], "format onnx cannot be written for server"),
+        (["--for", "server"], "format compressed-tensors is written from a weight set"),
+    ],
+)
+def test_what_no_server_reads_is_refused(qwen3_vl: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cli.main(
+            ["export", "--checkpoint", str(qwen3_vl), "--output", str(tmp_path), *arguments], standalone_mode=False
+        )
 
 
 def damaged(source: Path, target: Path, change: Any) -> Bundle:

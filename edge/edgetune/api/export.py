@@ -11,7 +11,7 @@ from typing import Any
 from edgetune_core.options import StageOptions, option, takes
 from edgetune_core.processes import apart
 from edgetune_core.stage import StageResult, run_stage
-from edgetune_export.formats import FORMATS, find_format
+from edgetune_export.formats import CHECKPOINTS, FORMATS, find_format
 from edgetune_export.settings import ExportSettings
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.manifest import MANIFEST
@@ -66,8 +66,17 @@ class ExportOptions(ExportSettings, _Places):
             raise InputError(
                 "--data needs --formats: the weight set is written beside the bundles", hint="--formats onnx"
             )
-        for name in self.formats or (self.format or "onnx",):
-            if find_format(name).needs_weights and not (self.weights or self.data):
+        if self.formats or self.format or self.purposes != ("server",):
+            names = self.formats or (self.format or "onnx",)
+        else:  # which of the formats that servers read is told by the weight set
+            names = CHECKPOINTS[:1]
+        for name in names:
+            known = find_format(name)
+            if other := [purpose for purpose in self.purposes if purpose not in known.purposes]:
+                raise InputError(
+                    f"format {name} cannot be written for {other[0]}", hint=f"--format {', '.join(CHECKPOINTS)}"
+                )
+            if known.needs_weights and not (self.weights or self.data):
                 raise InputError(
                     f"format {name} is written from a weight set",
                     hint="calibrate first: edgetune calibrate, or give --data and --formats",
@@ -110,26 +119,38 @@ def export(options: ExportOptions) -> StageResult:
         from edgetune_core.checkpoint import HubCheckpoint
 
         HubCheckpoint.open(options.checkpoint, exported=True, quantized=True).check_template()
-    settings = options.narrow(ExportSettings)
+    settings, format_ = options.narrow(ExportSettings), _format(options)
     return run_stage(
         "export",
         options.output,
         inputs={"checkpoint": options.checkpoint} | ({"weights": options.weights} if options.weights else {}),
-        settings={"format": options.format or "onnx", **settings.to_dict()},
-        build=lambda work: _build(options, settings, work),
+        settings={"format": format_, **settings.to_dict()},
+        build=lambda work: _build(options, settings, format_, work),
         force=options.force,
         dry_run=options.dry_run,
     )
 
 
-def _build(options: ExportOptions, settings: ExportSettings, work: Path) -> dict[str, Any]:
+def _format(options: ExportOptions) -> str:
+    """The chosen format, or for servers alone the one that most of them read."""
+    if options.format or options.purposes != ("server",):
+        return options.format or "onnx"
+    from edgetune_core.weightset import WeightSet
+    from edgetune_export.readers import server_format
+
+    assert options.weights is not None
+    weights = WeightSet.load(options.weights, verify=False)
+    return server_format({name: weights.format(name) for name in weights.names})
+
+
+def _build(options: ExportOptions, settings: ExportSettings, name: str, work: Path) -> dict[str, Any]:
     """Export with a progress bar (none off a terminal); each step is remarked with its time when it is done."""
     from tqdm import tqdm
 
     from edgetune_core.weightset import WeightSet
     from edgetune_export.job import OPENING, ExportJob
 
-    format_ = find_format(options.format or "onnx")
+    format_ = find_format(name)
     steps = (*OPENING, *format_.steps)
     with tqdm(total=len(steps), desc="export", unit="step", disable=None, delay=2, leave=False) as bar:
         began: list[tuple[str, float]] = []

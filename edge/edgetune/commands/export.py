@@ -22,10 +22,11 @@ def _one(console: Console, options: dict[str, Any]) -> int:
     console.line(f"{stage.folder}: {_state(stage.skipped, options['dry_run'])}")
     if not options["dry_run"]:
         console.table([_row(stage.manifest)])
+        _tell_readers(console, stage.manifest)
         deferred = stage.manifest["result"]["bundle"].get("trt", {}).get("deferred")
         if deferred:
             console.line(deferred)
-        console.next_verb("bench", options["checkpoint"], stage.folder, "--data", "RECORDS", "--output", "RESULTS")
+        _suggest_bench(console, options["checkpoint"], [stage])
     console.result({"output": stage.folder, "skipped": stage.skipped, "manifest": stage.manifest})
     return 0
 
@@ -44,8 +45,9 @@ def _several(console: Console, options: dict[str, Any]) -> int:
         console.note(f"{options['output'] / name}: failed with exit code {error.exit_code}")
     if not options["dry_run"]:
         console.table([_row(stage.manifest) for stage in done.bundles.values()])
-        bundles = [stage.folder for stage in done.bundles.values()]
-        console.next_verb("bench", options["checkpoint"], *bundles, "--data", "RECORDS", "--output", "RESULTS")
+        for stage in done.bundles.values():
+            _tell_readers(console, stage.manifest)
+        _suggest_bench(console, options["checkpoint"], list(done.bundles.values()))
     told = {
         name: {"output": stage.folder, "skipped": stage.skipped, "manifest": stage.manifest}
         for name, stage in done.bundles.items()
@@ -57,6 +59,29 @@ def _several(console: Console, options: dict[str, Any]) -> int:
 
 def _state(skipped: bool, dry_run: bool) -> str:
     return "unchanged, kept" if skipped else "would be written" if dry_run else "written"
+
+
+def _suggest_bench(console: Console, checkpoint: Any, stages: list[Any]) -> None:
+    """Name the verb that measures what our runtime runs."""
+    lean = [stage.folder for stage in stages if "lean" in stage.manifest["result"]["bundle"].get("for", ["lean"])]
+    if lean:
+        console.next_verb("bench", checkpoint, *lean, "--data", "RECORDS", "--output", "RESULTS")
+
+
+def _tell_readers(console: Console, manifest: Any) -> None:
+    """Say who reads a bundle that is a checkpoint, and warn of servers that refuse it."""
+    bundle = manifest["result"]["bundle"]
+    readers = bundle.get("readers")
+    if readers is None:
+        return
+    console.line(f"{bundle['format']} is read by {', '.join(readers['read']) or 'none of the engines that we know'}")
+    refusals: dict[tuple[str, str], list[str]] = {}
+    for name, told in readers["refuse"].items():
+        if told["server"]:
+            refusals.setdefault((told["why"], told["hint"]), []).append(name)
+    for (why, hint), names in refusals.items():
+        console.note(f"warning: this bundle is refused by {', '.join(names)}: {why}")
+        console.note(f"hint: {hint}")
 
 
 def _row(manifest: Any) -> dict[str, object]:

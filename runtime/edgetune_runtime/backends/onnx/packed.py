@@ -39,9 +39,15 @@ class PackedBackend(OnnxBackend):
 
         Raises:
             InputError: a float32 bundle on CUDA.
-            BundleError: a tensor is missing, does not fit or is not finite, or onnxruntime cannot load a graph.
+            BundleError: the bundle was written for servers only; a tensor is missing, does not fit or is not finite,
+                or onnxruntime cannot load a graph.
             MissingDependency: safetensors or onnxruntime is not installed, or on "cuda" its CUDA provider.
         """
+        if "lean" not in bundle.purposes:
+            raise BundleError(
+                f"{bundle.folder}: was exported for servers only and has no graphs for onnxruntime",
+                hint="export with --for lean, or on a GPU run it with the engine triton",
+            )
         graphs, packed = graphs_of(bundle, device), bundle.packed
         if packed is None:
             raise BundleError(f"{bundle.folder}: format {bundle.format!r}, but the manifest has no 'packed'")

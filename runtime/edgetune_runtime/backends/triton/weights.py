@@ -38,6 +38,11 @@ class PackedCheckpoint:
         packed = bundle.packed
         if packed is None:
             raise BundleError(f"{bundle.folder}: format {bundle.format!r}, but the manifest has no 'packed'")
+        if "server" not in bundle.purposes:
+            raise BundleError(
+                f"{bundle.folder}: was exported for the lean runtime only and is no checkpoint that torch can run",
+                hint="export with --for server",
+            )
         self.modules: Mapping[str, str] = packed["modules"]
         self._prefixes: Prefixes = packed.get("prefixes", ())
         self._layout = LAYOUTS[bundle.format]

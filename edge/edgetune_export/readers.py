@@ -1,0 +1,198 @@
+"""Which engines read which quantized checkpoints: the facts, and what follows from them for one weight set.
+
+An engine is listed with the version that the facts are about and how they are known: it was run (docs/peers.md), or its
+released code was read. Nothing else in the project knows what an engine refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgetune_core.weightset import HEAD
+from edgetune_export.formats import CHECKPOINTS
+from edgetune_runtime.quant.blocks import BlockFormat
+
+Formats = Mapping[str, BlockFormat]
+"""Name of each quantized linear layer in transformers, and its format."""
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What a reader takes of one format.
+
+    Attributes:
+        bits: of a weight.
+        groups: weights that share a scale.
+        zero_points: whether layers may have zero points.
+        mixed: whether layers may differ in bits, group size or zero points.
+        head: whether the language model head may be quantized.
+    """
+
+    bits: tuple[int, ...] = (4, 8)
+    groups: tuple[int, ...] = (32, 64, 128)
+    zero_points: bool = True
+    mixed: bool = True
+    head: bool = True
+
+    def refusal(self, formats: Formats) -> str | None:
+        """Why layers of these formats are not read, None where they are."""
+        found = list(dict.fromkeys(formats.values()))
+        for fmt in found:
+            if fmt.bits not in self.bits:
+                return f"weights of {fmt.bits} bits"
+            if fmt.block not in self.groups:
+                return f"groups of {fmt.block}"
+            if not fmt.symmetric and not self.zero_points:
+                return "zero points"
+        if len(found) > 1 and not self.mixed:
+            return "layers of different formats"
+        return "a quantized head" if HEAD in formats and not self.head else None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An engine that loads checkpoints of others.
+
+    Attributes:
+        title: its name for people.
+        version: that the facts are about.
+        ran: whether it was run; else its code was read.
+        server: whether it serves models.
+        formats: what it takes of each format that it reads.
+        only_names: the one kind of tensors' names that it finds, where it does not find both.
+    """
+
+    title: str
+    version: str
+    ran: bool
+    server: bool
+    formats: Mapping[str, Accepts] = field(hash=False)
+    only_names: str | None = None
+
+    def refusal(self, format_: str, formats: Formats, names: str | None) -> str | None:
+        """Why a checkpoint is not read, None where it is.
+
+        Args:
+            format_: "gptq", "awq" or "compressed-tensors".
+            formats: of its quantized layers.
+            names: of its tensors, "hub" or "transformers"; None where both are the same.
+        """
+        if format_ not in self.formats:
+            return f"format {format_}"
+        if names is not None and self.only_names not in (None, names):
+            return f"{names} names of tensors"
+        found = self.formats[format_].refusal(formats)
+        return None if found is None else f"{found} in format {format_}"
+
+    @property
+    def name(self) -> str:
+        """Title and version."""
+        return f"{self.title} {self.version}"
+
+
+READERS = (
+    Reader(
+        "vLLM",
+        "0.32.0",
+        ran=True,
+        server=True,
+        formats={
+            "gptq": Accepts(zero_points=False),
+            "awq": Accepts(bits=(4,), mixed=False, head=False),
+            "compressed-tensors": Accepts(),
+        },
+    ),
+    Reader(
+        "SGLang",
+        "0.5.23",
+        ran=False,
+        server=True,
+        # Zero points and 3 bits of GPTQ run with its older kernel, which needs --dtype float16.
+        formats={
+            "gptq": Accepts(bits=(3, 4, 8), mixed=False, head=False),
+            "awq": Accepts(bits=(4,), mixed=False, head=False),
+            "compressed-tensors": Accepts(),
+        },
+        only_names="hub",
+    ),
+    Reader(
+        "LMDeploy",
+        "0.18.0",
+        ran=False,
+        server=True,
+        formats={
+            "gptq": Accepts(bits=(4,), groups=(128,), zero_points=False, mixed=False, head=False),
+            "awq": Accepts(bits=(4,), groups=(128,), mixed=False, head=False),
+            "compressed-tensors": Accepts(bits=(4,), groups=(32, 128), mixed=False, head=False),
+        },
+        only_names="hub",
+    ),
+    Reader(
+        "transformers",
+        "5.23",
+        ran=True,
+        server=False,
+        formats={
+            "gptq": Accepts(mixed=False, head=False),
+            "awq": Accepts(bits=(4,), mixed=False, head=False),
+            "compressed-tensors": Accepts(),
+        },
+    ),
+    Reader(
+        "GPTQModel",
+        "7.4.0",
+        ran=True,
+        server=False,
+        formats={"gptq": Accepts(bits=(3, 4, 8)), "awq": Accepts(bits=(4,), mixed=False, head=False)},
+        only_names="transformers",
+    ),
+)
+
+
+def readers_of(format_: str, formats: Formats, names: str | None) -> dict[str, Any]:
+    """The manifest's "readers": who reads a checkpoint, and what the others refuse.
+
+    Args:
+        format_: "gptq", "awq" or "compressed-tensors".
+        formats: of its quantized layers.
+        names: of its tensors, "hub" or "transformers"; None where both are the same.
+
+    Returns:
+        "read": names of engines; "refuse": by name of the engine "why", the "hint" what it would read, and whether it
+        is a "server".
+    """
+    told: dict[str, Any] = {"read": [], "refuse": {}}
+    for reader in READERS:
+        why = reader.refusal(format_, formats, names)
+        if why is None:
+            told["read"].append(reader.name)
+        else:
+            hint = _hint(reader, format_, formats, names)
+            told["refuse"][reader.name] = {"why": why, "hint": hint, "server": reader.server}
+    return told
+
+
+def _hint(reader: Reader, format_: str, formats: Formats, names: str | None) -> str:
+    """How to get something that a reader takes in place of what it refuses."""
+    if format_ in reader.formats and reader.formats[format_].refusal(formats) is None:
+        return f"export with --names {reader.only_names}"
+    ways = [other for other in CHECKPOINTS if reader.refusal(other, formats, names) is None]
+    hint = (
+        f"export --format {' or '.join(ways)}" if ways else "calibrate 4 bits in groups of 128 and leave the head out"
+    )
+    symmetric = {name: replace(fmt, symmetric=True) for name, fmt in formats.items()}
+    if reader.refusal(format_, symmetric, names) is None:
+        hint += ", or calibrate with --symmetric"
+    return hint
+
+
+def server_format(formats: Formats) -> str:
+    """The format in which most servers read these layers."""
+    servers = [reader for reader in READERS if reader.server]
+
+    def read_by(format_: str) -> int:
+        return sum(reader.refusal(format_, formats, "hub") is None for reader in servers)
+
+    return max(CHECKPOINTS, key=read_by)
