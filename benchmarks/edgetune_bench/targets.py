@@ -10,11 +10,13 @@ from edgetune_runtime.errors import InputError
 CHECKPOINT = "checkpoint"
 
 
-def identify(path: Path, *, adapter: Path | None = None, engine: str | None = None) -> Target:
+def identify(
+    path: Path, *, adapter: Path | None = None, engine: str | None = None, max_pixels: int | None = None
+) -> Target:
     """Tell what the folder `path` holds. Whether it is intact is the worker's to find out.
 
-    A bundle needs only the runtime package, and `engine` replaces the runtime's own for its format; a checkpoint needs
-    torch and transformers.
+    A bundle needs only the runtime package; `engine` replaces the runtime's own for its format, and `max_pixels` bounds
+    its pictures. A checkpoint needs torch and transformers.
 
     Raises:
         InputError: it is neither a bundle nor a checkpoint, or `adapter` is not an adapter.
@@ -26,7 +28,7 @@ def identify(path: Path, *, adapter: Path | None = None, engine: str | None = No
     if is_bundle(path):
         if adapter is not None:
             raise InputError(f"{path}: a bundle takes no --adapter", hint="merge the adapter first, then export")
-        return identify_bundle(path, engine=engine)
+        return identify_bundle(path, engine=engine, max_pixels=max_pixels)
     if not (path / "config.json").is_file():
         raise InputError(
             f"{path}: neither a bundle (manifest.json of edgetune export) nor a checkpoint (config.json)",

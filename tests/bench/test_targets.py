@@ -128,7 +128,8 @@ def test_a_name_that_tells_apart_is_kept_short(tmp_path: Path) -> None:
     assert [t.name for t in name_apart([identify(path) for path in paths])] == ["fp16", "int4"]
 
 
-def test_an_engine_is_passed_to_bundles_only(tmp_path: Path) -> None:
-    path = bundle(tmp_path / "x", format="onnx", precision="fp16")
-    assert identify(path, engine="warp").command()[-2:] == ["--engine", "warp"]
-    assert "--engine" not in identify(folder(tmp_path / "hub", config=True), engine="warp").command()
+def test_an_engine_and_a_bound_of_pictures_are_passed_to_bundles_only(tmp_path: Path) -> None:
+    path, checkpoint = bundle(tmp_path / "x", format="onnx", precision="fp16"), folder(tmp_path / "hub", config=True)
+    words = identify(path, engine="warp", max_pixels=4096).command()
+    assert words[-4:] == ["--engine", "warp", "--max-pixels", "4096"]
+    assert identify(checkpoint, engine="warp", max_pixels=4096) == identify(checkpoint)

@@ -125,10 +125,11 @@ def _findings(results: Results) -> str:
 
 
 def _machine(origin: Origin) -> str:
-    facts, threads = origin.machine, origin.options.threads
+    facts, threads, area = origin.machine, origin.options.threads, origin.options.max_pixels
     gpu = f", {text(facts.gpu)}" if facts.gpu else ""
     used = "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
-    return f"{text(facts.board or facts.cpu)}{gpu}{used}"
+    bounded = "" if area is None else f", bundles' pictures of at most {area:,} pixels"
+    return f"{text(facts.board or facts.cpu)}{gpu}{used}{bounded}"
 
 
 def _column(rows: Sequence[Row], title: str, unit: str, cell: Callable[[Measured], str]) -> Column | None:

@@ -129,6 +129,11 @@ class BenchOptions(StageOptions, _Measured):
     rounds: int = option(1, help="Split the records into N parts, models taking turns after each.", minimum=1)
     warmup: int = option(2, help="Answers that each model gives unmeasured before the measured ones.", minimum=0)
     engine: str | None = option(None, help="Installed engine that runs the bundles, in place of the runtime's own.")
+    max_pixels: int | None = option(
+        None,
+        help="Largest area of the resized pictures of bundles, where less than a bundle's own is enough.",
+        minimum=1,
+    )
     stall: float = option(600.0, help="Stop a model that has not answered for this many seconds.", minimum=1)
     pictures: int | None = option(
         None, help="Draw the answers of all rows to N records beside the truth, into pictures.png.", minimum=1
@@ -166,7 +171,7 @@ def bench(options: BenchOptions) -> Measurement:
     from edgetune_runtime.bench import results
     from edgetune_runtime.bench.targets import parse
 
-    known = partial(identify, engine=options.engine)
+    known = partial(identify, engine=options.engine, max_pixels=options.max_pixels)
     study = prepare(
         [parse(str(target), known) for target in options.targets],
         canonical_file(options.data),
@@ -178,6 +183,7 @@ def bench(options: BenchOptions) -> Measurement:
             rounds=options.rounds,
             max_new_tokens=options.max_new_tokens,
             stall_s=options.stall,
+            max_pixels=options.max_pixels,
         ),
         made_from=stage_inputs("data", options.data),
         baseline=parse(str(options.baseline), known) if options.baseline else None,

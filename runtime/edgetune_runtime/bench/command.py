@@ -37,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     threads = "CPU threads (default: all usable cores; with --device cuda the engine's own choice)"
     add("--threads", type=_count, metavar="N", help=threads)
     add("--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer, in tokens (default: 128)")
+    area = "largest area of the resized pictures, where less than the bundles' own is enough (default: each one's own)"
+    add("--max-pixels", type=_count, metavar="N", help=area)
     stall = "stop a bundle that has not answered for this many seconds (default: 600)"
     add("--stall", type=float, default=600.0, metavar="SECONDS", help=stall)
     add("--force", action="store_true", help="replace an earlier output file")
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"{output}: is a folder", hint="--output names the JSON file to write")
     if output.exists() and not options.force:
         raise InputError(f"{output}: exists", hint="choose another name, or --force")
-    identify = partial(identify_bundle, engine=options.engine)
+    identify = partial(identify_bundle, engine=options.engine, max_pixels=options.max_pixels)
     plan = prepare(
         [parse(text, identify) for text in options.bundles],
         options.data,
@@ -73,6 +75,7 @@ def run(options: argparse.Namespace) -> None:
             rounds=options.rounds,
             max_new_tokens=options.max_new_tokens,
             stall_s=options.stall,
+            max_pixels=options.max_pixels,
         ),
         baseline=parse(options.baseline, identify) if options.baseline else None,
     )

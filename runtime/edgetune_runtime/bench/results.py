@@ -276,7 +276,8 @@ class Options:
 
     `rounds` deals the records out into that many parts and runs part after part, each over all targets, so that a
     machine that slows down for a while slows all of them. `stall_s` ends a worker that answers nothing for so long.
-    Without `threads` the engine chooses, as it must on a GPU.
+    Without `threads` the engine chooses, as it must on a GPU. `max_pixels` bounds the resized pictures of bundles; a
+    checkpoint has its own limits.
     """
 
     limit: Number | None = None
@@ -286,6 +287,7 @@ class Options:
     rounds: Number = 1
     max_new_tokens: Number = 128
     stall_s: Seconds = 600.0
+    max_pixels: Number | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no measurement; not-a-number is smaller than nothing."""

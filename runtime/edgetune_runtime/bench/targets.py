@@ -47,8 +47,10 @@ class Target:
         return [sys.executable, "-m", *self.worker]
 
 
-def identify_bundle(path: Path, *, engine: str | None = None) -> Target:
+def identify_bundle(path: Path, *, engine: str | None = None, max_pixels: int | None = None) -> Target:
     """Return the target of a bundle, run by the runtime alone. Whether it is intact is the worker's to find out.
+
+    `engine` and `max_pixels` are as in `Session.load`.
 
     Raises:
         InputError: the folder is missing or not a bundle.
@@ -57,8 +59,9 @@ def identify_bundle(path: Path, *, engine: str | None = None) -> Target:
         raise InputError(f"{path}: no such folder", hint="name a folder written by edgetune export")
     if not is_bundle(path):
         raise InputError(f"{path}: not a bundle (no manifest.json of edgetune export)")
-    choice = ("--engine", engine) if engine else ()
-    worker = ("edgetune_runtime.bench.worker", "--bundle", str(path), *choice)
+    told = {"--engine": engine, "--max-pixels": max_pixels}
+    choices = [word for name, value in told.items() if value is not None for word in (name, str(value))]
+    worker = ("edgetune_runtime.bench.worker", "--bundle", str(path), *choices)
     return Target(path.resolve().name, path, BUNDLE, worker, title=_title(path))
 
 

@@ -170,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgetune_runtime.bench.worker", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by edgetune export")
     parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
+    parser.add_argument("--max-pixels", type=int, help="largest area of the resized picture")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     header: dict[str, Any] = {"device": options.device, "threads": options.threads}
@@ -182,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads=options.threads,
             engine=options.engine,
             cached_images=0,
+            max_pixels=options.max_pixels,
         )
         bundle = session.bundle
         header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)

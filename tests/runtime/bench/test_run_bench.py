@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from edgetune.cli import cli
+from edgetune_runtime import Session
 from edgetune_runtime.manifest import sha256_file, sha256_tree
 from packages import write_package
 
@@ -218,3 +219,36 @@ def test_more_threads_than_the_machine_can_use_are_refused_with_the_number(
         assert done.returncode == 2
         assert f"{threads} threads: at most {most}" in done.stderr
         assert not output.exists()
+
+
+def test_pictures_are_bounded_on_a_device_and_at_the_desk(
+    qwen3_vl_bundle: Path, data: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    bound = 64 * 64
+    few = ("--data", str(data), "--limit", "1", "--max-pixels", str(bound), *SMALL)
+    done = bench(qwen3_vl_bundle, *few, "--output", tmp_path / "device.json", environment=alone)
+    assert done.returncode == 0, done.stderr
+    desk = tmp_path / "desk"
+    arguments = ["bench", str(qwen3_vl_bundle), *few, "--output", str(desk)]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    here, there = read(desk / "results.json"), read(tmp_path / "device.json")
+    assert here["options"]["max_pixels"] == there["options"]["max_pixels"] == bound
+    assert f"pictures of at most {bound:,} pixels" in (desk / "report.html").read_text()
+
+    with Session.load(qwen3_vl_bundle, threads=1) as whole, Session.load(qwen3_vl_bundle, max_pixels=bound) as bounded:
+        texts = [
+            session.answer(data.parent / "a.png", session.request("the clock"), max_new_tokens=8).text
+            for session in (whole, bounded)
+        ]
+    assert texts[0] != texts[1]
+    assert there["rows"][0]["answers"][0]["raw"] == texts[1]
+    assert json.loads(next((desk / "predictions").iterdir()).read_text())["raw"] == texts[1]
+
+
+def test_a_bound_over_the_bundles_own_is_the_rows_reason(
+    qwen3_vl_bundle: Path, data: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "r.json"
+    arguments = (qwen3_vl_bundle, "--data", data, "--output", output, "--max-pixels", 10**6, *SMALL)
+    assert bench(*arguments, environment=alone).returncode == 1
+    assert "max_pixels 1000000 is over the 65536 that it was exported for" in read(output)["rows"][0]["reason"]
