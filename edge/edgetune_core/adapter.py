@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,24 +179,42 @@ class Adapter:
                 hint=hint,
             )
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether peft, when it makes the adapter's layers, takes their first values off the base's weights."""
+        init = self.config.init_lora_weights
+        return isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
+
     def attach(self, model: Any) -> PeftModel:
         """Return the model with this adapter active, in evaluation mode.
+
+        A model on the meta device keeps its weights there, the adapter's are in memory; if the adapter
+        `changes_base`, that is left to the caller.
 
         Raises:
             InputError: peft cannot put it on this model, or does not find its weights a place.
         """
         from peft import get_peft_model
 
-        try:
-            adapted = get_peft_model(model, self.config)
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"{self.folder}: does not fit the base: {error}") from error
-        self.load_into(adapted)
+        meta = all(parameter.is_meta for parameter in model.parameters())
+        config = copy.copy(self.config)
+        if meta and self.changes_base:
+            config.init_lora_weights = False
+        with _placeholders(model) if meta else contextlib.nullcontext():
+            try:
+                adapted = get_peft_model(model, config, low_cpu_mem_usage=meta)
+            except (ValueError, RuntimeError, KeyError) as error:
+                raise InputError(f"{self.folder}: does not fit the base: {error}") from error
+            self.load_into(adapted, empty=meta)
         adapted.eval()
         return adapted
 
-    def load_into(self, adapted: PeftModel) -> None:
+    def load_into(self, adapted: PeftModel, *, empty: bool = False) -> None:
         """Give a model with an adapter of the same shape these weights.
+
+        Args:
+            adapted: the model.
+            empty: the adapter's layers have no values yet, and take these tensors as they are.
 
         Raises:
             InputError: some weights do not find a place, or some places no weights.
@@ -203,7 +222,7 @@ class Adapter:
         from peft.utils import set_peft_model_state_dict
 
         try:
-            report: Any = set_peft_model_state_dict(adapted, dict(self.tensors))
+            report: Any = set_peft_model_state_dict(adapted, dict(self.tensors), low_cpu_mem_usage=empty)
         except (ValueError, RuntimeError, KeyError) as error:
             raise InputError(f"{self.folder}: does not fit the base: {error}") from error
         missing = [key for key in report.missing_keys if ".lora_" in key or ".modules_to_save." in key]
@@ -213,3 +232,30 @@ class Adapter:
         ):
             if keys:
                 raise InputError(f"{self.folder}: {len(keys)} {problem}, such as {keys[0]}")
+
+
+@contextlib.contextmanager
+def _placeholders(model: Any) -> Iterator[None]:
+    """Have parameters on the meta device stand on the CPU for a while, where each takes one number of memory.
+
+    peft moves an adapter's weights to the device of the layer that they belong to.
+    """
+    import torch
+
+    slots = [
+        (module, key, parameter)
+        for module in model.modules()
+        for key, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+    ours: dict[int, Any] = {}
+    for module, key, parameter in slots:
+        if id(parameter) not in ours:
+            values = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            ours[id(parameter)] = torch.nn.Parameter(values, requires_grad=False)
+        module._parameters[key] = ours[id(parameter)]
+    try:
+        yield
+    finally:
+        for module, key, parameter in slots:
+            module._parameters[key] = parameter

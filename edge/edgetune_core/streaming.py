@@ -104,6 +104,8 @@ class StreamedModel:
         device: where to compute.
         keep: bytes of units that may stay loaded; the first to be used do.
         name: what to call the checkpoint in messages.
+        adapt: wraps modules of the model, which is on the meta device, in others, as adapters do; parameters that it
+            adds are its own and stay in memory.
 
     Attributes:
         model: in evaluation mode; its forward and `generate` work as always.
@@ -122,24 +124,34 @@ class StreamedModel:
         device: torch.device | str = "cpu",
         keep: int = 0,
         name: str = "the checkpoint",
+        adapt: Callable[[Any], object] | None = None,
     ) -> None:
         self.tensors, self._dtype, self._device = tensors, dtype, torch.device(device)
         self.model = _skeleton(config, dtype)
         self._sources = _sources(self.model, tensors, name)
-        self._empty = {(owner, key): owner._parameters[key] for owner, key, _ in _slots(self.model)}
+        _compute_buffers(self.model, self._device)
+        table = self.model.get_input_embeddings()
+        if adapt is not None:
+            adapt(self.model)
+        self._empty = {
+            (owner, key): owner._parameters[key]
+            for owner, key, parameter in _slots(self.model)
+            if id(parameter) in self._sources
+        }
         self._holders: Counter[nn.Module] = Counter()
         self._keep, self._kept, self._stay = keep, 0, set[nn.Module]()
         self._turns: Turns[nn.Module] | None = None
-        _compute_buffers(self.model, self._device)
         embedding = self.model.get_input_embeddings()
-        self._units = _units(self.model, modules)
+        # A table that was wrapped is more than its rows: the wrapper needs it whole.
+        self._units = [*([] if embedding is table else [embedding]), *_units(self.model, modules)]
         apart = {id(parameter) for unit in (*self._units, embedding) for parameter in unit.parameters()}
         for owner, key, parameter in _slots(self.model):
-            if id(parameter) not in apart:
+            if parameter.is_meta and id(parameter) not in apart:
                 self._fill(owner, key, parameter)
         for unit in self._units:
             unit.forward = partial(self._forward, unit, unit.forward)
-        embedding.forward = partial(self._gather, embedding.weight)
+        if embedding is table:
+            embedding.forward = partial(self._gather, embedding.weight)
 
     def values(self, parameter: Tensor) -> Tensor:
         """What a parameter of the model holds, in its own dtype; parameters of loaded units do not count as its."""
@@ -196,7 +208,8 @@ class StreamedModel:
             self._stay.add(unit)
             return
         for owner, key, _ in _slots(unit):
-            owner._parameters[key] = self._empty[owner, key]
+            if (owner, key) in self._empty:
+                owner._parameters[key] = self._empty[owner, key]
 
 
 def _skeleton(config: Any, dtype: torch.dtype) -> Any:

@@ -1,32 +1,31 @@
 """The merge stage: an adapter folded into its base, written under the base's own tensor names and dtypes.
 
 The base's files are the template: every tensor keeps its name, dtype and shard, and whatever the adapter does not
-change is copied as it is. Saving through transformers would rename tensors and rewrite configs, which converters and
-servers that know the published names do not survive.
+change is copied as it is. Tensors are read, merged and written one at a time. Saving through transformers would rename
+tensors and rewrite configs, which converters and servers that know the published names do not survive.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from edgetune_core.adapter import Adapter
-from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off, weight_files, weights_sha256
-from edgetune_runtime.errors import InputError, ParityError
+from edgetune_core.checkpoint import INDEX, SINGLE, HubCheckpoint, library_warnings_off, weight_files, weights_sha256
+from edgetune_core.tensor_file import Bytes, TensorFile, TensorLayout, raw, write_sharded, write_tensors
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST, data_hashes, read_manifest
-from edgetune_train.proof import BAD_NUMBERS, compare, logits, proof_inputs
+from edgetune_train.adapted import HEAD, AdaptedBase, streamed
+from edgetune_train.proof import compare, logits, proof_inputs
 
-_HEAD = "lm_head.weight"
-_INDEX = "model.safetensors.index.json"
+SHARD = 5 * 10**9
+"""Bytes of a file above which the hub's libraries cut a checkpoint into shards."""
 
 
 def _trained_on(folder: Path) -> dict[str, str]:
@@ -38,15 +37,17 @@ def _trained_on(folder: Path) -> dict[str, str]:
     return told
 
 
-def merge(base: HubCheckpoint, adapter: Adapter, folder: Path) -> dict[str, Any]:
+def merge(base: HubCheckpoint, adapter: Adapter, folder: Path, *, shard: int = SHARD) -> dict[str, Any]:
     """Write the merged checkpoint into `folder` and prove it against the adapter.
 
-    The arithmetic is float32; results are rounded once, to the base's dtype.
+    The arithmetic is float32; results are rounded once, to the base's dtype. One block of the model is in memory at a
+    time, and nothing else that grows with the model but the output head.
 
     Args:
         base: the checkpoint that the adapter was trained on.
         adapter: any LoRA adapter of peft's (rsLoRA, DoRA, modules_to_save included).
         folder: an existing folder.
+        shard: bytes of a file above which a base of one file becomes several.
 
     Returns:
         The manifest's `result`: the proof, the base's weights_sha256, how many tensors changed.
@@ -55,87 +56,112 @@ def merge(base: HubCheckpoint, adapter: Adapter, folder: Path) -> dict[str, Any]
         InputError: the adapter does not fit the base.
         ParityError: the merged checkpoint does not answer as the base with the adapter does.
     """
-    model = base.load_model(torch.float32)
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    if tied and (adapter.touches("lm_head") or adapter.touches("embed_tokens")) and not _keeps_tie(adapter):
-        # The adapter moves one of the two and not the other; sharing memory would merge it into both.
-        head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    adapted = AdaptedBase(base, adapter)
     inputs = proof_inputs(base)
     with library_warnings_off():
-        adapted = adapter.attach(model)
-        active = logits(adapted, inputs)
-        with adapted.disable_adapter():
-            plain = logits(adapted, inputs)
-        try:
-            merged_model = adapted.merge_and_unload(safe_merge=True)
-        except RuntimeError as error:  # what peft makes of biases that the base's layers have no place for
-            raise InputError(
-                f"{adapter.folder}: cannot be merged: {error}", hint="train it without lora_bias"
-            ) from error
-        except ValueError as error:  # what peft's safe merge makes of weights that are not finite
-            raise ParityError(f"{adapter.folder}: cannot be merged: {error}", hint=BAD_NUMBERS) from error
-    merged = logits(merged_model, inputs)
-    untie = tied and not torch.equal(
-        merged_model.get_output_embeddings().weight, merged_model.get_input_embeddings().weight
-    )
-    changed, dtype = _write(base, merged_model.state_dict(), folder, untie=untie)
-    del model, adapted, merged_model  # one copy of the weights in memory is enough
-    written = logits(HubCheckpoint.open(folder).load_model(torch.float32), inputs)
-    proof = compare(plain, active, merged, written, dtype)
+        plain, active = logits(adapted.plain, inputs), logits(adapted.active, inputs)
+    changed, dtype = _write(base, adapted, folder, shard)
+    written = HubCheckpoint.open(folder)
+    merged = logits(streamed(written, adapted.tensors()), inputs)
+    proof = compare(plain, active, merged, logits(streamed(written), inputs), dtype)
     return {
         "family": base.family.name,
         "base_weights_sha256": weights_sha256(base.folder),
         "trained_on": _trained_on(base.folder) | _trained_on(adapter.folder),
         "changed_tensors": changed,
         "dtype": str(dtype).removeprefix("torch."),
-        "untied_head": untie,
+        "untied_head": adapted.unties,
         "proof": proof.to_dict(),
     }
 
 
-def _keeps_tie(adapter: Adapter) -> bool:
-    return bool(getattr(adapter.config, "ensure_weight_tying", False))
+class _Pieces:
+    """The tensors of the merged checkpoint, piece by piece, under the base's names.
+
+    Args:
+        base: the base.
+        adapted: it with its adapter.
+
+    Attributes:
+        files: what the files are going to hold: what they hold in the base, and the last one a head that was unshared.
+        head: its name, or "".
+        changed: names of the tensors that turned out to differ from the base's.
+        dtypes: of these tensors in the files, and float32.
+    """
+
+    def __init__(self, base: HubCheckpoint, adapted: AdaptedBase) -> None:
+        sources = [TensorFile(path) for path in weight_files(base.folder)]
+        self._adapted, self._memory_name = adapted, base.modules.memory_name
+        self._sources = {name: source for source in sources for name in source.layouts}
+        self.files = {source: dict(source.layouts) for source in sources}
+        self.head = _head_name(base, self._sources) if adapted.unties else ""
+        self.head = "" if self.head in self._sources else self.head
+        if self.head:
+            table = next(name for name in self._sources if self._memory_name(name) == adapted.table)
+            self.files[sources[-1]][self.head] = self._sources[table].layouts[table]
+        self.changed: set[str] = set()
+        self.dtypes = {torch.float32}
+
+    def __call__(self, name: str) -> Iterator[Bytes]:
+        """Return the bytes of a tensor."""
+        if name == self.head:
+            yield from self._new_head()
+            return
+        source, inside = self._sources[name], self._memory_name(name)
+        if inside not in self._adapted.changed:
+            yield from source.pieces(name)
+            return
+        dtype, merged, start = source.layouts[name].torch_dtype, self._adapted.merged(inside).reshape(-1), 0
+        for piece in source.pieces(name):
+            old = torch.from_numpy(piece).view(dtype)
+            new = merged[start : start + len(old)]
+            start += len(old)
+            if torch.equal(new, old.float()):
+                yield piece
+                continue
+            self.changed.add(name)
+            self.dtypes.add(dtype)
+            yield raw(new.to(dtype))
+
+    def _new_head(self) -> Iterator[Bytes]:
+        layout = next(layouts[self.head] for layouts in self.files.values() if self.head in layouts)
+        self.changed.add(self.head)
+        self.dtypes.add(layout.torch_dtype)
+        values = self._adapted.merged(HEAD)
+        for first, end in layout.row_slices():
+            yield raw(values[first:end].to(layout.torch_dtype))
 
 
-def _write(
-    base: HubCheckpoint, weights: Mapping[str, torch.Tensor], folder: Path, *, untie: bool
-) -> tuple[int, torch.dtype]:
+def _write(base: HubCheckpoint, adapted: AdaptedBase, folder: Path, shard: int) -> tuple[int, torch.dtype]:
     """Write the base with new weights under the base's names.
 
     Args:
         base: the template.
-        weights: float32 tensors under transformers' names.
+        adapted: it with its adapter.
         folder: where to.
-        untie: the output head has become a tensor of its own.
+        shard: as for `merge`.
 
     Returns:
         How many tensors changed, and the coarsest dtype among them.
     """
-    files = weight_files(base.folder)
-    _copy_others(base.folder, folder, {path.name for path in files})
-    head = _head_name(base, files)
-    changed, dtypes = 0, {torch.float32}
-    for path in tqdm(files, desc="write", unit="file", disable=None, delay=2):
-        with safe_open(path, framework="pt") as source:
-            metadata = source.metadata()
-            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
-        for name, old in tensors.items():
-            new = weights.get(base.modules.memory_name(name), weights.get(name))
-            if new is None or torch.equal(new, old.float()):
-                continue
-            tensors[name] = new.to(old.dtype).contiguous()
-            dtypes.add(old.dtype)
-            changed += 1
-        if untie and path == files[-1] and not _has(files, head):
-            like = next(iter(tensors.values())).dtype
-            tensors[head] = weights[_HEAD].to(like).contiguous()
-            _add_to_index(folder, head, path.name)
-            changed += 1
-        save_file(tensors, folder / path.name, metadata=metadata)
-    if untie:
+    tensors = _Pieces(base, adapted)
+    _copy_others(base.folder, folder, {source.path.name for source in tensors.files})
+    count = sum(len(layouts) for layouts in tensors.files.values())
+    with tqdm(desc="write", total=count, unit="tensor", disable=None, delay=2) as bar:
+
+        def pieces(name: str) -> Iterator[Bytes]:
+            yield from tensors(name)
+            bar.update()
+
+        for source, layouts in tensors.files.items():
+            if source.path.name == SINGLE and sum(layout.bytes for layout in layouts.values()) > shard:
+                write_sharded(folder, layouts, pieces, shard)
+            else:
+                write_tensors(folder / source.path.name, layouts, pieces, source.metadata)
+                _add_to_index(folder, tensors.head, layouts, source.path.name)
+    if adapted.unties:
         _untie_config(folder)
-    return changed, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return len(tensors.changed), max(tensors.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _copy_others(source: Path, target: Path, skip: set[str]) -> None:
@@ -149,26 +175,21 @@ def _copy_others(source: Path, target: Path, skip: set[str]) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _head_name(base: HubCheckpoint, files: list[Path]) -> str:
+def _head_name(base: HubCheckpoint, names: Container[str]) -> str:
     """Return the output head's name in this checkpoint: beside published names stands its published one."""
     embeddings = f"{base.modules.text_root}.embed_tokens.weight"
     published = base.modules.hub_name(embeddings)
-    return base.modules.hub_name(_HEAD) if published != embeddings and _has(files, published) else _HEAD
+    return base.modules.hub_name(HEAD) if published != embeddings and published in names else HEAD
 
 
-def _has(files: list[Path], name: str) -> bool:
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            if name in file.keys():  # noqa: SIM118
-                return True
-    return False
-
-
-def _add_to_index(folder: Path, name: str, file_name: str) -> None:
-    path = folder / _INDEX
-    if path.is_file():
+def _add_to_index(folder: Path, head: str, layouts: Mapping[str, TensorLayout], file_name: str) -> None:
+    """Name a new head in the index, where it is in the file that was written last."""
+    path = folder / INDEX
+    if head in layouts and path.is_file():
         index = read_json(path)
-        index["weight_map"][name] = file_name
+        index["weight_map"][head] = file_name
+        if "total_size" in index.get("metadata", {}):
+            index["metadata"]["total_size"] += layouts[head].bytes
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import token_id
+from edgetune_core.streaming import StreamedModel
 from edgetune_runtime.codec import grammar, grounding
 from edgetune_runtime.errors import ParityError
 
@@ -66,10 +68,14 @@ def proof_inputs(base: HubCheckpoint) -> list[dict[str, Any]]:
     return inputs
 
 
-def logits(model: Any, inputs: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
-    """Return float32 logits [positions, vocabulary] of the last positions of each prompt."""
-    with torch.no_grad():
-        return [model(**one, logits_to_keep=_POSITIONS).logits[0].float() for one in inputs]
+def logits(streamed: StreamedModel, inputs: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+    """Return float32 logits [positions, vocabulary] of the last positions of each prompt; each block is read once."""
+
+    def answer(one: dict[str, Any]) -> torch.Tensor:
+        result: torch.Tensor = streamed.model(**one, logits_to_keep=_POSITIONS).logits[0].float()
+        return result
+
+    return streamed.run_together([partial(answer, one) for one in inputs])
 
 
 def compare(
