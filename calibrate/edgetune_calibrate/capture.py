@@ -1,33 +1,28 @@
 """What a decoder block is given when the whole model runs, without running the whole model for each block.
 
-The model's own forward is called. To reach block i the blocks before it are replaced by stand-ins: the last of them
-returns the output that was kept from its real run, the others pass their input on, and block i stops the forward. So
+The model's own forward is called. Blocks are replaced by stand-ins: the block before the one that is looked at returns
+the output that was kept from its real run, the others pass their input on, and that block stops the forward. So
 embeddings, masks, positions and whatever the model does between blocks (Qwen3-VL adds DeepStack features there)
-happen in the model's own code, at the cost of one block.
+happen in the model's own code, at the cost of no block. Where it does nothing between two blocks, it is not called.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from edgetune_calibrate.activations import Activations, moved
 
-@dataclass(frozen=True)
-class Call:
-    """The arguments that a module was called with."""
+Held = Callable[[nn.Module], AbstractContextManager[object]]
+"""Has the weights of a module in memory while the returned context is entered."""
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def to(self, device: torch.device) -> Call:
-        """Return the call with its tensors on a device."""
-        return Call(_moved(self.args, device), _moved(dict(self.kwargs), device))
+Rest = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a block besides its hidden states."""
 
 
 class _Stop(Exception):
@@ -39,37 +34,41 @@ class VisionCache:
 
     Args:
         tower: the vision module; its `forward` is replaced until `close`.
-        store: where the outputs rest.
+        kept: where the outputs rest.
+        device: where the model computes.
     """
 
-    def __init__(self, tower: nn.Module, store: torch.device) -> None:
-        self._tower, self._real, self._store = tower, tower.forward, store
-        self._kept: dict[int, Any] = {}
+    def __init__(self, tower: nn.Module, kept: Activations, device: torch.device) -> None:
+        self.tower, self._real, self._kept, self._device = tower, tower.forward, kept, device
         self.batch = 0
-        tower.forward = self._forward
+        self._replaced = ExitStack()
+        self._replaced.enter_context(_forwards({tower: self._forward}))
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.batch not in self._kept:
-            self._kept[self.batch] = _moved(self._real(*args, **kwargs), self._store)
-        device = next(self._tower.parameters()).device
+        key = ("vision", self.batch)
+        if key not in self._kept:
+            self._kept[key] = self._real(*args, **kwargs)
         # A copy each time: models put results of their own into the fields.
-        return _moved(self._kept[self.batch], device)
+        return self._kept.get(key, self._device)
 
     def close(self) -> None:
         """Give the tower its own forward back."""
-        del self._tower.forward
+        self._replaced.close()
 
 
-class Stream:
-    """All calibration batches on their way through a decoder, block by block.
+class Surroundings:
+    """What a model does before, between and after its blocks, for each of some batches.
+
+    Each batch first goes through the model with stand-ins for all blocks (`survey`). That shows between which blocks
+    the model changes the hidden states, and what else it gives to each block.
 
     Args:
-        model: in evaluation mode, with its weights on one device.
+        model: in evaluation mode.
         blocks: its decoder blocks, in order; they take the hidden states first and return them.
         batches: keyword arguments of the model's forward.
         vision: the stand-in of its vision tower, if it has one.
-        store: where activations rest between two uses.
-        frozen: run a copy of each block, made when it is entered: changes to its weights stay unseen.
+        kept: where arguments of blocks rest between two uses.
+        device: where the model computes.
     """
 
     def __init__(
@@ -78,31 +77,148 @@ class Stream:
         blocks: Sequence[nn.Module],
         batches: Sequence[Mapping[str, Any]],
         vision: VisionCache | None,
-        store: torch.device,
-        *,
-        frozen: bool = False,
+        kept: Activations,
+        device: torch.device,
     ) -> None:
-        self._model, self.blocks, self._batches = model, blocks, batches
-        self._vision, self._store, self._frozen = vision, store, frozen
-        self._device = next(model.parameters()).device
-        self._outputs: list[Tensor] = []  # of the block that was left last
-        self._calls: list[Call] = []
-        self._block: nn.Module = model
+        self.model, self.blocks, self.kept, self.device = model, blocks, kept, device
+        self._batches, self._vision = batches, vision
+        # Of each batch for each block: whether its input is not the output of the block before, and which rest it gets.
+        self._changes: list[list[bool]] = []
+        self._rests: list[list[int]] = []
 
-    def enter(self, index: int) -> None:
-        """Take the calls of block `index` from the model's forward; the block before it was left last.
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def survey(self) -> None:
+        """Send all batches through the model."""
+        for number in range(len(self)):
+            found = _Survey()
+            stand_ins = {block: found.stand_in for block in self.blocks}
+            stand_ins[self.blocks[-1]] = found.stop
+            self._forward(number, stand_ins)
+            self.kept["hidden", number] = found.first
+            for index, rest in enumerate(found.rests):
+                self.kept["rest", number, index] = rest
+            self._changes.append(found.changes)
+            self._rests.append(found.which)
+
+    def first(self, number: int) -> Tensor:
+        """What the first block is given for a batch."""
+        hidden: Tensor = self.kept.get(("hidden", number), self.device)
+        return hidden
+
+    def forget_first(self) -> None:
+        """Keep no longer what the first block is given: all streams have entered it."""
+        for number in range(len(self)):
+            self.kept.drop(("hidden", number))
+
+    def changes(self, number: int, index: int) -> bool:
+        """Whether what block `index` is given for a batch is something else than what the block before returned."""
+        return index >= len(self.blocks) or self._changes[number][index]
+
+    def hidden(self, number: int, index: int, before: Tensor) -> Tensor:
+        """What block `index` is given for a batch when the block before it returned `before`.
 
         An index past the last block stands for the model's output embeddings (the head).
         """
-        before = list(self.blocks[:index])
-        target = self.blocks[index] if index < len(self.blocks) else output_head(self._model)
-        self._calls = []
-        for number in range(len(self._batches)):
-            stand_ins: dict[nn.Module, Callable[..., Tensor]] = dict.fromkeys(before[:-1], _pass_on)
-            stand_ins |= dict.fromkeys(before[-1:], self._kept(number))
-            with _forwards(stand_ins):
-                self._calls.append(self._run(number, target).to(self._store))
-        self._block = copy.deepcopy(target) if self._frozen and index < len(self.blocks) else target
+        earlier = self.blocks[:index]
+        stand_ins: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(earlier[:-1], _pass_on)
+        stand_ins[earlier[-1]] = lambda *_, **__: before
+        found: list[Tensor] = []
+
+        def stop(hidden_states: Tensor, *_: Any, **__: Any) -> None:
+            found.append(hidden_states)
+            raise _Stop
+
+        stand_ins[self.target(index)] = stop
+        self._forward(number, stand_ins)
+        return found[0]
+
+    def rest(self, number: int, index: int) -> Rest:
+        """What else block `index` is given for a batch."""
+        if index >= len(self.blocks):
+            return (), {}
+        rest: Rest = self.kept.get(("rest", number, self._rests[number][index]), self.device)
+        return rest
+
+    def target(self, index: int) -> nn.Module:
+        """Block `index`, or the head."""
+        return self.blocks[index] if index < len(self.blocks) else output_head(self.model)
+
+    @torch.no_grad()
+    def _forward(self, number: int, stand_ins: Mapping[nn.Module, Callable[..., Any]]) -> None:
+        """Run the model on a batch until a stand-in stops it."""
+        if self._vision is not None:
+            self._vision.batch = number
+        with _forwards(stand_ins), suppress(_Stop):
+            self.model(**moved(dict(self._batches[number]), self.device), use_cache=False)
+
+
+class _Survey:
+    """Stand-ins that pass their input on and note what they are called with.
+
+    Attributes:
+        first: hidden states that the first block is given.
+        changes: for each block, whether its input is not what the block before passed on.
+        rests: the different other arguments, by their objects.
+        which: for each block, its place in `rests`.
+    """
+
+    first: Tensor
+
+    def __init__(self) -> None:
+        self.changes: list[bool] = []
+        self.rests: list[Rest] = []
+        self.which: list[int] = []
+        self._passed: tuple[Tensor | None, int] = (None, 0)
+
+    def stand_in(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        before, version = self._passed
+        if before is None:
+            self.first = hidden_states.clone()
+        self.changes.append(hidden_states is not before or before._version != version)
+        known = [number for number, rest in enumerate(self.rests) if _same(rest, (args, kwargs))]
+        self.which.append(known[0] if known else len(self.rests))
+        if not known:
+            self.rests.append((args, kwargs))
+        passed = hidden_states.detach()  # another object: whether the next block gets this very one is to be seen
+        self._passed = passed, passed._version
+        return passed
+
+    def stop(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.stand_in(hidden_states, *args, **kwargs)
+        raise _Stop
+
+
+class Stream:
+    """The hidden states of all batches on their way through a decoder, block by block.
+
+    Args:
+        around: what happens outside of the blocks, already surveyed.
+        name: of the stream: where it rests among the activations.
+        frozen: run the block with the weights that it has when it is entered: later changes stay unseen.
+    """
+
+    def __init__(self, around: Surroundings, name: str, *, frozen: bool = False) -> None:
+        self.around, self._name, self._frozen = around, name, frozen
+        self._weights: dict[str, Tensor] = {}
+        self._index = 0
+        self._block: nn.Module = around.model
+
+    def enter(self, index: int) -> None:
+        """Take what block `index` is given from the model's forward; the block before it was left last.
+
+        An index past the last block stands for the model's output embeddings (the head).
+        """
+        around = self.around
+        for number in range(len(around)):
+            if index == 0:
+                self._put(number, around.first(number))
+            elif around.changes(number, index):
+                self._put(number, around.hidden(number, index, self._hidden(number)))
+        self._index, self._block = index, around.target(index)
+        if self._frozen and index < len(around.blocks):
+            self._weights = {name: value.detach().clone() for name, value in self._block.named_parameters()}
 
     def inputs(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the input [B, S, K] of layers of the entered block for a batch; the block runs until all are known.
@@ -123,7 +239,7 @@ class Stream:
 
         handles = [self._block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         try:
-            self._call(self._calls[number])
+            self._call(number)
         except _Stop:
             return found
         finally:
@@ -133,38 +249,24 @@ class Stream:
 
     def leave(self) -> None:
         """Run the entered block on all batches and keep what it returns."""
-        self._outputs = [self._call(call).to(self._store) for call in self._calls]
-        self._calls = []
+        for number in range(len(self.around)):
+            self._put(number, self._call(number))
+        self._weights = {}
 
-    def skip(self, index: int) -> None:
-        """Run blocks 0 .. `index` - 1 with the weights that they have, and leave the last of them."""
-        self._block = self.blocks[index - 1]
-        self._calls = [self._run(number, self._block).to(self._store) for number in range(len(self._batches))]
-        self.leave()
+    def _hidden(self, number: int) -> Tensor:
+        hidden: Tensor = self.around.kept.get((self._name, number), self.around.device)
+        return hidden
 
-    def _kept(self, number: int) -> Callable[..., Tensor]:
-        return lambda *_, **__: self._outputs[number].to(self._device)
+    def _put(self, number: int, hidden: Tensor) -> None:
+        key: Hashable = (self._name, number)
+        self.around.kept[key] = hidden
 
     @torch.no_grad()
-    def _call(self, call: Call) -> Tensor:
-        call = call.to(self._device)
-        output: Tensor = self._block(*call.args, **call.kwargs)
+    def _call(self, number: int) -> Tensor:
+        args, kwargs = self.around.rest(number, self._index)
+        hidden = self._hidden(number)
+        output: Tensor = functional_call(self._block, self._weights, (hidden, *args), kwargs)
         return output
-
-    @torch.no_grad()
-    def _run(self, number: int, target: nn.Module) -> Call:
-        """Run the model on a batch until `target` is called, and return that call."""
-        if self._vision is not None:
-            self._vision.batch = number
-        found: list[Call] = []
-
-        def stop(*args: Any, **kwargs: Any) -> None:
-            found.append(Call(args, kwargs))
-            raise _Stop
-
-        with _forwards({target: stop}), suppress(_Stop):
-            self._model(**_moved(dict(self._batches[number]), self._device), use_cache=False)
-        return found[0]
 
 
 def output_head(model: Any) -> nn.Module:
@@ -176,25 +278,24 @@ def output_head(model: Any) -> nn.Module:
 @contextmanager
 def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Give modules other forwards for a while; all else of them (attributes that the model asks for) stays."""
+    own = {module: vars(module)["forward"] for module in replacements if "forward" in vars(module)}
     try:
         for module, forward in replacements.items():
             module.forward = forward
         yield
     finally:
         for module in replacements:
-            del module.forward
+            if module in own:
+                module.forward = own[module]
+            else:
+                del module.forward
 
 
 def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """Return nested tensors on a device, in new containers of the same types."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):  # plain dicts and the outputs of transformers models
-        return type(value)(**{key: _moved(item, device) for key, item in value.items()})
-    if isinstance(value, list | tuple):
-        return type(value)(_moved(item, device) for item in value)
-    return value
+def _same(one: Rest, other: Rest) -> bool:
+    """Whether arguments are the same objects."""
+    pairs = zip((*one[0], *one[1].values()), (*other[0], *other[1].values()), strict=False)
+    return len(one[0]) == len(other[0]) and list(one[1]) == list(other[1]) and all(a is b for a, b in pairs)

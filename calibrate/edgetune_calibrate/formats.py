@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.allocate import Allocation, Choice, Unit, plan
 from edgetune_calibrate.capture import output_head
 from edgetune_calibrate.journal import UnitLog
@@ -18,6 +19,7 @@ from edgetune_calibrate.solve import SolveSettings
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
 from edgetune_core.coordinates import box_places, digit_tokens
+from edgetune_core.streaming import StreamedModel
 from edgetune_core.weightset import HEAD
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat
@@ -93,12 +95,13 @@ class BoxPlanner:
     """Chooses formats for a model's linears, then measures what the quantized model's boxes became.
 
     Args:
-        model: unquantized, on its device.
+        streamed: the unquantized model.
         source: its checkpoint.
         samples: the calibration records.
         batches: the same as keyword arguments of the model's forward.
         settings: with a budget or a limit.
         log: of units that are measured; kept until all layers are solved, so that a killed run measures none again.
+        kept: where activations rest.
 
     Raises:
         InputError: no record has a box.
@@ -106,18 +109,20 @@ class BoxPlanner:
 
     def __init__(
         self,
-        model: nn.Module,
+        streamed: StreamedModel,
         source: HubCheckpoint,
         samples: Sequence[Sample],
         batches: Sequence[dict[str, Any]],
         settings: CalibrateSettings,
         log: UnitLog,
+        kept: Activations,
     ) -> None:
-        self._model, self._source, self._batches, self._settings = model, source, batches, settings
+        self._streamed, self._source, self._batches, self._settings = streamed, source, batches, settings
         places = [box_places(sample, source.tokenizer) for sample in samples]
         answers = [len(sample.answer_ids) for sample in samples]
-        self._meter = BoxMeter(model, batches, places, answers, digit_tokens(source.tokenizer))
-        self._log = log
+        digits = digit_tokens(source.tokenizer)
+        self._meter = BoxMeter(streamed.model, batches, places, answers, digits, settings.device)
+        self._log, self._kept = log, kept
 
     def choose(self, token_weights: Sequence[Tensor], progress: Callable[[int], object]) -> Chosen:
         """Measure every unit, continuing where an interrupted run was, and choose.
@@ -132,14 +137,16 @@ class BoxPlanner:
         finished = self._log.finished()
         units = []
         for unit in measure(
-            self._model,
+            self._streamed.model,
             self._source.modules,
             self._batches,
             self._meter,
             self._settings.candidates,
-            head=head_settings(self._model, self._settings),
+            head=head_settings(self._streamed.model, self._settings),
             token_weights=token_weights,
             device=self._settings.device,
+            held=self._streamed.loaded,
+            kept=self._kept,
             finished=finished,
         ):
             units.append(unit)
@@ -154,7 +161,7 @@ class BoxPlanner:
         )
         return Chosen(chosen, tuple(units))
 
-    def finish(self) -> float:
+    def finish(self, quantized: StreamedModel) -> float:
         """Forget the log, and return how far the quantized model's boxes are from the unquantized model's."""
         self._log.close()
-        return self._meter.drift()
+        return self._meter.drift(quantized.model)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.quantize import SolvedBlock
@@ -72,35 +73,65 @@ class Journal(_Lines):
     Args:
         folder: the work folder; block files are written there.
         key: what the result depends on.
+
+    Attributes:
+        folder: the same.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        self._folder = folder
+        self.folder = folder
         super().__init__(folder / ".journal.jsonl", key)
 
-    def finished(self) -> list[SolvedBlock]:
-        """Read the finished blocks back."""
-        blocks = []
-        for index, entry in enumerate(self.entries):
-            fields = {"linears": entry["linears"], "overrides": entry["overrides"]}
-            part = WeightSet(self._folder, {"result": {"weightset": fields}})
-            weights = {name: part.weight(name) for name in part.names}
-            overrides = {name: part.override(name) for name in part.overrides}
-            blocks.append(SolvedBlock(index, weights, overrides, entry["report"]))
-        return blocks
+    def finished(self) -> Sequence[SolvedBlock]:
+        """Return the blocks that are finished by now; each is read when it is asked for."""
+        return _Finished(self.folder, list(self.entries))
+
+    def weights(self) -> WeightSet:
+        """Return the finished blocks as one weight set."""
+        return _weights(self.folder, self.entries)
 
     def add(self, block: SolvedBlock) -> None:
         """Write a solved block and note it."""
         file = "head.safetensors" if HEAD in block.weights else f"blocks/{block.index:03d}.safetensors"
-        entries = write_block(self._folder, file, block.weights, block.overrides)
-        path = self._folder / file
+        entries = write_block(self.folder, file, block.weights, block.overrides)
+        path = self.folder / file
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         self._append({"file": file, "sha256": sha256_file(path), **entries, "report": block.report})
 
     def _intact(self, entry: dict[str, Any]) -> bool:
-        path = self._folder / entry["file"]
+        path = self.folder / entry["file"]
         return path.is_file() and sha256_file(path) == str(entry["sha256"])
+
+
+class _Finished(Sequence[SolvedBlock]):
+    def __init__(self, folder: Path, entries: Sequence[dict[str, Any]]) -> None:
+        self._folder, self._entries = folder, entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> SolvedBlock: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SolvedBlock]: ...
+    def __getitem__(self, index: int | slice) -> SolvedBlock | Sequence[SolvedBlock]:
+        if isinstance(index, slice):
+            return _Finished(self._folder, self._entries[index])
+        entry = self._entries[index]
+        part = _weights(self._folder, [entry])
+        weights = {name: part.weight(name) for name in part.names}
+        overrides = {name: part.override(name) for name in part.overrides}
+        return SolvedBlock(index, weights, overrides, entry["report"])
+
+
+def _weights(folder: Path, entries: Sequence[dict[str, Any]]) -> WeightSet:
+    """Return blocks that the journal names as a weight set."""
+    fields = {
+        kind: {name: told for entry in entries for name, told in entry[kind].items()}
+        for kind in ("linears", "overrides")
+    }
+    return WeightSet(folder, {"result": {"weightset": fields}})
 
 
 class UnitLog(_Lines):

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from edgetune_calibrate.moments import Moments
 from edgetune_calibrate.solve import LinearGroup, SolveSettings
+from edgetune_calibrate.solve.rows import row_parts, values_of
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
+from edgetune_runtime.quant.blocks import BlockWeight
 
 
 def input_groups(modules: Modules) -> list[tuple[str, ...]]:
@@ -31,6 +33,13 @@ def group_of(linears: Mapping[str, nn.Module], moments: Moments) -> LinearGroup:
     hessian, cross = moments.means()
     weights = {name: linear.get_parameter("weight").detach().float() for name, linear in linears.items()}
     return LinearGroup(weights, hessian, moments.tokens, cross)
+
+
+def put_weight(linear: nn.Module, weight: BlockWeight) -> None:
+    """Give a linear the values that a quantized weight stands for."""
+    values = linear.get_parameter("weight").data
+    for part in row_parts(*values.shape):
+        values[part].copy_(values_of(weight, values.device, part))
 
 
 def untie(head: nn.Module) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgetune_calibrate.solve.rows import row_parts, values_of
+from edgetune_runtime.quant.blocks import BlockWeight
+
 
 @dataclass
 class Moments:
@@ -50,8 +53,12 @@ def _plus(total: Tensor | None, addend: Tensor) -> Tensor:
     return addend if total is None else total.add_(addend)
 
 
-def relative_error(weight: Tensor, solved: Tensor, hessian: Tensor) -> float:
+def relative_error(weight: Tensor, solved: BlockWeight, hessian: Tensor) -> float:
     """Return the share of a layer's output energy lost: tr(E H Eᵀ) / tr(W H Wᵀ) with E = W - solved, [N, K]."""
-    error = weight - solved
-    energy = ((weight @ hessian) * weight).sum(dtype=torch.float64)
-    return float(((error @ hessian) * error).sum(dtype=torch.float64) / energy.clamp_min(1e-30))
+    lost = energy = 0.0
+    for rows in row_parts(*weight.shape):
+        part = weight[rows]
+        error = part - values_of(solved, weight.device, rows)
+        energy += float(((part @ hessian) * part).sum(dtype=torch.float64))
+        lost += float(((error @ hessian) * error).sum(dtype=torch.float64))
+    return lost / max(energy, 1e-30)

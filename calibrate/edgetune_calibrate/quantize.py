@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -13,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edgetune_calibrate.capture import Stream, VisionCache, output_head
+from edgetune_calibrate.activations import Activations
+from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
 from edgetune_calibrate.fold import fold, seams
-from edgetune_calibrate.linears import check_columns, group_of, input_groups, untie, visible
+from edgetune_calibrate.linears import check_columns, group_of, input_groups, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments, relative_error
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_calibrate.solve.awq import search_factors
@@ -83,6 +85,8 @@ def quantize_decoder(
     *,
     token_weights: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
+    held: Held | None = None,
+    kept: Activations | None = None,
     finished: Sequence[SolvedBlock] = (),
     solve: Solver = solve_group,
     factors: Factors = search_factors,
@@ -90,13 +94,17 @@ def quantize_decoder(
     """Yield block after block solved; the model's own weights become the dequantized ones as it goes.
 
     Args:
-        model: a transformers causal language model, with images or without, its weights in any float dtype.
+        model: a transformers causal language model, with images or without, its weights in any float dtype. Without
+            `held` it is moved to the device.
         modules: where its blocks, linears and vision tower are (`vision_root` may be empty).
         batches: keyword arguments of the model's forward.
         settings: what to do.
         token_weights: for each batch float32 [B, S], how much each token counts; by default all do the same, and
             those that the batch's `attention_mask` hides do not.
-        device: where to compute; the model is moved there.
+        device: where to compute.
+        held: loads the weights of a block, of the head or of the vision tower of a model that has them in files; they
+            are needed only for the time of it.
+        kept: where activations rest; by default in memory, on the device or as the settings say.
         finished: the first blocks' solutions from an earlier run, which are taken as they are.
         solve: finds the codes of linears that share an input.
         factors: finds by what the method "awq" divides that input first, a factor a channel.
@@ -105,7 +113,11 @@ def quantize_decoder(
         InputError: a group size does not divide a layer's inputs, linears that share an input have different
             formats, or there are no batches.
     """
-    walk = _Walk(model, modules, batches, settings, token_weights, torch.device(device), solve, factors)
+    where = torch.device(device)
+    if held is None:
+        model.to(where)
+    kept = kept or Activations("cpu" if settings.offload else where)
+    walk = _Walk(model, modules, batches, settings, token_weights, where, held or nullcontext, kept, solve, factors)
     return walk.blocks(finished)
 
 
@@ -118,14 +130,16 @@ class _Walk:
         settings: DecoderSettings,
         token_weights: Sequence[Tensor] | None,
         device: torch.device,
+        held: Held,
+        kept: Activations,
         solve: Solver,
         factors: Factors,
     ) -> None:
         if not batches:
             raise InputError("no batches to calibrate on")
-        self._model, self._modules, self._batches, self._settings = model.eval().to(device), modules, batches, settings
-        self._device, self._solver, self._factors = device, solve, factors
-        self._store = torch.device("cpu") if settings.offload else device
+        self._model, self._modules, self._batches, self._settings = model.eval(), modules, batches, settings
+        self._device, self._held, self._kept = device, held, kept
+        self._solver, self._factors = solve, factors
         listed: Any = model.get_submodule(modules.blocks)
         self._blocks: list[nn.Module] = list(listed)
         self._groups = input_groups(modules)
@@ -146,41 +160,50 @@ class _Walk:
 
     def blocks(self, finished: Sequence[SolvedBlock]) -> Iterator[SolvedBlock]:
         """Yield what is left to solve after the finished blocks."""
+        start, last = len(finished), len(self._blocks)
+        remaining = range(start, last + (self._settings.head is not None))
+        if not remaining:
+            return
         vision = None
         if self._modules.vision_root:
-            vision = VisionCache(self._model.get_submodule(self._modules.vision_root), self._store)
+            tower = self._model.get_submodule(self._modules.vision_root)
+            vision = VisionCache(tower, self._kept, self._device)
         try:
-            original = self._stream(vision, frozen=True) if self._settings.compensate else None
-            yield from self._solve_all(self._stream(vision), original, finished)
+            around = Surroundings(self._model, self._blocks, self._batches, vision, self._kept, self._device)
+            with self._held(vision.tower) if vision is not None else nullcontext():
+                around.survey()
+            stream = Stream(around, "quantized")
+            original = Stream(around, "original", frozen=True) if self._settings.compensate else None
+            for index, solved in enumerate(finished):
+                self._pass(index, stream, original, solved)
+            for index in remaining:
+                began = time.perf_counter()
+                solved = self._pass(index, stream, original)
+                yield replace(solved, report={**solved.report, "seconds": round(time.perf_counter() - began, 3)})
         finally:
             if vision is not None:
                 vision.close()
 
-    def _stream(self, vision: VisionCache | None, *, frozen: bool = False) -> Stream:
-        return Stream(self._model, self._blocks, self._batches, vision, self._store, frozen=frozen)
-
-    def _solve_all(
-        self, stream: Stream, original: Stream | None, finished: Sequence[SolvedBlock]
-    ) -> Iterator[SolvedBlock]:
+    def _pass(
+        self, index: int, stream: Stream, original: Stream | None, solved: SolvedBlock | None = None
+    ) -> SolvedBlock:
+        """Take all batches through a block (or up to the head), solving it on the way unless it is solved."""
         streams = [stream] if original is None else [original, stream]
-        start, last = len(finished), len(self._blocks)
-        remaining = range(start, last + (self._settings.head is not None))
-        resumed = bool(finished and remaining)
-        if resumed and original is not None:
-            original.skip(start)
-        for solved in finished:
-            self._apply(solved)
-        if resumed:
-            stream.skip(start)
-        for index in remaining:
-            began = time.perf_counter()
+        head = index == len(self._blocks)
+        with self._held(self._head()[1] if head else self._blocks[index]):
             for each in streams:
                 each.enter(index)
-            solved = self._solve_block(index, stream, original) if index < last else self._solve_head(stream, original)
-            if index < last:
-                for each in streams:
-                    each.leave()
-            yield replace(solved, report={**solved.report, "seconds": round(time.perf_counter() - began, 3)})
+            if index == 0:
+                stream.around.forget_first()
+            if solved is not None:
+                self._apply(solved)
+            elif head:
+                solved = self._solve_head(stream, original)
+            else:
+                solved = self._solve_block(index, stream, original)
+            for each in [] if head else streams:
+                each.leave()
+        return solved
 
     def _solve_block(self, index: int, stream: Stream, original: Stream | None) -> SolvedBlock:
         """Solve the groups of a block in order; their dequantized weights are in the block afterwards."""
@@ -219,7 +242,7 @@ class _Walk:
         name, head = self._head()
         assert self._settings.head is not None
         moments = self._moments([""], stream, original)
-        untie(head)
+        self._untie(head)
         self._solve({name: head}, moments[""], self._settings.head, solved)
         return solved
 
@@ -246,10 +269,9 @@ class _Walk:
         """Solve linears of one input, note the result, and give them the dequantized weights."""
         group = group_of(linears, moments)
         for name, weight in self._solver(group, settings).items():
-            values = torch.from_numpy(weight.dequantize()).to(self._device)
-            solved.report["error"][name] = relative_error(group.weights[name], values, group.hessian)
+            solved.report["error"][name] = relative_error(group.weights[name], weight, group.hessian)
             solved.report["tokens"][name] = moments.tokens
-            linears[name].get_parameter("weight").data.copy_(values)
+            put_weight(linears[name], weight)
             solved.weights[name] = weight
 
     def _apply(self, solved: SolvedBlock) -> None:
@@ -257,10 +279,15 @@ class _Walk:
         for name, weight in solved.weights.items():
             linear = self._model.get_submodule(name)
             if linear is self._head()[1]:
-                untie(linear)
-            linear.get_parameter("weight").data.copy_(torch.from_numpy(weight.dequantize()))
+                self._untie(linear)
+            put_weight(linear, weight)
         for name, values in solved.overrides.items():
             self._model.get_parameter(name).data.copy_(torch.from_numpy(values))
+
+    def _untie(self, head: nn.Module) -> None:
+        embedding: Any = self._model
+        if head.weight is embedding.get_input_embeddings().weight:
+            untie(head)
 
     def _name(self, index: int, linear: str) -> str:
         return f"{self._modules.blocks}.{index}.{linear}"

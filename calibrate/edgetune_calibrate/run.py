@@ -8,21 +8,28 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
+from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.batches import batch, roles, token_weights
 from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
 from edgetune_calibrate.journal import Journal, UnitLog
 from edgetune_calibrate.linears import input_groups
+from edgetune_calibrate.memory import allowed, needed, room_for_activations
+from edgetune_calibrate.models import open_model, quantized_model
 from edgetune_calibrate.quantize import quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.vision import Ranges, vision_ranges
 from edgetune_core.checkpoint import HubCheckpoint
+from edgetune_core.conversation import Sample
 from edgetune_core.weightset import SCHEMA
 from edgetune_runtime.manifest import sha256_tree
+
+ACTIVATIONS = ".activations"
+"""Folder of the work folder for activations that do not fit in memory."""
 
 Progress = Callable[[int, int], object]
 """Called with how many blocks are done and how many there are."""
@@ -96,41 +103,90 @@ def _solve(
         The ranges of the vision encoder's activations, and how formats were chosen, if they were.
     """
     dtype = settings.dtype(source.dtype)
-    model = source.load_model(dtype).to(settings.device)
-    head = head_settings(model, settings)
-    formats = told_formats(model, source.modules, settings)
-    blocks = len(model.get_submodule(source.modules.blocks)) + (head is not None)
-    total, before = blocks * (1 + settings.chooses), 0
-    finished = journal.finished()
-    tell = progress or (lambda done, total: None)
-    tell(len(finished), total)
-    batches = [batch(sample, source, dtype) for sample in chosen.samples]
-    weights = token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights)
-    planner, choice = None, None
-    if units is not None:
-        planner, before = BoxPlanner(model, source, chosen.samples, batches, settings, units), blocks
-        kinds = len(input_groups(source.modules))
-        choice = planner.choose(weights, lambda done: tell(-(-done // kinds), total))
-        formats = choice.formats
-    ranges = vision_ranges(
-        model,
-        source.modules.vision_root,
-        lambda: ((one["pixel_values"], one["image_grid_thw"]) for one in batches),
-        device=settings.device,
-    )
-    solved = quantize_decoder(
-        model,
-        source.modules,
-        batches,
-        settings.decoder(formats, head),
-        token_weights=weights,
-        device=settings.device,
-        finished=finished,
-    )
-    for block in solved:
-        journal.add(block)
-        tell(before + block.index + 1, total)
-    return ranges, choice.to_dict(settings, planner.finish()) if choice and planner else None
+    streamed = open_model(source, dtype, settings.device)
+    head = head_settings(streamed.model, settings)
+    formats = told_formats(streamed.model, source.modules, settings)
+    solve = settings.decoder(formats, head)
+    need = needed(streamed.model, source.modules, solve, device=settings.device)
+    room = room_for_activations(allowed(settings.memory_gb), need, device=settings.device)
+    kept = _activations(settings, room, journal.folder / ACTIVATIONS)
+    try:
+        blocks = len(streamed.model.get_submodule(source.modules.blocks)) + (head is not None)
+        total, before = blocks * (1 + settings.chooses), 0
+        finished = journal.finished()
+        tell = progress or (lambda done, total: None)
+        tell(len(finished), total)
+        batches = _Batches(kept, chosen.samples, source, dtype)
+        weights = token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights)
+        planner, choice = None, None
+        if units is not None:
+            # Units are measured in forwards of the whole model: weights that fit stay in memory for all of them.
+            measured = open_model(source, dtype, settings.device, room if settings.device == "cpu" else 1 << 62)
+            planner, before = BoxPlanner(measured, source, chosen.samples, batches, settings, units, kept), blocks
+            kinds = len(input_groups(source.modules))
+            choice = planner.choose(weights, lambda done: tell(-(-done // kinds), total))
+            solve = settings.decoder(choice.formats, head)
+            del measured
+        with streamed.loaded(streamed.model.get_submodule(source.modules.vision_root)):
+            ranges = vision_ranges(
+                streamed.model,
+                source.modules.vision_root,
+                lambda: ((one["pixel_values"], one["image_grid_thw"]) for one in batches),
+                device=settings.device,
+            )
+        solved = quantize_decoder(
+            streamed.model,
+            source.modules,
+            batches,
+            solve,
+            token_weights=weights,
+            device=settings.device,
+            held=streamed.loaded,
+            kept=kept,
+            finished=finished,
+        )
+        for block in solved:
+            journal.add(block)
+            tell(before + block.index + 1, total)
+        if planner is None or choice is None:
+            return ranges, None
+        quantized = quantized_model(source, journal.weights(), dtype, settings.device)
+        return ranges, choice.to_dict(settings, planner.finish(quantized))
+    finally:
+        kept.close()
+
+
+def _activations(settings: CalibrateSettings, room: int, folder: Path) -> Activations:
+    """Where activations rest: on a GPU unless told otherwise, or in host memory and files."""
+    if settings.device == "cuda" and not settings.offload:
+        return Activations("cuda", folder=folder)
+    return Activations(room=room, folder=folder)
+
+
+class _Batches(Sequence[dict[str, Any]]):
+    """The samples as keyword arguments of the model's forward, resting among the activations."""
+
+    def __init__(
+        self, kept: Activations, samples: Sequence[Sample], source: HubCheckpoint, dtype: torch.dtype
+    ) -> None:
+        self._kept, self._count = kept, len(samples)
+        for number, sample in enumerate(samples):
+            kept["batch", number] = batch(sample, source, dtype)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, number: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(self._count))]
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        found: dict[str, Any] = self._kept.get(("batch", number))
+        return found
 
 
 def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:

@@ -10,7 +10,7 @@ averaged, or the few boxes that the model is in two minds about would decide alo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from edgetune_calibrate.allocate import Choice, Unit
-from edgetune_calibrate.capture import Stream, VisionCache, output_head
-from edgetune_calibrate.linears import group_of, input_groups, untie, visible
+from edgetune_calibrate.activations import Activations, moved
+from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
+from edgetune_calibrate.linears import group_of, input_groups, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_core.coordinates import BoxPlaces, expected_boxes
@@ -52,11 +53,12 @@ class BoxMeter:
     """Measures the drift of a model's expected boxes from those it had when the meter was made.
 
     Args:
-        model: on its device.
+        model: its forward works as it is.
         batches: keyword arguments of its forward, one conversation each.
         places: of each batch where the boxes in its answer are.
         answers: of each batch how many tokens its answer has; they are the last.
         digits: token ids of the ten digits.
+        device: where the model computes; by default where its weights are.
 
     Attributes:
         vision: stands in for the vision tower while it is set.
@@ -72,9 +74,10 @@ class BoxMeter:
         places: Sequence[BoxPlaces],
         answers: Sequence[int],
         digits: Tensor,
+        device: torch.device | str | None = None,
     ) -> None:
         self._model, self._batches, self._places, self._answers = model, batches, places, answers
-        self._digits = digits
+        self._digits, self._device = digits, device or next(model.parameters()).device
         self.vision: VisionCache | None = None
         self._asked = [number for number, place in enumerate(places) if place.digits]
         if not self._asked:
@@ -85,20 +88,19 @@ class BoxMeter:
         self._sides = torch.cat([places[number].sides for number in self._asked])
         self._reference = self._boxes()
 
-    def drift(self) -> float:
-        """Return the mean drift of all boxes."""
-        return float(drift(self._boxes(), self._reference, self._sides).mean())
+    def drift(self, model: Any = None) -> float:
+        """Return the mean drift of all boxes, or of those that another model gives."""
+        return float(drift(self._boxes(model), self._reference, self._sides).mean())
 
     @torch.no_grad()
-    def _boxes(self) -> Tensor:
-        device = next(self._model.parameters()).device
+    def _boxes(self, model: Any = None) -> Tensor:
         found = []
         for number in self._asked:
             if self.vision is not None:
                 self.vision.batch = number
-            inputs = {name: value.to(device) for name, value in self._batches[number].items()}
+            inputs = moved(dict(self._batches[number]), self._device)
             count = self._answers[number]
-            logits = self._model(**inputs, use_cache=False, logits_to_keep=count + 1).logits[0, :-1]
+            logits = (model or self._model)(**inputs, use_cache=False, logits_to_keep=count + 1).logits[0, :-1]
             found.append(expected_boxes(logits, self._places[number], self._digits))
         return torch.cat(found)
 
@@ -113,6 +115,8 @@ def measure(
     head: SolveSettings | None = None,
     token_weights: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
+    held: Held | None = None,
+    kept: Activations | None = None,
     finished: Sequence[Unit] = (),
 ) -> Iterator[Unit]:
     """Yield each unit's sizes and errors, in the order they run; the model's weights end as they were.
@@ -125,44 +129,53 @@ def measure(
         candidates: how a linear of so many inputs may be solved.
         head: how the language model head is solved, measured last; None leaves it out.
         token_weights: for each batch float32 [1, S], how much each token counts for the solver.
-        device: where to compute; the model is moved there.
+        device: where to compute; without `held` the model is moved there.
+        held: see `quantize_decoder`.
+        kept: see `quantize_decoder`.
         finished: the first units, measured by an earlier run; those of the last block begun are measured again.
     """
-    model = model.eval().to(device)
     where = torch.device(device)
+    if held is None:
+        model.to(where)
+    held, kept = held or nullcontext, kept or Activations(where)
     blocks: list[nn.Module] = list(model.get_submodule(modules.blocks).children())
     weights = [one.to(where, torch.float32) for one in token_weights or [visible(batch) for batch in batches]]
-    with _cached(model, modules, where, meter) as vision:
-        stream = Stream(model, blocks, batches, vision, where)
+    with _cached(model.eval(), modules, kept, where, meter) as vision:
+        around = Surroundings(model, blocks, batches, vision, kept, where)
+        with held(vision.tower) if vision is not None else nullcontext():
+            around.survey()
+        stream = Stream(around, "sensitivity")
         groups = input_groups(modules)
         start = min(len(finished) // len(groups), len(blocks))
         yield from finished[: start * len(groups)]
-        if start:
-            stream.skip(start)
-        for index, block in list(enumerate(blocks))[start:]:
-            stream.enter(index)
-            moments = _moments(stream, [group[0] for group in groups], weights)
-            for group in groups:
-                linears = {f"{modules.blocks}.{index}.{name}": block.get_submodule(name) for name in group}
-                settings = candidates(block.get_submodule(group[0]).get_parameter("weight").shape[1])
-                yield _tried(linears, group_of(linears, moments[group[0]]), settings, meter)
-            stream.leave()
+        for index, block in enumerate(blocks):
+            with held(block):
+                stream.enter(index)
+                moments = _moments(stream, [group[0] for group in groups], weights) if index >= start else {}
+                for group in groups if index >= start else []:
+                    linears = {f"{modules.blocks}.{index}.{name}": block.get_submodule(name) for name in group}
+                    settings = candidates(block.get_submodule(group[0]).get_parameter("weight").shape[1])
+                    yield _tried(linears, group_of(linears, moments[group[0]]), settings, meter)
+                stream.leave()
         if head is not None:
-            stream.enter(len(blocks))
             output = output_head(model)
-            name = next(name for name, module in model.named_modules() if module is output)
-            moments = _moments(stream, [""], weights)
-            untie(output)
-            yield _tried({name: output}, group_of({name: output}, moments[""]), [head], meter)
+            with held(output):
+                stream.enter(len(blocks))
+                name = next(name for name, module in model.named_modules() if module is output)
+                moments = _moments(stream, [""], weights)
+                untie(output)
+                yield _tried({name: output}, group_of({name: output}, moments[""]), [head], meter)
 
 
 @contextmanager
-def _cached(model: nn.Module, modules: Modules, store: torch.device, meter: BoxMeter) -> Iterator[VisionCache | None]:
+def _cached(
+    model: nn.Module, modules: Modules, kept: Activations, device: torch.device, meter: BoxMeter
+) -> Iterator[VisionCache | None]:
     """Let the vision tower run once for each batch, for the meter too."""
     if not modules.vision_root:
         yield None
         return
-    vision = meter.vision = VisionCache(model.get_submodule(modules.vision_root), store)
+    vision = meter.vision = VisionCache(model.get_submodule(modules.vision_root), kept, device)
     try:
         yield vision
     finally:
@@ -187,7 +200,7 @@ def _tried(
     choices = []
     for chosen in settings:
         for name, weight in solve_group(group, chosen).items():
-            linears[name].get_parameter("weight").data.copy_(torch.from_numpy(weight.dequantize()))
+            put_weight(linears[name], weight)
         size = sum(stored_bytes((len(values), values.shape[1]), chosen.format) for values in original.values())
         choices.append(Choice(chosen.format, size, meter.drift() ** 2))
     for name, values in original.items():

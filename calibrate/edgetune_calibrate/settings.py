@@ -45,6 +45,8 @@ class CalibrateSettings(Options):
         precision: of the forward pass and the weights held; "auto" is float32 on the CPU, and on a GPU bfloat16 for a
             bfloat16 checkpoint. Statistics and solutions are float32.
         offload: keep activations in host memory between blocks.
+        memory_gb: host memory of the whole run in GB (10^9 bytes); activations that do not fit rest in files. None takes
+            half of what is free.
         true_sequential: linears of a block see what the quantized ones before them in the block give.
     """
 
@@ -105,6 +107,13 @@ class CalibrateSettings(Options):
         "for a bf16 checkpoint.",
     )
     offload: bool = option(False, help="Keep activations in host memory: takes less GPU memory and is a little slower.")
+    memory_gb: float | None = option(
+        None,
+        help="Host memory that the whole run may take, in GB (10^9 bytes); by default half of what is free. "
+        "Activations that do not fit rest in files beside the output.",
+        minimum=0,
+        above=True,
+    )
     true_sequential: bool = True
 
     def __post_init__(self) -> None:
@@ -140,7 +149,7 @@ class CalibrateSettings(Options):
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the result, as JSON values."""
         fields = asdict(self)
-        del fields["method"], fields["symmetric"]
+        del fields["method"], fields["symmetric"], fields["memory_gb"]
         return {"solve": asdict(self.solve), **fields}
 
     @property

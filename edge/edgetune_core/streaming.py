@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -158,8 +158,20 @@ class StreamedModel:
         return self.tensors.read(self._sources[id(parameter)])
 
     @contextmanager
-    def loaded(self, unit: nn.Module) -> Iterator[None]:
-        """Have a unit's weights loaded for a while; changes to them are lost afterwards, unless the unit is kept."""
+    def loaded(self, module: nn.Module) -> Iterator[None]:
+        """Have the weights of a module's units loaded for a while; a unit is a module with itself in it.
+
+        Changes to them are lost afterwards, unless the unit is kept.
+        """
+        inside = set(module.modules())
+        with ExitStack() as stack:
+            for unit in self._units:
+                if unit in inside:
+                    stack.enter_context(self._held(unit))
+            yield
+
+    @contextmanager
+    def _held(self, unit: nn.Module) -> Iterator[None]:
         if not self._holders[unit]:
             for owner, key, parameter in _slots(unit):
                 if parameter.is_meta:
@@ -180,7 +192,7 @@ class StreamedModel:
         Returns:
             What they return, in their order.
         """
-        self._turns = Turns(self._units, self.loaded)
+        self._turns = Turns(self._units, self._held)
         try:
             return self._turns.run([torch.no_grad()(job) for job in jobs])
         finally:
@@ -189,7 +201,7 @@ class StreamedModel:
     def _forward(self, unit: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._turns is not None and not self._holders[unit]:
             self._turns.wait(unit)
-        with self.loaded(unit):
+        with self._held(unit):
             return own(*args, **kwargs)
 
     def _gather(self, table: Tensor, ids: Tensor) -> Tensor:

@@ -58,11 +58,11 @@ class Grid:
 
     def block_weight(self, codes: Tensor) -> BlockWeight:
         """Hand codes [N, K] over as the weight set stores them, on the CPU."""
-        blocks = codes.unflatten(1, (self.scale.shape[1], -1)).to("cpu", torch.uint8)
+        blocks = codes.unflatten(1, (self.scale.shape[1], -1)).to(torch.uint8).cpu()
         return BlockWeight(
             codes=blocks.numpy(),
             scales=self.scale.cpu().numpy(),
-            zero_points=None if self.symmetric else self.zero.to("cpu", torch.uint8).numpy(),
+            zero_points=None if self.symmetric else self.zero.to(torch.uint8).cpu().numpy(),
             bits=self.bits,
             columns=codes.shape[1],
         )

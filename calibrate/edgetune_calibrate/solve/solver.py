@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from edgetune_calibrate.solve.gptq import Metric, gptq
-from edgetune_calibrate.solve.grid import spanning
+from edgetune_calibrate.solve.grid import Grid, spanning
 from edgetune_calibrate.solve.problem import LinearGroup, SolveSettings
 from edgetune_calibrate.solve.ranges import search_ranges
 from edgetune_calibrate.solve.refine import refine
+from edgetune_calibrate.solve.rows import row_parts, stacked
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockWeight
 
@@ -27,30 +30,48 @@ def solve_group(group: LinearGroup, settings: SolveSettings) -> dict[str, BlockW
         InputError: the group size does not divide K, or the Hessian cannot be used.
     """
     names = ", ".join(group.names)
-    weight = torch.cat([weight.float() for weight in group.weights.values()])
-    if weight.shape[1] % settings.group_size:
+    weights = list(group.weights.values())
+    columns = weights[0].shape[1]
+    if columns % settings.group_size:
         raise InputError(
-            f"{names}: {weight.shape[1]} input columns are not a multiple of the group size {settings.group_size}",
+            f"{names}: {columns} input columns are not a multiple of the group size {settings.group_size}",
             hint="choose a group size that divides it, e.g. 32",
         )
-    if settings.method == "rtn":
-        grid = spanning(weight, settings.format)
-        codes = grid.codes(weight)
-    else:
+    metric = None
+    if settings.method != "rtn":
         try:
             metric = Metric.of(group.hessian, settings.damping, act_order=settings.act_order)
         except InputError as error:
             raise InputError(f"{names}: {error}") from error
-        if group.cross is not None:
-            weight = aimed(weight, group.cross, metric)
-        grid = search_ranges(weight, settings.format, metric.hessian, feedback=settings.method == "gptq")
-        if settings.method == "gptq":
-            grid, codes = refine(weight, grid, gptq(weight, grid, metric), metric.hessian, settings.sweeps)
-        else:
-            codes = grid.codes(weight)
-    rows = [len(weight) for weight in group.weights.values()]
-    parts = zip(group.names, grid.split(rows), codes.split(rows), strict=True)
+    sizes = [len(weight) for weight in weights]
+    solved = [
+        _solve_rows(stacked(weights, rows), group.cross, metric, settings) for rows in row_parts(sum(sizes), columns)
+    ]
+    grid, codes = _joined([grid for grid, _ in solved]), torch.cat([codes for _, codes in solved])
+    parts = zip(group.names, grid.split(sizes), codes.split(sizes), strict=True)
     return {name: part.block_weight(rows) for name, part, rows in parts}
+
+
+def _solve_rows(
+    weight: Tensor, cross: Tensor | None, metric: Metric | None, settings: SolveSettings
+) -> tuple[Grid, Tensor]:
+    """Return the grid of some rows of a group's weights, and their codes as uint8."""
+    if metric is None:
+        grid = spanning(weight, settings.format)
+        return grid, grid.codes(weight).to(torch.uint8)
+    if cross is not None:
+        weight = aimed(weight, cross, metric)
+    grid = search_ranges(weight, settings.format, metric.hessian, feedback=settings.method == "gptq")
+    if settings.method == "awq":
+        return grid, grid.codes(weight).to(torch.uint8)
+    grid, codes = refine(weight, grid, gptq(weight, grid, metric), metric.hessian, settings.sweeps)
+    return grid, codes.to(torch.uint8)
+
+
+def _joined(grids: Sequence[Grid]) -> Grid:
+    """Put grids of the same kind one below the other."""
+    scale, zero = torch.cat([one.scale for one in grids]), torch.cat([one.zero for one in grids])
+    return Grid(scale, zero, grids[0].bits, grids[0].symmetric)
 
 
 def aimed(weight: Tensor, cross: Tensor, metric: Metric) -> Tensor:
