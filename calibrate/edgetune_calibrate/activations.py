@@ -44,7 +44,9 @@ class Activations:
         folder: for the files of those beyond; made when it is needed, with what an earlier run left there gone.
 
     Examples:
-        >>> kept = Activations(room=100_000, folder=Path("activations"))
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> kept = Activations(room=100_000, folder=Path(folder.name) / "activations")
         >>> kept["hidden", 0] = torch.zeros(1, 8, 2560)
         >>> kept["hidden", 1] = torch.ones(1, 8, 2560)
         >>> kept.in_memory, kept.in_files
@@ -52,6 +54,7 @@ class Activations:
         >>> kept.get(("hidden", 1)).sum().item()
         20480.0
         >>> kept.close()
+        >>> folder.cleanup()
     """
 
     def __init__(
@@ -88,11 +91,11 @@ class Activations:
         self._sizes[key] = size if fits else -size
         self._count(self._sizes[key])
 
-    def get(self, key: Hashable, device: torch.device | str = "cpu") -> Any:
-        """A kept value with its tensors on a device, in new containers of the same types."""
+    def get(self, key: Hashable, device: torch.device | str | None = None) -> Any:
+        """A kept value, its tensors on a device or where they rest, in new containers of the same types."""
 
         def back(one: Any) -> Any:
-            return (one.read() if isinstance(one, _File) else one).to(device)
+            return (one.read() if isinstance(one, _File) else one).to(device or self._device)
 
         return changed(self._values[key], back)
 

@@ -93,8 +93,8 @@ class Surroundings:
         """Send all batches through the model."""
         for number in range(len(self)):
             found = _Survey()
-            stand_ins = {block: found.stand_in for block in self.blocks}
-            stand_ins[self.blocks[-1]] = found.stop
+            stand_ins = dict.fromkeys(self.blocks, found.stand_in)
+
             self._forward(number, stand_ins)
             self.kept["hidden", number] = found.first
             for index, rest in enumerate(found.rests):

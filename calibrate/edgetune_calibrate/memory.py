@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,7 @@ def needed(model: Any, modules: Modules, settings: DecoderSettings, *, device: s
     steps = [_vision(model, modules)]
     for block in model.get_submodule(modules.blocks):
         weights = _bytes(block) * (2 if settings.compensate else 1)
-        shapes = [
-            [tuple(block.get_submodule(name).weight.shape) for name in group] for group in input_groups(modules)
-        ]
+        shapes = [[tuple(block.get_submodule(name).weight.shape) for name in group] for group in input_groups(modules)]
         moments = [_moments(group[0][1], settings) for group in shapes]
         for group, own in zip(shapes, moments, strict=True):
             held = own if settings.true_sequential and settings.solve.method != "awq" else sum(moments)
@@ -87,6 +86,12 @@ def _solving(shapes: Sequence[tuple[int, ...]]) -> int:
     columns = shapes[0][1]
     rows = sum(rows for rows, _ in shapes)
     return 4 * (3 * columns**2 + 10 * min(rows * columns, PART))
+
+
+def memory_in_use() -> int:
+    """Bytes that this process has resident now, or the most that it had where the system does not tell."""
+    now = [int(line.split()[1]) * 1024 for line in _lines("/proc/self/status") if line.startswith("VmRSS")]
+    return now[0] if now else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _free() -> int:

@@ -42,7 +42,9 @@ def open_model(source: HubCheckpoint, dtype: torch.dtype, device: str, keep: int
 
 def quantized_model(source: HubCheckpoint, weights: WeightSet, dtype: torch.dtype, device: str) -> StreamedModel:
     """Return the model that a weight set of a checkpoint stands for; a head that it holds is tied no more."""
-    values: dict[str, Callable[[], Tensor]] = {f"{name}.weight": partial(_weight, weights, name) for name in weights.names}
+    values: dict[str, Callable[[], Tensor]] = {
+        f"{name}.weight": partial(_weight, weights, name) for name in weights.names
+    }
     values |= {name: partial(_override, weights, name) for name in weights.overrides}
     config: Any = AutoConfig.from_pretrained(source.folder, local_files_only=True)
     shapes = {}

@@ -11,6 +11,45 @@ from edgetune_calibrate.solve.rows import row_parts, values_of
 from edgetune_runtime.quant.blocks import BlockWeight
 
 
+@dataclass(frozen=True)
+class TokenWeights:
+    """How much each token of a batch counts.
+
+    Attributes:
+        seen: int64 [T], places of those that count among all [B · S]; None where all do.
+        values: float32 [T, 1], how much each of them counts; None where each counts 1.
+        tokens: how many they are.
+        total: the sum of `values`.
+    """
+
+    seen: Tensor | None
+    values: Tensor | None
+    tokens: int
+    total: float
+
+    @classmethod
+    def of(cls, weights: Tensor, device: torch.device) -> TokenWeights:
+        """Sort out weights [B, S] of any float dtype, those of 0 left out."""
+        flat = weights.flatten().float().cpu()
+        seen = flat.nonzero()[:, 0]
+        values = flat[seen][:, None]
+        return cls(
+            None if len(seen) == len(flat) else seen.to(device),
+            None if bool((values == 1).all()) else values.to(device),
+            len(seen),
+            float(values.sum()),
+        )
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The tokens [T, K] of [B, S, K] that count."""
+        flat = x.flatten(0, 1)
+        return flat if self.seen is None else flat[self.seen]
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Tokens [T, K], each as often as it counts."""
+        return rows if self.values is None else rows * self.values
+
+
 @dataclass
 class Moments:
     """Weighted sums over tokens t of x_t x_tᵀ and, where the unquantized model's inputs x̂ are known, (x̂_t - x_t) x_tᵀ.
@@ -27,26 +66,47 @@ class Moments:
     weight: float = 0.0
     tokens: int = 0
 
-    def add(self, x: Tensor, weights: Tensor, original: Tensor | None = None) -> None:
+    def add(self, x: Tensor, weights: TokenWeights, original: Tensor | None = None) -> None:
         """Add the tokens of a batch.
 
         Args:
             x: inputs of the quantized model, [B, S, K] in any float dtype.
-            weights: float32 [B, S] on the same device; tokens of weight 0 are left out.
+            weights: of the batch, on the same device.
             original: the unquantized model's inputs at the same tokens, as `x`.
         """
-        seen = weights > 0
-        rows, scale = x[seen].float(), weights[seen][:, None]
-        self.second = _plus(self.second, rows.T @ (rows * scale))
+        rows = weights.rows(x)
+        exact = _exact(rows) and weights.values is None
+        seen = rows if exact else rows.float()
+        scaled = seen if exact else weights.scaled(seen)
+        self.second = _plus(self.second, _product(seen, scaled))
         if original is not None:
-            self.cross = _plus(self.cross, (original[seen].float() - rows).T @ (rows * scale))
-        self.weight += float(scale.sum())
-        self.tokens += len(rows)
+            change = weights.rows(original).float() - rows.float()
+            if exact:  # a float32 in two parts of 8 digits each
+                high = change.to(seen.dtype)
+                low = (change - high.float()).to(seen.dtype)
+                self.cross = _plus(self.cross, _product(torch.cat([high, low]), torch.cat([seen, seen])))
+            else:
+                self.cross = _plus(self.cross, _product(change, scaled))
+        self.weight += weights.total
+        self.tokens += weights.tokens
 
     def means(self) -> tuple[Tensor, Tensor | None]:
         """Return the sums divided by the sum of weights."""
         assert self.second is not None
         return self.second / self.weight, None if self.cross is None else self.cross / self.weight
+
+
+def _exact(rows: Tensor) -> bool:
+    """Whether the GPU's bfloat16 product adds up exact products in float32, at a tenth of a float32 product's time."""
+    return rows.is_cuda and rows.dtype == torch.bfloat16
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The float32 [K, K] of tokens [T, K]: leftᵀ right."""
+    if left.dtype == torch.float32:
+        return left.T @ right
+    product: Tensor = torch.mm(left.T, right, out_dtype=torch.float32)
+    return product
 
 
 def _plus(total: Tensor | None, addend: Tensor) -> Tensor:

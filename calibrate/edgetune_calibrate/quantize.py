@@ -18,7 +18,7 @@ from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
 from edgetune_calibrate.fold import fold, seams
 from edgetune_calibrate.linears import check_columns, group_of, input_groups, put_weight, untie, visible
-from edgetune_calibrate.moments import Moments, relative_error
+from edgetune_calibrate.moments import Moments, TokenWeights, relative_error
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_calibrate.solve.awq import search_factors
 from edgetune_runtime.errors import InputError
@@ -144,7 +144,7 @@ class _Walk:
         self._blocks: list[nn.Module] = list(listed)
         self._groups = input_groups(modules)
         weights = token_weights or [visible(batch) for batch in batches]
-        self._weights = [weight.to(device, torch.float32) for weight in weights]
+        self._weights = [TokenWeights.of(weight, device) for weight in weights]
         self._check()
 
     def _check(self) -> None:

@@ -166,9 +166,7 @@ def _activations(settings: CalibrateSettings, room: int, folder: Path) -> Activa
 class _Batches(Sequence[dict[str, Any]]):
     """The samples as keyword arguments of the model's forward, resting among the activations."""
 
-    def __init__(
-        self, kept: Activations, samples: Sequence[Sample], source: HubCheckpoint, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, kept: Activations, samples: Sequence[Sample], source: HubCheckpoint, dtype: torch.dtype) -> None:
         self._kept, self._count = kept, len(samples)
         for number, sample in enumerate(samples):
             kept["batch", number] = batch(sample, source, dtype)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.activations import Activations, moved
+from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
 from edgetune_calibrate.linears import group_of, input_groups, put_weight, untie, visible
-from edgetune_calibrate.moments import Moments
+from edgetune_calibrate.moments import Moments, TokenWeights
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_core.coordinates import BoxPlaces, expected_boxes
 from edgetune_runtime.errors import InputError
@@ -139,7 +139,7 @@ def measure(
         model.to(where)
     held, kept = held or nullcontext, kept or Activations(where)
     blocks: list[nn.Module] = list(model.get_submodule(modules.blocks).children())
-    weights = [one.to(where, torch.float32) for one in token_weights or [visible(batch) for batch in batches]]
+    weights = [TokenWeights.of(one, where) for one in token_weights or [visible(batch) for batch in batches]]
     with _cached(model.eval(), modules, kept, where, meter) as vision:
         around = Surroundings(model, blocks, batches, vision, kept, where)
         with held(vision.tower) if vision is not None else nullcontext():
@@ -183,7 +183,7 @@ def _cached(
         vision.close()
 
 
-def _moments(stream: Stream, names: Sequence[str], weights: Sequence[Tensor]) -> dict[str, Moments]:
+def _moments(stream: Stream, names: Sequence[str], weights: Sequence[TokenWeights]) -> dict[str, Moments]:
     moments = {name: Moments() for name in names}
     for number, weight in enumerate(weights):
         for name, x in stream.inputs(number, names).items():

@@ -45,8 +45,8 @@ class CalibrateSettings(Options):
         precision: of the forward pass and the weights held; "auto" is float32 on the CPU, and on a GPU bfloat16 for a
             bfloat16 checkpoint. Statistics and solutions are float32.
         offload: keep activations in host memory between blocks.
-        memory_gb: host memory of the whole run in GB (10^9 bytes); activations that do not fit rest in files. None takes
-            half of what is free.
+        memory_gb: host memory of the whole run in GB (10^9 bytes); activations that do not fit rest in files. None
+            takes half of what is free.
         true_sequential: linears of a block see what the quantized ones before them in the block give.
     """
 

@@ -12,6 +12,7 @@ shown in QuIP, arXiv 2307.13304).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,20 +72,34 @@ class Metric:
         return answer[:, self.order.argsort()]
 
 
-def gptq(weight: Tensor, grid: Grid, metric: Metric) -> Tensor:
-    """Round a weight [N, K] to codes [N, K] on a fixed grid, column by column with error feedback."""
+def gptq(weight: Tensor, grid: Grid, metric: Metric, kernels: Any = None) -> Tensor:
+    """Round a weight [N, K] to codes [N, K] on a fixed grid, column by column with error feedback.
+
+    Args:
+        weight: float32 [N, K].
+        grid: to round to.
+        metric: what errors cost.
+        kernels: the module of that name, to take the columns of a block in one kernel.
+    """
     groups = metric.order // (weight.shape[1] // grid.scale.shape[1])
-    weight, scale, zero = weight[:, metric.order], grid.scale[:, groups], grid.zero[:, groups]
-    pivots = metric.factor.diagonal()
+    weight, factor = weight[:, metric.order].contiguous(), metric.factor.contiguous()
     codes, error = torch.empty_like(weight), torch.empty_like(weight)
+    if kernels is None:
+        scale, zero = grid.scale[:, groups], grid.zero[:, groups]
+    pivots = factor.diagonal()
     for start in range(0, weight.shape[1], BLOCK):
         stop = min(start + BLOCK, weight.shape[1])
-        feedback = error[:, :start] @ metric.factor[:start, start:stop]
+        feedback = error[:, :start] @ factor[:start, start:stop]
+        if kernels is not None:
+            kernels.round_columns(
+                weight, grid.scale, grid.zero, groups, factor, feedback, codes, error, start, grid.top
+            )
+            continue
         for column in range(start, stop):
             step, offset = scale[:, column], zero[:, column]
             wanted = (weight[:, column] + feedback[:, column - start] / pivots[column]) / step
             code = (wanted.round_() + offset).clamp_(0, grid.top)
             codes[:, column] = code
             error[:, column] = weight[:, column] - (code - offset) * step
-            feedback.addr_(error[:, column], metric.factor[column, start:stop])
+            feedback.addr_(error[:, column], factor[column, start:stop])
     return codes[:, metric.order.argsort()]

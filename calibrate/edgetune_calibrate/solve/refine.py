@@ -7,13 +7,17 @@ t = (E H dᵀ) / (d H dᵀ).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from edgetune_calibrate.solve.grid import Grid, as_float16
 
 
-def refine(weight: Tensor, grid: Grid, codes: Tensor, hessian: Tensor, sweeps: int) -> tuple[Grid, Tensor]:
+def refine(
+    weight: Tensor, grid: Grid, codes: Tensor, hessian: Tensor, sweeps: int, kernels: Any = None
+) -> tuple[Grid, Tensor]:
     """Improve codes [N, K] and their grid's scales.
 
     Args:
@@ -22,12 +26,16 @@ def refine(weight: Tensor, grid: Grid, codes: Tensor, hessian: Tensor, sweeps: i
         codes: a first solution.
         hessian: float32 [K, K], damped.
         sweeps: how often to go through all columns.
+        kernels: the module of that name, to take the columns of a group in one kernel.
     """
     scale, codes = grid.scale.clone(), codes.clone()
     error = weight - grid.values(codes)
     size = weight.shape[1] // scale.shape[1]
     for _ in range(sweeps):
         for group in range(scale.shape[1]):
+            if kernels is not None:
+                kernels.descend(codes, error, scale, grid.zero, hessian, group, grid.top)
+                continue
             span = slice(group * size, (group + 1) * size)
             local = hessian[span, span]
             pull = error @ hessian[:, span]  # E H restricted to the group, [N, size]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,8 +66,19 @@ def _solve_rows(
     grid = search_ranges(weight, settings.format, metric.hessian, feedback=settings.method == "gptq")
     if settings.method == "awq":
         return grid, grid.codes(weight).to(torch.uint8)
-    grid, codes = refine(weight, grid, gptq(weight, grid, metric), metric.hessian, settings.sweeps)
+    kernels = _kernels(weight)
+    codes = gptq(weight, grid, metric, kernels)
+    grid, codes = refine(weight, grid, codes, metric.hessian, settings.sweeps, kernels)
     return grid, codes.to(torch.uint8)
+
+
+def _kernels(weight: Tensor) -> Any:
+    """The kernels for a weight on a GPU, where Triton is installed."""
+    if not weight.is_cuda or importlib.util.find_spec("triton") is None:
+        return None
+    from edgetune_calibrate.solve import kernels
+
+    return kernels
 
 
 def _joined(grids: Sequence[Grid]) -> Grid:
