@@ -11,40 +11,43 @@ from edgetune_calibrate.settings import ROLES
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, token_id
 from edgetune_runtime.images.load import load_image
-from edgetune_runtime.images.smart import preprocess
 
 
 def batch(sample: Sample, checkpoint: HubCheckpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the whole conversation, prompt and answer, as keyword arguments of the model's forward.
+    """Return the whole conversation, prompts and answers, as keyword arguments of the model's forward.
 
     Args:
-        sample: one record as tokens.
+        sample: one record or conversation as tokens.
         checkpoint: whose preprocessing and image token count.
         dtype: of the pixel values; models convert them to that of their weights anyway.
 
     Returns:
-        input_ids, attention_mask, mm_token_type_ids (1 on image tokens): int64 [1, S]; pixel_values
-        [patches, C·T·P·P]; image_grid_thw int64 [1, 3].
+        input_ids, attention_mask, mm_token_type_ids (1 on image tokens): int64 [1, S]; and unless it has no picture,
+        of all its pictures in order pixel_values [patches, C·T·P·P] and image_grid_thw int64 [pictures, 3].
 
     Raises:
-        ImageError: the picture cannot be read.
+        ImageError: a picture cannot be read.
     """
     ids = torch.tensor([sample.ids])
-    pixels = preprocess(load_image(sample.images[0]), checkpoint.smart_spec)
-    return {
+    inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": (ids == _image_id(checkpoint)).long(),
-        "pixel_values": torch.from_numpy(pixels.pixel_values).to(dtype),
-        "image_grid_thw": torch.from_numpy(pixels.grid_thw),
     }
+    if sample.images:
+        spec = checkpoint.smart_spec
+        pixels = spec.join([spec.arrays(load_image(path)) for path in sample.images])
+        inputs["pixel_values"] = torch.from_numpy(pixels["pixel_values"]).to(dtype)
+        inputs["image_grid_thw"] = torch.from_numpy(pixels["image_grid_thw"])
+    return inputs
 
 
 def roles(sample: Sample, checkpoint: HubCheckpoint) -> Tensor:
-    """Return uint8 [1, S]: for each token of the conversation its index in `ROLES`."""
-    prompt = torch.tensor([sample.prompt_ids]) == _image_id(checkpoint)
-    answer = torch.full((1, len(sample.answer_ids)), ROLES.index("answer"), dtype=torch.uint8)
-    return torch.cat([torch.where(prompt, ROLES.index("image"), ROLES.index("prompt")).to(torch.uint8), answer], dim=1)
+    """Return uint8 [1, S]: for each token its index in `ROLES`; whatever the assistant says is an answer."""
+    found = torch.full((1, len(sample.ids)), ROLES.index("prompt"), dtype=torch.uint8)
+    found[torch.tensor([sample.ids]) == _image_id(checkpoint)] = ROLES.index("image")
+    found[torch.tensor([sample.said])] = ROLES.index("answer")
+    return found
 
 
 def token_weights(all_roles: Sequence[Tensor], shares: Mapping[str, float]) -> list[Tensor]:

@@ -131,7 +131,7 @@ def _solve(
             ranges = vision_ranges(
                 streamed.model,
                 source.modules.vision_root,
-                lambda: ((one["pixel_values"], one["image_grid_thw"]) for one in batches),
+                lambda: ((one["pixel_values"], one["image_grid_thw"]) for one in batches if "pixel_values" in one),
                 device=settings.device,
             )
         solved = quantize_decoder(

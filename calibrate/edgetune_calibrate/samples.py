@@ -22,15 +22,16 @@ from edgetune_core.overlap import overlap
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import image_hash, load_image, upright_size
-from edgetune_runtime.images.smart import ImageSpec, geometry_of
-from edgetune_runtime.records import Record, place_of, read_records
+from edgetune_runtime.images.smart import ImageSpec
+from edgetune_runtime.records import AnyRecord, Record, place_of, read_entries
+from edgetune_runtime.records.dialogue import Dialogue, Name
 
 DEFAULT_SAMPLES = 128
 _MISSING = 1e9  # more than any shares' sum
 _LISTED = 40  # values of an axis that the manifest names; data may have thousands of labels
 
 AXES = ("kind", "label", "size", "position", "image tokens", "image")
-"""What samples are spread over. "image" counts how often one picture is used."""
+"""What samples are spread over. "image" counts how often one picture is used; several of a conversation are one."""
 
 # COCO's bounds, here on pixels of the resized picture, where the model has to find the object.
 _SIZES = ((32**2, "small"), (96**2, "medium"), (float("inf"), "large"))
@@ -78,26 +79,32 @@ def calibration_set(
 
     Args:
         checkpoint: whose image sizes, prompts and boxes count.
-        data: JSONL file of records.
+        data: JSONL file of records and conversations.
         samples: how many; None takes 128, or all where there are fewer.
         seed: breaks ties between equally wanted records.
         evaluation: JSONL file that must not share a picture with `data`.
 
     Raises:
-        InputError: a file or record is bad, `data` has fewer records than asked for, or the files share a picture.
+        InputError: a file or record is bad, `data` has fewer records than asked for, the files share a picture, or no
+            sample has one.
     """
-    records = read_records(data)
+    records = read_entries(data)
     if samples is not None and samples > len(records):
         raise InputError(
             f"{data}: {len(records)} records, but {samples} samples are asked for",
             hint=f"leave --samples out to take all {len(records)}, or add records",
         )
-    remark = None if evaluation is None else check_disjoint(records, data, read_records(evaluation), evaluation)
+    remark = None if evaluation is None else check_disjoint(records, data, read_entries(evaluation), evaluation)
     geometries, tokens = _sizes(records, checkpoint.smart_spec)
     values = strata(records, geometries, tokens)
     chosen = choose(values, min(DEFAULT_SAMPLES, len(records)) if samples is None else samples, seed)
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
     picked = prepare([records[index] for index in chosen], *facts)
+    if not any(sample.images for sample in picked):
+        raise InputError(
+            f"{data}: none of the {len(picked)} samples has a picture",
+            hint="calibrate on records like those that the model will be asked about",
+        )
     return CalibrationSet(picked, seed, _digest(picked), len(records), _coverage(values, chosen), remark)
 
 
@@ -145,7 +152,9 @@ class _Axis:
         return found
 
 
-def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Record], evaluation: Path) -> str | None:
+def check_disjoint(
+    records: Sequence[AnyRecord], data: Path, held_out: Sequence[AnyRecord], evaluation: Path
+) -> str | None:
     """Refuse data that shares a picture with the evaluation data: scores on it would flatter the result.
 
     Pictures are compared by their pixels, whatever the files are (see `edgetune_core.overlap`).
@@ -156,30 +165,33 @@ def check_disjoint(records: Sequence[Record], data: Path, held_out: Sequence[Rec
     Raises:
         InputError: the first shared picture, by file and line on both sides, and how many there are.
     """
-    held = {record.image: record for record in reversed(held_out)}
-    found = overlap((record.image for record in records), held)
-    shared = [record for record in records if record.image in found.same]
+    held = {path: record for record in reversed(held_out) for path in record.images}
+    found = overlap((path for record in records for path in record.images), held)
+    shared = [record for record in records if any(path in found.same for path in record.images)]
     if shared:
-        twin = held[found.same[shared[0].image]]
+        first = shared[0]
+        path = next(path for path in first.images if path in found.same)
+        named = "its picture" if len(first.images) == 1 else f"its picture {path.name}"
         raise InputError(
-            f"{place_of(data, shared[0])}: its picture is also that of {place_of(evaluation, twin)}; {len(shared)} of "
-            f"{len(records)} records share a picture with the evaluation data",
+            f"{place_of(data, first)}: {named} is also that of {place_of(evaluation, held[found.same[path]])}; "
+            f"{len(shared)} of {len(records)} records share a picture with the evaluation data",
             hint="calibrate on other pictures than you evaluate on: split the data by picture",
         )
     return found.remark
 
 
-def _sizes(records: Sequence[Record], spec: ImageSpec) -> tuple[list[Geometry], list[int]]:
-    """Return geometry and image tokens of each record's picture, from its header."""
-    known = {path: geometry_of(*upright_size(path), spec) for path in {r.image for r in records}}
-    geometries = [known[record.image] for record in records]
-    return geometries, [each.resized_width * each.resized_height // spec.factor**2 for each in geometries]
+def _sizes(records: Sequence[AnyRecord], spec: ImageSpec) -> tuple[list[tuple[Geometry, ...]], list[int]]:
+    """Return geometries and image tokens of each record's pictures, from their headers."""
+    known = {path: spec.plan(*upright_size(path)) for path in {path for record in records for path in record.images}}
+    plans = [[known[path] for path in record.images] for record in records]
+    geometries = [tuple(plan.geometry for plan in each) for each in plans]
+    return geometries, [sum(plan.image_tokens for plan in each) for each in plans]
 
 
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        pixels = image_hash(load_image(sample.images[0]))
+        pixels = " ".join(image_hash(load_image(path)) for path in sample.images)
         digest.update(f"{pixels} {sample.prompt_ids} {sample.answer_ids}\n".encode())
     return digest.hexdigest()
 
@@ -196,22 +208,26 @@ def _coverage(values: Mapping[str, Sequence[str]], chosen: Sequence[int]) -> dic
     return found
 
 
-def strata(records: Sequence[Record], geometries: Sequence[Geometry], tokens: Sequence[int]) -> dict[str, list[str]]:
+def strata(
+    records: Sequence[AnyRecord], geometries: Sequence[Sequence[Geometry]], tokens: Sequence[int]
+) -> dict[str, list[str]]:
     """Return each record's value on each axis.
 
     Where a record has several boxes, the smallest as the model sees it speaks for it: it is the hardest to keep.
 
     Args:
         records: the data.
-        geometries: of their images.
-        tokens: image tokens of each.
+        geometries: of each record's images.
+        tokens: image tokens of each record.
     """
     values: dict[str, list[str]] = {axis: [] for axis in AXES}
-    for record, geometry in zip(records, geometries, strict=True):
-        kind, label, size, position = _answer(record, geometry)
+    for record, sizes in zip(records, geometries, strict=True):
+        kind, label, size, position = (
+            _conversation(record, sizes) if isinstance(record, Dialogue) else _answer(record, sizes[0])
+        )
         for axis, value in zip(AXES, (kind, label, size, position), strict=False):
             values[axis].append(value)
-        values["image"].append(str(record.image))
+        values["image"].append(" ".join(map(str, record.images)))
     values["image tokens"] = _bins(tokens)
     return values
 
@@ -222,12 +238,30 @@ def _answer(record: Record, geometry: Geometry) -> tuple[str, str, str, str]:
         return "question", record.text, "(question)", "(question)"
     if not len(record.boxes):
         return "absent", record.text, "(absent)", "(absent)"
-    scale = np.array([geometry.resized_width / geometry.width, geometry.resized_height / geometry.height] * 2)
-    boxes = record.boxes.astype(np.float64) * scale
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    smallest = int(areas.argmin())
+    smallest, size, position = _smallest([(box, geometry) for box in record.boxes])
+    return "present", record.labels[smallest], size, position
+
+
+def _conversation(dialogue: Dialogue, geometries: Sequence[Geometry]) -> tuple[str, str, str, str]:
+    """Return kind, label, size and position; the label is what the user says first."""
+    asked = next(turn for turn in dialogue.turns if turn.role == "user")
+    words = (part.text if isinstance(part, Name) else part for part in asked.parts if isinstance(part, Name | str))
+    boxes = [(place.numbers, geometries[place.image]) for place in dialogue.places if len(place.numbers) == 4]
+    kind = "conversation"
+    size, position = _smallest(boxes)[1:] if boxes else (f"({kind})", f"({kind})")
+    return kind, "".join(words).strip(), size, position
+
+
+def _smallest(boxes: Sequence[tuple[npt.ArrayLike, Geometry]]) -> tuple[int, str, str]:
+    """Return which box (xyxy, pixels of its original picture) is the smallest to the model, its size and position."""
+    seen = [
+        np.asarray(box, np.float64) * ([size.resized_width / size.width, size.resized_height / size.height] * 2)
+        for box, size in boxes
+    ]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in seen]
+    smallest = int(np.argmin(areas))
     size = next(name for bound, name in _SIZES if areas[smallest] < bound)
-    return "present", record.labels[smallest], size, _cell(boxes[smallest], geometry)
+    return smallest, size, _cell(seen[smallest], boxes[smallest][1])
 
 
 def _cell(box: npt.NDArray[np.float64], geometry: Geometry) -> str:

@@ -30,12 +30,14 @@ class Sample:
         geometries: sizes of each image, as it is and as the model sees it.
         ids: S token ids, one for each image token included.
         learned: S flags: whether the model learns to say the token.
+        said: S flags: whether the assistant says it, learned or not; the token that ends an answer is said, too.
     """
 
     record: AnyRecord
     geometries: tuple[Geometry, ...]
     ids: list[int]
     learned: list[bool]
+    said: list[bool]
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -56,6 +58,11 @@ class Sample:
     def answer_ids(self) -> list[int]:
         """Token ids from there on: of a question, its answer and the token that ends it."""
         return self.ids[self.learned.index(True) :]
+
+    @property
+    def last_prompt_ids(self) -> list[int]:
+        """Token ids up to where the last answer starts, which ends the conversation."""
+        return self.ids[: len(self.said) - self.said[::-1].index(False)]
 
 
 def answer(record: Record, geometry: Geometry, family: Family) -> str:
@@ -101,7 +108,7 @@ def prepare(
             script.write(turns)
         except InputError as error:
             raise InputError(f"{entry.source}: {error}", hint=error.hint) from error
-        samples.append(Sample(entry, geometries, script.ids, script.learned))
+        samples.append(Sample(entry, geometries, script.ids, script.learned, script.said))
     return samples
 
 
@@ -142,6 +149,7 @@ class _Script:
     def __init__(self, family: Family, tokenizer: TextTokenizer, plans: Sequence[ImagePlan]) -> None:
         self.ids: list[int] = []
         self.learned: list[bool] = []
+        self.said: list[bool] = []
         self._family, self._tokenizer, self._plans = family, tokenizer, plans
         self._image_id = token_id(tokenizer, family.chat.image_token)
         self._end_id = token_id(tokenizer, family.chat.end)
@@ -190,7 +198,7 @@ class _Script:
         ids = self._tokenizer.encode(chat.before_answer + "".join(map(self._part, turn.parts)), after=chat.suffix)
         if {self._end_id, self._image_id} & set(ids):
             raise InputError(f"the answer holds {chat.end!r} or {chat.image_token!r}")
-        self._add([*ids, self._end_id], learned=turn.learned)
+        self._add([*ids, self._end_id], learned=turn.learned, said=True)
         self._context = chat.end
 
     def _said(self, parts: Sequence[Part]) -> str:
@@ -216,6 +224,7 @@ class _Script:
             self._add(expand(ids, self._image_id, self._runs))
         self._text, self._runs = "", []
 
-    def _add(self, ids: Sequence[int], *, learned: bool = False) -> None:
+    def _add(self, ids: Sequence[int], *, learned: bool = False, said: bool = False) -> None:
         self.ids += ids
         self.learned += [learned] * len(ids)
+        self.said += [said] * len(ids)

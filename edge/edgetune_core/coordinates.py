@@ -180,15 +180,16 @@ def _nearest(values: list[int], number: int) -> int:
     return min(values[max(at - 1, 0) : at + 1], key=lambda value: abs(value - number))
 
 
+_NOT_LEARNED = "|"  # stands for a token that is none of an answer's: no box goes across it
 _BOX = re.compile(r"\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)\]")
 
 
 @dataclass(frozen=True)
 class BoxPlaces:
-    """Where the boxes of an answer are.
+    """Where the boxes of a sample's answers are.
 
     Attributes:
-        digits: for each box its 4 coordinates, each the positions of its digits among the answer's tokens.
+        digits: for each box its 4 coordinates, each the positions of its digits among `Sample.answer_ids`.
         sides: float32 [boxes, 2], width and height of each, at least 1, in the model's frame.
     """
 
@@ -208,10 +209,14 @@ def digit_tokens(tokenizer: TextTokenizer) -> Tensor:
 
 
 def box_places(sample: Sample, tokenizer: TextTokenizer) -> BoxPlaces:
-    """Find the boxes in an answer, a record's or a conversation's; there are none in one that is not about boxes."""
+    """Find the boxes in a sample's answers; of a conversation in all that are learned, not in what the user says."""
     import torch
 
-    pieces = [tokenizer.decode([token]) for token in sample.answer_ids]
+    learned = sample.learned[-len(sample.answer_ids) :]
+    pieces = [
+        tokenizer.decode([token]) if mine else _NOT_LEARNED
+        for token, mine in zip(sample.answer_ids, learned, strict=True)
+    ]
     owner = [index for index, piece in enumerate(pieces) for _ in piece]
     boxes, sides = [], []
     for found in _BOX.finditer("".join(pieces)):

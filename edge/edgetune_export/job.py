@@ -80,7 +80,7 @@ class ExportJob:
             options.check_weights(weights)
         if weights is not None:
             _check_origin(weights, folder)
-        describe.limits(checkpoint, options.max_length)
+        longest = describe.limits(checkpoint, options.max_length)["max_length"]
         decoder = DecoderWeights(
             checkpoint.model,
             layers_format=options.block_format(options.precision) if weights is None else None,
@@ -89,7 +89,7 @@ class ExportJob:
         )
         progress("reference")
         pictures = [run_reference(checkpoint, case) for case in generated_cases(checkpoint)]
-        cases, source = ([], "") if weights is None else record_cases(checkpoint, weights)
+        cases, source = ([], "") if weights is None else record_cases(checkpoint, weights, longest)
         records = [run_reference(checkpoint, case) for case in cases]
         return cls(work, options, weights, checkpoint, decoder, pictures, records, source, progress)
 

@@ -85,7 +85,7 @@ def test_what_records_are_like(tmp_path: Path) -> None:
     )
     records = read_records(path)
     twice = [Geometry(*size, 2 * size[0], 2 * size[1]) for size in (upright_size(record.image) for record in records)]
-    values = strata(records, twice, [80, 80, 72, 64, 64])
+    values = strata(records, [[size] for size in twice], [80, 80, 72, 64, 64])
     assert values == {
         "kind": ["present", "present", "absent", "question", "present"],
         "label": ["the clock", "b", "the cactus", "What colour is the cup?", "all"],
@@ -99,7 +99,7 @@ def test_what_records_are_like(tmp_path: Path) -> None:
 
 def test_image_tokens_are_cut_into_quarters(tmp_path: Path) -> None:
     records = read_records(records_of(tmp_path / "data", [RECORDS[0]])) * 8
-    values = strata(records, [Geometry(160, 120, 160, 128)] * 8, [10, 80, 20, 70, 30, 60, 40, 50])
+    values = strata(records, [[Geometry(160, 120, 160, 128)]] * 8, [10, 80, 20, 70, 30, 60, 40, 50])
     assert values["image tokens"] == ["10-20", "70-80", "10-20", "70-80", "30-40", "50-60", "30-40", "50-60"]
 
 

@@ -15,14 +15,16 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from edgetune_core.conversation import Sample as Conversed
+from edgetune_core.conversation import prepare
 from edgetune_core.generation import generate_greedily
 from edgetune_core.weightset import WeightSet
 from edgetune_export.checkpoint import LoadedCheckpoint
 from edgetune_runtime.errors import EdgetuneError
 from edgetune_runtime.images.load import load_image
-from edgetune_runtime.images.smart import Pixels, preprocess
+from edgetune_runtime.images.smart import ImageSpec, Pixels, preprocess
 from edgetune_runtime.manifest import sha256_tree
-from edgetune_runtime.records import read_records
+from edgetune_runtime.records import read_entries
 from edgetune_runtime.tokens import TextTokenizer
 
 Float = npt.NDArray[np.float32]
@@ -42,7 +44,14 @@ _PICTURE_TOKENS, _RECORD_TOKENS = 16, 64
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt about one picture, and the longest answer to it."""
+    """One prompt about one picture or several, and the longest answer to it.
+
+    Attributes:
+        name: what it is called.
+        pixels: of all pictures, one after the other; the geometry is the first's.
+        token_ids: the prompt.
+        new_tokens: length of the answer at most.
+    """
 
     name: str
     pixels: Pixels
@@ -70,11 +79,21 @@ def generated_cases(checkpoint: LoadedCheckpoint) -> list[Case]:
     return cases
 
 
-def record_cases(checkpoint: LoadedCheckpoint, weights: WeightSet) -> tuple[list[Case], str]:
+def record_cases(
+    checkpoint: LoadedCheckpoint, weights: WeightSet, max_length: int | None = None
+) -> tuple[list[Case], str]:
     """Some of the records that a weight set was calibrated on, evenly spread, and where they come from.
 
+    A conversation is asked for its last answer, after all of its pictures and the answers before. What has no picture,
+    or does not fit into the bundle, is left out.
+
+    Args:
+        checkpoint: whose prompts are asked.
+        weights: the set.
+        max_length: of prompt and answer together, in tokens; None for no bound.
+
     Returns:
-        The cases, and the data's path; no cases and the reason when the data is gone or was changed.
+        The cases, and the data's path; no cases and the reason when the data is gone, was changed or does not fit.
     """
     data = (weights.manifest.get("inputs") or {}).get("data")
     if not isinstance(data, dict):
@@ -85,16 +104,30 @@ def record_cases(checkpoint: LoadedCheckpoint, weights: WeightSet) -> tuple[list
         if path != kept and sha256_tree(path) != data["sha256"]:
             return [], f"{path} has changed since the calibration"
         used = frozenset((weights.fields.get("calibration") or {}).get("sources") or ())
-        every = read_records(path)
+        every = [record for record in read_entries(path) if record.images]
         records = [record for record in every if record.source in used] or every
-        chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(RECORDS, len(records))).astype(int)]
-        family = checkpoint.family
-        return [
-            make_case(checkpoint, record.source, load_image(record.image), record.prompt(family), _RECORD_TOKENS)
-            for record in chosen
-        ], str(path)
+        tokenizer = TextTokenizer(checkpoint.folder / "tokenizer.json")
+        samples = prepare(records, checkpoint.family, checkpoint.spec, tokenizer)
+        if max_length is not None:
+            samples = [each for each in samples if len(each.last_prompt_ids) + _RECORD_TOKENS <= max_length]
+        if not samples:
+            return [], f"no record of {path} has a picture and fits into {max_length} tokens"
+        chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(RECORDS, len(samples))).astype(int)]
+        return [_asked(sample, checkpoint.spec) for sample in chosen], str(path)
     except EdgetuneError as error:
         return [], f"the calibration records cannot be read any more: {error}"
+
+
+def _asked(sample: Conversed, spec: ImageSpec) -> Case:
+    """The last question of a record or conversation, after all that was said and shown before."""
+    pictures = [preprocess(load_image(image), spec) for image in sample.images]
+    pixels = Pixels(
+        np.concatenate([picture.pixel_values for picture in pictures]),
+        np.concatenate([picture.grid_thw for picture in pictures]),
+        pictures[0].geometry,
+        sum(picture.image_tokens for picture in pictures),
+    )
+    return Case(sample.record.source, pixels, np.array(sample.last_prompt_ids, np.int64), _RECORD_TOKENS)
 
 
 def make_case(checkpoint: LoadedCheckpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:

@@ -1,4 +1,4 @@
-"""Conversations of any number of turns about any number of pictures: what training reads beside single questions.
+"""Conversations of any number of turns about any number of pictures: to train and calibrate on, beside questions.
 
 Boxes and points inside a turn are places, not text: the codec writes them for the model that is trained.
 """
@@ -61,7 +61,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation that is trained on and cannot be scored as one answer.
+    """A conversation that is trained or calibrated on and cannot be scored as one answer.
 
     Attributes:
         images: paths of the pictures; none for text alone.

@@ -10,7 +10,7 @@ Five forms are read, told apart by their keys:
 - `{"image", "conversations"}`: the same in the words of LLaVA's data
 
 A conversation of one question about one picture, answered with boxes alone or with text, is a record like the
-first two; any other is a `Dialogue`, which is trained on and not scored.
+first two; any other is a `Dialogue`, which is trained or calibrated on and not scored.
 
 Boxes are xyxy in pixels of the original image, upright. Everything is checked when the file is read
 (images by their header), so bad data fails before a long run starts and not in the middle of it.
@@ -118,7 +118,7 @@ def scored(entries: Sequence[AnyRecord], path: Path) -> list[Record]:
             raise InputError(
                 f"{place_of(path, entry)}: a conversation of {len(entry.turns)} turns about {len(entry.images)} "
                 "pictures has no score",
-                hint="train on it; to score or calibrate, write one record a question",
+                hint="train or calibrate on it; to score, write one record a question",
             )
     return [entry for entry in entries if isinstance(entry, Record)]
 
