@@ -16,13 +16,16 @@ export TOKENIZERS_PARALLELISM := false
 # Hundreds of processes import torch, and compile it each time where Python may not keep what it compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test fuzz check docs install install-test clean
+.PHONY: demo test test-readers fuzz check docs install install-test clean
 
 demo: install ## train, merge, calibrate, export, run and compare the tiny model; writes runs/demo
 	$(BIN)/edgetune demo $(ARGS)
 
 test: install-test ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+test-readers: install-test ## other engines load our bundles and answer from them; their environments go to .venv-readers
+	$(BIN)/python benchmarks/readers/run_readers.py --work runs/readers --environments .venv-readers $(ARGS)
 
 fuzz: install-test ## the generators of hostile input, for an hour or so
 	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-profile fuzz $(ARGS)
@@ -64,4 +67,4 @@ $(VENV)/.installed-docs: $(PINS) | $(BIN)/python
 	@touch $@
 
 clean: ## remove the environment and what the tools left
-	rm -rf $(VENV) runs site dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-readers runs site dist .mypy_cache .ruff_cache .pytest_cache

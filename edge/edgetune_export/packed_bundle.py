@@ -128,7 +128,8 @@ def _export(
     told: dict[str, Any] = {"for": [name for name, wanted in (("lean", lean), ("server", server)) if wanted]}
     if server:
         formats = {name: weights.format(name) for name in weights.names}
-        told["readers"] = readers_of(format_, formats, options.names if modules.hub_prefixes else None)
+        names_told = options.names if modules.hub_prefixes else None
+        told["readers"] = readers_of(format_, formats, checkpoint.family.name, names_told)
     level = options.accuracy_level
     return job.result(format_, {**graphs, **roles}, measured, accuracy_level=level, packed=packed, **told)
 

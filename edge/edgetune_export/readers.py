@@ -28,6 +28,7 @@ class Accepts:
         zero_points: whether layers may have zero points.
         mixed: whether layers may differ in bits, group size or zero points.
         head: whether the language model head may be quantized.
+        families: of models that it reads in this format; None is all of them.
     """
 
     bits: tuple[int, ...] = (4, 8)
@@ -35,9 +36,12 @@ class Accepts:
     zero_points: bool = True
     mixed: bool = True
     head: bool = True
+    families: tuple[str, ...] | None = None
 
-    def refusal(self, formats: Formats) -> str | None:
+    def refusal(self, formats: Formats, family: str) -> str | None:
         """Why layers of these formats are not read, None where they are."""
+        if self.families is not None and family not in self.families:
+            return f"model family {family}"
         found = list(dict.fromkeys(formats.values()))
         for fmt in found:
             if fmt.bits not in self.bits:
@@ -71,19 +75,20 @@ class Reader:
     formats: Mapping[str, Accepts] = field(hash=False)
     only_names: str | None = None
 
-    def refusal(self, format_: str, formats: Formats, names: str | None) -> str | None:
+    def refusal(self, format_: str, formats: Formats, family: str, names: str | None) -> str | None:
         """Why a checkpoint is not read, None where it is.
 
         Args:
             format_: "gptq", "awq" or "compressed-tensors".
             formats: of its quantized layers.
+            family: name of its model family.
             names: of its tensors, "hub" or "transformers"; None where both are the same.
         """
         if format_ not in self.formats:
             return f"format {format_}"
         if names is not None and self.only_names not in (None, names):
             return f"{names} names of tensors"
-        found = self.formats[format_].refusal(formats)
+        found = self.formats[format_].refusal(formats, family)
         return None if found is None else f"{found} in format {format_}"
 
     @property
@@ -111,7 +116,7 @@ READERS = (
         server=True,
         # Zero points and 3 bits of GPTQ run with its older kernel, which needs --dtype float16.
         formats={
-            "gptq": Accepts(bits=(3, 4, 8), mixed=False, head=False),
+            "gptq": Accepts(bits=(3, 4, 8)),
             "awq": Accepts(bits=(4,), mixed=False, head=False),
             "compressed-tensors": Accepts(),
         },
@@ -122,10 +127,11 @@ READERS = (
         "0.18.0",
         ran=False,
         server=True,
+        # Its TurboMind has no Qwen3-VL, and its PyTorch engine reads no format but AWQ.
         formats={
-            "gptq": Accepts(bits=(4,), groups=(128,), zero_points=False, mixed=False, head=False),
-            "awq": Accepts(bits=(4,), groups=(128,), mixed=False, head=False),
-            "compressed-tensors": Accepts(bits=(4,), groups=(32, 128), mixed=False, head=False),
+            "gptq": Accepts((4,), (128,), zero_points=False, mixed=False, head=False, families=("qwen2_5_vl",)),
+            "awq": Accepts((4,), (128,), mixed=False, head=False),
+            "compressed-tensors": Accepts((4,), (32, 128), mixed=False, head=False, families=("qwen2_5_vl",)),
         },
         only_names="hub",
     ),
@@ -151,12 +157,13 @@ READERS = (
 )
 
 
-def readers_of(format_: str, formats: Formats, names: str | None) -> dict[str, Any]:
+def readers_of(format_: str, formats: Formats, family: str, names: str | None) -> dict[str, Any]:
     """The manifest's "readers": who reads a checkpoint, and what the others refuse.
 
     Args:
         format_: "gptq", "awq" or "compressed-tensors".
         formats: of its quantized layers.
+        family: name of its model family.
         names: of its tensors, "hub" or "transformers"; None where both are the same.
 
     Returns:
@@ -165,34 +172,34 @@ def readers_of(format_: str, formats: Formats, names: str | None) -> dict[str, A
     """
     told: dict[str, Any] = {"read": [], "refuse": {}}
     for reader in READERS:
-        why = reader.refusal(format_, formats, names)
+        why = reader.refusal(format_, formats, family, names)
         if why is None:
             told["read"].append(reader.name)
         else:
-            hint = _hint(reader, format_, formats, names)
+            hint = _hint(reader, format_, formats, family, names)
             told["refuse"][reader.name] = {"why": why, "hint": hint, "server": reader.server}
     return told
 
 
-def _hint(reader: Reader, format_: str, formats: Formats, names: str | None) -> str:
+def _hint(reader: Reader, format_: str, formats: Formats, family: str, names: str | None) -> str:
     """How to get something that a reader takes in place of what it refuses."""
-    if format_ in reader.formats and reader.formats[format_].refusal(formats) is None:
+    if format_ in reader.formats and reader.formats[format_].refusal(formats, family) is None:
         return f"export with --names {reader.only_names}"
-    ways = [other for other in CHECKPOINTS if reader.refusal(other, formats, names) is None]
+    ways = [other for other in CHECKPOINTS if reader.refusal(other, formats, family, names) is None]
     hint = (
         f"export --format {' or '.join(ways)}" if ways else "calibrate 4 bits in groups of 128 and leave the head out"
     )
     symmetric = {name: replace(fmt, symmetric=True) for name, fmt in formats.items()}
-    if reader.refusal(format_, symmetric, names) is None:
+    if reader.refusal(format_, symmetric, family, names) is None:
         hint += ", or calibrate with --symmetric"
     return hint
 
 
-def server_format(formats: Formats) -> str:
+def server_format(formats: Formats, family: str) -> str:
     """The format in which most servers read these layers."""
     servers = [reader for reader in READERS if reader.server]
 
     def read_by(format_: str) -> int:
-        return sum(reader.refusal(format_, formats, "hub") is None for reader in servers)
+        return sum(reader.refusal(format_, formats, family, "hub") is None for reader in servers)
 
     return max(CHECKPOINTS, key=read_by)

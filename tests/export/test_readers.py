@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from edgetune_export.readers import READERS, readers_of, server_format
+from edgetune_export.readers import READERS, Accepts, readers_of, server_format
 from edgetune_runtime.quant.blocks import BlockFormat
 
 G128 = BlockFormat(4, 128, symmetric=False)
@@ -14,10 +16,16 @@ G64 = BlockFormat(4, 64, symmetric=False)
 EIGHT = BlockFormat(8, 128, symmetric=True)
 
 
-def servers(format_: str, *formats: BlockFormat, names: str | None = None, head: BlockFormat | None = None) -> set[str]:
+def servers(
+    format_: str,
+    *formats: BlockFormat,
+    family: str = "qwen2_5_vl",
+    names: str | None = "hub",
+    head: BlockFormat | None = None,
+) -> set[str]:
     """Titles of the servers that read layers of these formats."""
     layers = {f"layers.{number}": fmt for number, fmt in enumerate(formats)} | ({"lm_head": head} if head else {})
-    read = readers_of(format_, layers, names)["read"]
+    read = readers_of(format_, layers, family, names)["read"]
     return {reader.title for reader in READERS if reader.server and reader.name in read}
 
 
@@ -28,7 +36,7 @@ def servers(format_: str, *formats: BlockFormat, names: str | None = None, head:
         ("gptq", [G128], {"SGLang"}),
         ("gptq", [SYMMETRIC], {"vLLM", "SGLang", "LMDeploy"}),
         ("gptq", [THREE], {"SGLang"}),
-        ("gptq", [EIGHT, SYMMETRIC], {"vLLM"}),
+        ("gptq", [EIGHT, SYMMETRIC], {"vLLM", "SGLang"}),
         ("awq", [G128], {"vLLM", "SGLang", "LMDeploy"}),
         # LMDeploy's _SUPPORTED_GROUP_SIZES: 128 for awq and gptq, 32 and 128 for compressed-tensors
         ("awq", [G64], {"vLLM", "SGLang"}),
@@ -44,8 +52,9 @@ def test_servers(format_: str, formats: list[BlockFormat], expected: set[str]) -
 def test_names_and_a_quantized_head() -> None:
     assert servers("awq", G128, names="transformers") == {"vLLM"}
     assert servers("compressed-tensors", G128, head=G128) == {"vLLM", "SGLang"}
-    assert "GPTQModel 7.4.0" in readers_of("gptq", {"layer": G128}, "transformers")["read"]
-    told = readers_of("gptq", {"layer": G128}, "hub")["refuse"]["GPTQModel 7.4.0"]
+    assert servers("compressed-tensors", G128, family="qwen3_vl", names=None) == {"vLLM", "SGLang"}
+    assert "GPTQModel 7.4.0" in readers_of("gptq", {"layer": G128}, "qwen2_5_vl", "transformers")["read"]
+    told = readers_of("gptq", {"layer": G128}, "qwen2_5_vl", "hub")["refuse"]["GPTQModel 7.4.0"]
     assert told == {"why": "hub names of tensors", "hint": "export with --names transformers", "server": False}
 
 
@@ -57,11 +66,35 @@ def test_names_and_a_quantized_head() -> None:
     ],
 )
 def test_a_refusal_says_what_would_be_read(format_: str, fmt: BlockFormat, hint: str) -> None:
-    assert readers_of(format_, {"layer": fmt}, None)["refuse"]["vLLM 0.32.0"]["hint"] == hint
+    assert readers_of(format_, {"layer": fmt}, "qwen3_vl", None)["refuse"]["vLLM 0.32.0"]["hint"] == hint
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("fmt", [G128, SYMMETRIC, G64, THREE, EIGHT])
-def test_the_format_for_servers_is_read_by_as_many_as_any(fmt: BlockFormat) -> None:
-    counts = {name: len(servers(name, fmt, names="hub")) for name in ("gptq", "awq", "compressed-tensors")}
-    assert counts[server_format({"layer": fmt})] == max(counts.values())
-    assert counts["gptq" if fmt == THREE else "compressed-tensors"] == max(counts.values())
+def test_the_format_for_servers_is_read_by_as_many_as_any(fmt: BlockFormat, family: str) -> None:
+    counts = {name: len(servers(name, fmt, family=family)) for name in ("gptq", "awq", "compressed-tensors")}
+    chosen = server_format({"layer": fmt}, family)
+    assert counts[chosen] == max(counts.values())
+    expected = "gptq" if fmt == THREE else "awq" if fmt.block == 128 and family == "qwen3_vl" else "compressed-tensors"
+    assert chosen == ("compressed-tensors" if fmt == EIGHT else expected)
+
+
+def shown(accepts: Accepts | None) -> str:
+    """A cell of the documentation's table."""
+    if accepts is None:
+        return "no"
+    bits = ", ".join(map(str, accepts.bits))
+    groups = "any group" if accepts.groups == Accepts().groups else f"g{', g'.join(map(str, accepts.groups))}"
+    wants = [] if accepts.zero_points else ["symmetric"]
+    wants += [] if accepts.mixed else ["one format"]
+    wants += [] if accepts.head else ["head apart"]
+    wants += [] if accepts.families is None else [f"{', '.join(accepts.families)} only"]
+    return "; ".join([f"{bits} bits", groups, *wants])
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "peers.md").read_text(encoding="utf-8")
+    for reader in READERS:
+        cells = [shown(reader.formats.get(name)) for name in ("gptq", "awq", "compressed-tensors")]
+        known = "run" if reader.ran else "code read"
+        assert f"| {reader.name} | {known} | {' | '.join(cells)} | {reader.only_names or 'either'} |" in page

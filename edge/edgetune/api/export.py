@@ -135,12 +135,14 @@ def _format(options: ExportOptions) -> str:
     """The chosen format, or for servers alone the one that most of them read."""
     if options.format or options.purposes != ("server",):
         return options.format or "onnx"
+    from edgetune_core.checkpoint import HubCheckpoint
     from edgetune_core.weightset import WeightSet
     from edgetune_export.readers import server_format
 
     assert options.weights is not None
+    family = HubCheckpoint.open(options.checkpoint, exported=True).family
     weights = WeightSet.load(options.weights, verify=False)
-    return server_format({name: weights.format(name) for name in weights.names})
+    return server_format({name: weights.format(name) for name in weights.names}, family.name)
 
 
 def _build(options: ExportOptions, settings: ExportSettings, name: str, work: Path) -> dict[str, Any]:

@@ -1,63 +1,45 @@
-"""Text generation by other ONNX engines from the files of our bundles, compared with our own loop."""
+"""A bundle in onnxruntime-genai: python read_genai.py JOB.json, text only.
+
+Its pipeline of embedding and decoder is set up by a genai_config.json beside the bundle's files. A decoder with
+DeepStack wants inputs that this engine does not know; for text they are zeros, made by a graph that joins the pipeline.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime_genai
+from onnx import TensorProto, helper
+from reader_job import Answer, read_job, tell
 
-PROMPT, NEW = list(range(20, 44)), 12
-"""Token ids, and how many to generate."""
-
-
-def ours(bundle: Path, following: int) -> list[int]:
-    """Our tokens; `following` is the rotary position of the first generated one."""
-    from edgetune_runtime.backends.onnx.engine import OnnxBackend
-    from edgetune_runtime.decode import Prompt, greedy
-
-    graphs = {
-        role: bundle / f"onnx/{file}.onnx"
-        for role, file in (("vision", "vision_encoder"), ("embed", "embed_tokens"), ("decoder", "decoder_model_merged"))
-    }
-    backend = OnnxBackend(**graphs, threads=2)  # type: ignore[arg-type]
-    positions = np.tile(np.arange(len(PROMPT)), (3, 1))
-    prompt = Prompt(np.array(PROMPT), positions, following, image_token=-1, image=None)
-    return [int(token) for token in greedy(backend, prompt, stop=(), max_new_tokens=NEW, max_length=64)]
+LONGEST = 1024
 
 
-def genai(bundle: Path) -> dict[str, Any]:
-    """onnxruntime-genai's pipeline of embedding and decoder, set up by a genai_config.json beside the bundle's files.
-
-    A decoder with DeepStack wants inputs that this engine does not know; for text they are zeros, made by a graph of
-    three nodes that joins the pipeline.
-    """
-    import onnxruntime_genai
-
-    folder = bundle.with_name("genai")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(bundle, folder)
-    _write_genai_config(folder)
-    try:
-        model = onnxruntime_genai.Model(str(folder))
+def answers(folder: Path, job: dict[str, Any]) -> Iterable[Answer]:
+    """Greedy answers."""
+    write_config(folder)
+    model = onnxruntime_genai.Model(str(folder))
+    for record in job["records"]:
         parameters = onnxruntime_genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=64, do_sample=False)
+        parameters.set_search_options(max_length=LONGEST, do_sample=False)
         generator = onnxruntime_genai.Generator(model, parameters)
-        generator.append_tokens(np.array(PROMPT, np.int32))
-        tokens = []
-        for _ in range(NEW):
+        generator.append_tokens(np.array(record["ids"], np.int32))
+        tokens: list[int] = []
+        while len(tokens) < job["new_tokens"] and not (tokens and tokens[-1] in job["stop"]):
             generator.generate_next_token()
             tokens.append(int(generator.get_next_tokens()[0]))
-    except RuntimeError as error:
-        return {"result": f"does not run: {str(error).splitlines()[0][:200]}"}
-    same = tokens == ours(bundle, len(PROMPT))
-    return {"kernel": "MatMulNBits", "result": f"{NEW} same tokens" if same else f"other tokens: {tokens}"}
+        yield len(record["ids"]), tokens
 
 
-def _write_genai_config(folder: Path) -> None:
+def write_config(folder: Path) -> None:
+    """Describe a bundle's graphs in the engine's own words."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config["text_config"]
     layers, hidden = text["num_hidden_layers"], text["hidden_size"]
@@ -96,14 +78,14 @@ def _write_genai_config(folder: Path) -> None:
     model = {
         "type": config["model_type"],
         "bos_token_id": 0,
-        "eos_token_id": [text["vocab_size"] - 1],
+        "eos_token_id": [text["vocab_size"] - 1],  # the loop above looks for the job's own
         "pad_token_id": 0,
-        "context_length": 1024,
+        "context_length": LONGEST,
         "vocab_size": text["vocab_size"],
         **{name: config[name] for name in ids},
         "decoder": decoder,
     }
-    search = {"do_sample": False, "max_length": 64, "past_present_share_buffer": False}
+    search = {"do_sample": False, "max_length": LONGEST, "past_present_share_buffer": False}
     (folder / "genai_config.json").write_text(
         json.dumps({"model": model, "search": search}, indent=1), encoding="utf-8"
     )
@@ -111,9 +93,6 @@ def _write_genai_config(folder: Path) -> None:
 
 def _deepstack_zeros(folder: Path, hidden: int) -> list[str]:
     """Write the graph that makes zeros for the decoder's DeepStack inputs; returns their names."""
-    import onnx
-    from onnx import TensorProto, helper
-
     decoder = onnx.load(folder / "onnx/decoder_model_merged.onnx", load_external_data=False)
     names = [value.name for value in decoder.graph.input if value.name.startswith("deepstack")]
     shape: list[str | int | None] = ["batch_size", "length", hidden]
@@ -131,20 +110,8 @@ def _deepstack_zeros(folder: Path, hidden: int) -> list[str]:
     return names
 
 
-def transformers_js(bundle: Path, node: Path) -> dict[str, Any]:
-    """transformers.js under Node, from local files."""
-    script = node / "text.mjs"
-    shutil.copy(Path(__file__).with_name("text.mjs"), script)
-    command = ["node", str(script), str(bundle.parent), bundle.name, json.dumps(PROMPT), str(NEW)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = next(line for line in done.stderr.splitlines() if "Error:" in line)
-        return {"result": f"does not run: {reason[:200]}"}
-    found = json.loads(done.stdout.splitlines()[-1])
-    if found["tokens"] == ours(bundle, len(PROMPT)):
-        return {"kernel": "MatMulNBits", "result": f"{NEW} same tokens"}
-    # What the engine does with the files is right if ours gives the same at the positions that it chose.
-    if found["tokens"] == ours(bundle, found["following"]):
-        remark = f"it gives the first new token position {found['following']} where the prompt has {len(PROMPT)}"
-        return {"kernel": "MatMulNBits", "result": f"{NEW} same tokens at its own positions: {remark}"}
-    return {"result": f"other tokens: {found['tokens']}"}
+if __name__ == "__main__":
+    asked = read_job()
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(shutil.copytree(asked["folder"], Path(place) / "bundle"))
+        tell(answers(copy, asked))

@@ -1,0 +1,28 @@
+"""A bundle in GPTQModel itself, with its plain kernels: python read_gptqmodel.py JOB.json."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from reader_job import answer_with_torch, read_job, tell
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "peers"))
+
+
+def load(job: dict[str, Any]) -> Any:
+    """The model, on the CPU."""
+    import torch
+    from with_gptqmodel import import_library
+
+    library = import_library()
+    backend = library.BACKEND.AWQ_TORCH if job["format"] == "awq" else library.BACKEND.GPTQ_TORCH
+    dtype = getattr(torch, job["dtype"])
+    loaded = library.GPTQModel.load(job["folder"], device="cpu", dtype=torch.float16, backend=backend)
+    return torch.nn.Module.to(loaded.model.eval(), dtype)
+
+
+if __name__ == "__main__":
+    job = read_job()
+    tell(answer_with_torch(load(job), job))

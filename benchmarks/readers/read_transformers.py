@@ -1,0 +1,42 @@
+"""A bundle in transformers, which reads weights by GPTQModel and compressed-tensors: read_transformers.py JOB.json.
+
+GPTQModel's plain kernels are chosen: those that it picks for a CPU compute in bfloat16.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from reader_job import answer_with_torch, read_job, tell
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "peers"))
+
+
+def load(job: dict[str, Any]) -> Any:
+    """The model, on the CPU."""
+    import torch
+    from with_gptqmodel import import_library
+
+    import_library()
+    from transformers import AutoModelForImageTextToText, AwqConfig, GPTQConfig
+
+    awq: Any = AwqConfig
+    plain: dict[str, Any] = {
+        "gptq": {"quantization_config": GPTQConfig(bits=4, backend="gptq_torch")},
+        "awq": {"quantization_config": awq(backend="torch_awq")},
+        "compressed-tensors": {},
+    }
+    dtype = getattr(torch, job["dtype"])
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        job["folder"], dtype=dtype, device_map="cpu", **plain[job["format"]]
+    )
+    model.eval()
+    # Its scales too; transformers forbids its own method on quantized models.
+    return torch.nn.Module.to(model, dtype)
+
+
+if __name__ == "__main__":
+    job = read_job()
+    tell(answer_with_torch(load(job), job))
