@@ -40,13 +40,13 @@ RECORDS, NEW_TOKENS = 24, 24
 ODD = ((97, 131), (61, 333), (400, 75), (129, 127), (255, 257), (33, 290), (512, 95), (181, 181), (70, 71))
 """Sizes of the last records' pictures, none a multiple of a patch."""
 
-_MIXED = (BlockFormat(4, 32, symmetric=True), BlockFormat(8, 128, symmetric=True))
+_MIXED = (BlockFormat(4, 32, symmetric=True), BlockFormat(4, 128, symmetric=True))
 SETS: dict[str, Callable[[str], BlockFormat]] = {
     "g128": lambda name: BlockFormat(4, 128, symmetric=False),
     "g32 symmetric": lambda name: _MIXED[0],
-    "4 and 8 bits": lambda name: _MIXED["down_proj" in name],
+    "g32 and g128": lambda name: _MIXED["down_proj" in name],
 }
-"""Formats of the weight sets; the first is what `edgetune calibrate` makes."""
+"""Formats of the weight sets; the first is what `edgetune calibrate` makes. vLLM has no kernel for 8 bits on CPUs."""
 
 
 def checkpoint(work: Path, family: str) -> Path:
