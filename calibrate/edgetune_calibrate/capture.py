@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from edgetune_calibrate.activations import Activations, moved
 
@@ -196,12 +195,10 @@ class Stream:
     Args:
         around: what happens outside of the blocks, already surveyed.
         name: of the stream: where it rests among the activations.
-        frozen: run the block with the weights that it has when it is entered: later changes stay unseen.
     """
 
-    def __init__(self, around: Surroundings, name: str, *, frozen: bool = False) -> None:
-        self.around, self._name, self._frozen = around, name, frozen
-        self._weights: dict[str, Tensor] = {}
+    def __init__(self, around: Surroundings, name: str) -> None:
+        self.around, self._name = around, name
         self._index = 0
         self._block: nn.Module = around.model
 
@@ -217,41 +214,64 @@ class Stream:
             elif around.changes(number, index):
                 self._put(number, around.hidden(number, index, self._hidden(number)))
         self._index, self._block = index, around.target(index)
-        if self._frozen and index < len(around.blocks):
-            self._weights = {name: value.detach().clone() for name, value in self._block.named_parameters()}
 
     def inputs(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the input [B, S, K] of layers of the entered block for a batch; the block runs until all are known.
+        """Return the input [B, S, K] of layers of the entered block for a batch.
+
+        The block runs until all are known, unless it was left with them kept; then each is given once.
 
         Args:
             number: of the batch.
             names: relative to the block, "" for itself.
         """
+        if (self._name, number, names[0]) in self.around.kept:
+            return {name: self._take(number, name) for name in names}
         found: dict[str, Tensor] = {}
+        try:
+            with self._watched(names, found, stop=True):
+                self._call(number)
+        except _Stop:
+            return found
+        raise AssertionError(f"the block calls only {sorted(found)} of {sorted(names)}")
+
+    def leave(self, keep: Sequence[str] = ()) -> None:
+        """Run the entered block on all batches and keep what it returns, and what its layers `keep` are given."""
+        for number in range(len(self.around)):
+            found: dict[str, Tensor] = {}
+            with self._watched(keep, found):
+                self._put(number, self._call(number))
+            for name, given in found.items():
+                self.around.kept[self._name, number, name] = given
+
+    def close(self) -> None:
+        """Keep nothing of the stream any more."""
+        for number in range(len(self.around)):
+            self.around.kept.drop((self._name, number))
+
+    @contextmanager
+    def _watched(self, names: Sequence[str], found: dict[str, Tensor], *, stop: bool = False) -> Iterator[None]:
+        """Note what layers of the block are given, and with `stop` end the forward when all are known."""
 
         def hook(name: str) -> Callable[..., None]:
-            def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 found[name] = args[0]
-                if len(found) == len(names):
+                if stop and len(found) == len(names):
                     raise _Stop
 
-            return keep
+            return note
 
         handles = [self._block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         try:
-            self._call(number)
-        except _Stop:
-            return found
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-        raise AssertionError(f"the block calls only {sorted(found)} of {sorted(names)}")
 
-    def leave(self) -> None:
-        """Run the entered block on all batches and keep what it returns."""
-        for number in range(len(self.around)):
-            self._put(number, self._call(number))
-        self._weights = {}
+    def _take(self, number: int, name: str) -> Tensor:
+        key = (self._name, number, name)
+        given: Tensor = self.around.kept.get(key, self.around.device)
+        self.around.kept.drop(key)
+        return given
 
     def _hidden(self, number: int) -> Tensor:
         hidden: Tensor = self.around.kept.get((self._name, number), self.around.device)
@@ -264,8 +284,7 @@ class Stream:
     @torch.no_grad()
     def _call(self, number: int) -> Tensor:
         args, kwargs = self.around.rest(number, self._index)
-        hidden = self._hidden(number)
-        output: Tensor = functional_call(self._block, self._weights, (hidden, *args), kwargs)
+        output: Tensor = self._block(self._hidden(number), *args, **kwargs)
         return output
 
 

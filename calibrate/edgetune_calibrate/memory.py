@@ -23,23 +23,31 @@ BASE = 1_300_000_000
 """Bytes of the process itself with its libraries, and of one batch on its way through a block."""
 
 
-def allowed(memory_gb: float | None) -> int:
-    """Return how many bytes the whole process may take."""
-    return int(memory_gb * 1e9) if memory_gb is not None else int(SHARE * _free())
+def room_for_activations(memory_gb: float | None, need: int, *, device: str) -> int:
+    """Return how many bytes of host memory activations may take.
 
-
-def room_for_activations(memory: int, need: int, *, device: str) -> int:
-    """Return what is left of the memory for activations.
+    Args:
+        memory_gb: what the whole process may take; None is half of what is free, or what it needs if that is more.
+        need: bytes that the process takes besides.
+        device: where it computes.
 
     Raises:
         InputError: not even one block can be solved in it.
     """
-    if device == "cpu" and memory < need:
+    free = _free()
+    memory = max(int(SHARE * free), min(need, free)) if memory_gb is None else int(memory_gb * 1e9)
+    if memory >= need or device != "cpu":
+        return max(0, memory - need)
+    least = f"{math.ceil(need / 1e8) / 10:.1f}"
+    if memory_gb is None:
         raise InputError(
-            f"--memory-gb: {memory / 1e9:.1f} GB, and solving one block of this model takes {need / 1e9:.1f} GB",
-            hint=f"give --memory-gb {math.ceil(need / 1e8) / 10:.1f} or more, or use --device cuda",
+            f"solving one block of this model takes {least} GB of memory, and {free / 1e9:.1f} GB are free",
+            hint=f"stop other programs, use --device cuda, or try with --memory-gb {least}",
         )
-    return max(0, memory - need)
+    raise InputError(
+        f"--memory-gb: {memory_gb:g} GB, and solving one block of this model takes {least} GB",
+        hint=f"give --memory-gb {least} or more, or use --device cuda",
+    )
 
 
 def needed(model: Any, modules: Modules, settings: DecoderSettings, *, device: str) -> int:
@@ -55,7 +63,7 @@ def needed(model: Any, modules: Modules, settings: DecoderSettings, *, device: s
         return 3 * BASE
     steps = [_vision(model, modules)]
     for block in model.get_submodule(modules.blocks):
-        weights = _bytes(block) * (2 if settings.compensate else 1)
+        weights = _bytes(block)
         shapes = [[tuple(block.get_submodule(name).weight.shape) for name in group] for group in input_groups(modules)]
         moments = [_moments(group[0][1], settings) for group in shapes]
         for group, own in zip(shapes, moments, strict=True):

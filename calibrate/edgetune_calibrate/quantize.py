@@ -58,7 +58,7 @@ class DecoderSettings:
         formats: full names of linears with a format of their own; linears that share an input share a format.
         true_sequential: the linears of a block see what the quantized ones before them in the same block give.
         compensate: also capture the unquantized model's inputs, for solvers that aim at its outputs (GPTAQ, arXiv
-            2504.02692); every block runs twice.
+            2504.02692).
         offload: keep activations in host memory between uses.
     """
 
@@ -173,7 +173,7 @@ class _Walk:
             with self._held(vision.tower) if vision is not None else nullcontext():
                 around.survey()
             stream = Stream(around, "quantized")
-            original = Stream(around, "original", frozen=True) if self._settings.compensate else None
+            original = Stream(around, "original") if self._settings.compensate else None
             for index, solved in enumerate(finished):
                 self._pass(index, stream, original, solved)
             for index in remaining:
@@ -195,14 +195,16 @@ class _Walk:
                 each.enter(index)
             if index == 0:
                 stream.around.forget_first()
+            if original is not None and not head:  # while the block is what it was
+                original.leave(keep=[] if solved else [group[0] for group in self._groups])
             if solved is not None:
                 self._apply(solved)
             elif head:
                 solved = self._solve_head(stream, original)
             else:
                 solved = self._solve_block(index, stream, original)
-            for each in [] if head else streams:
-                each.leave()
+            if not head:
+                stream.leave()
         return solved
 
     def _solve_block(self, index: int, stream: Stream, original: Stream | None) -> SolvedBlock:

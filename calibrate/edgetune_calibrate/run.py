@@ -6,7 +6,8 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,9 +18,9 @@ from edgetune_calibrate.batches import batch, roles, token_weights
 from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
 from edgetune_calibrate.journal import Journal, UnitLog
 from edgetune_calibrate.linears import input_groups
-from edgetune_calibrate.memory import allowed, needed, room_for_activations
+from edgetune_calibrate.memory import needed, room_for_activations
 from edgetune_calibrate.models import open_model, quantized_model
-from edgetune_calibrate.quantize import quantize_decoder
+from edgetune_calibrate.quantize import SolvedBlock, quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.vision import Ranges, vision_ranges
@@ -108,7 +109,7 @@ def _solve(
     formats = told_formats(streamed.model, source.modules, settings)
     solve = settings.decoder(formats, head)
     need = needed(streamed.model, source.modules, solve, device=settings.device)
-    room = room_for_activations(allowed(settings.memory_gb), need, device=settings.device)
+    room = room_for_activations(settings.memory_gb, need, device=settings.device)
     kept = _activations(settings, room, journal.folder / ACTIVATIONS)
     try:
         blocks = len(streamed.model.get_submodule(source.modules.blocks)) + (head is not None)
@@ -145,15 +146,31 @@ def _solve(
             kept=kept,
             finished=finished,
         )
-        for block in solved:
-            journal.add(block)
-            tell(before + block.index + 1, total)
+        for done in _written(solved, journal):
+            tell(before + done, total)
         if planner is None or choice is None:
             return ranges, None
         quantized = quantized_model(source, journal.weights(), dtype, settings.device)
         return ranges, choice.to_dict(settings, planner.finish(quantized))
     finally:
         kept.close()
+
+
+def _written(solved: Iterable[SolvedBlock], journal: Journal) -> Iterator[int]:
+    """Write each block while the next one is solved, and yield how many are on disk."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[int] | None = None
+
+        def write(block: SolvedBlock) -> int:
+            journal.add(block)
+            return block.index + 1
+
+        for block in solved:
+            if writing is not None:
+                yield writing.result()
+            writing = writer.submit(write, block)
+        if writing is not None:
+            yield writing.result()
 
 
 def _activations(settings: CalibrateSettings, room: int, folder: Path) -> Activations:

@@ -165,6 +165,7 @@ def measure(
                 moments = _moments(stream, [""], weights)
                 untie(output)
                 yield _tried({name: output}, group_of({name: output}, moments[""]), [head], meter)
+        stream.close()
 
 
 @contextmanager

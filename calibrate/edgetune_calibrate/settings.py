@@ -98,7 +98,7 @@ class CalibrateSettings(Options):
     compensate: bool = option(
         True,
         help="Let later layers make up for the errors of earlier ones, by aiming at the unquantized model's "
-        "outputs; takes twice as many forward passes.",
+        "outputs; takes one more forward pass of each block.",
     )
     device: Device = option("cpu", help="Device to compute on.")
     precision: Precision = option(

@@ -51,15 +51,16 @@ def vision_ranges(model: nn.Module, root: str, images: Images, *, device: str = 
             spans[name] = torch.minimum(before[0], low), torch.maximum(before[1], high)
 
         def histogram(name: str, values: Tensor) -> None:
-            low, high = (float(end) for end in spans[name])
-            counted = torch.histc(values, BINS, low, high).double().cpu()
+            counted = torch.histc(values, BINS, *ends[name]).double()
             counts[name] = counts[name] + counted if name in counts else counted
 
         _watch(tower, layers, images, device, extremes)
+        # Numbers of the host only once: each is a wait for the GPU.
+        ends = {name: (float(low), float(high)) for name, (low, high) in spans.items()}
         _watch(tower, layers, images, device, histogram)
     finally:
         tower.to(home)
-    return {f"{root}.{name}": _range(counts[name], *(float(end) for end in spans[name])) for name in layers}
+    return {f"{root}.{name}": _range(counts[name].cpu(), *ends[name]) for name in layers}
 
 
 def _watch(
