@@ -24,6 +24,7 @@ from edgetune.cli import cli
 from edgetune_core.adapter import Adapter
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_runtime.errors import InputError, ParityError
+from edgetune_train.adapted import AdaptedBase
 from edgetune_train.merge import merge as build
 from edgetune_train.proof import compare, proof_inputs
 from warm import FRESH
@@ -112,6 +113,16 @@ def test_weights_are_those_of_pefts_own_merge(
     assert result["proof"]["merge_error"] < 1e-4
     assert result["proof"]["written_error"] < 1e-4
     assert result["proof"]["same_token"] == 1
+
+
+def test_large_layers_are_merged_in_parts(qwen2_5_vl: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(qwen2_5_vl, tmp_path / "adapter", target_modules=["lm_head", "embed_tokens", "q_proj"])
+    base = HubCheckpoint.open(qwen2_5_vl)
+    adapted = AdaptedBase(base, Adapter.of(base, adapter), large=100_000)
+    expected = PeftModel.from_pretrained(load(qwen2_5_vl), str(adapter)).merge_and_unload(safe_merge=True).state_dict()
+    assert adapted.changed >= {"lm_head.weight", "model.language_model.embed_tokens.weight"}
+    for name in adapted.changed:  # a product of fewer rows may differ in the last bit
+        torch.testing.assert_close(adapted.merged(name), expected[name], atol=2e-7, rtol=1e-6)
 
 
 def test_head_and_table_that_an_adapter_keeps_tied_stay_tied(qwen3_vl: Path, tmp_path: Path) -> None:

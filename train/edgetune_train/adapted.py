@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ from transformers import AutoConfig
 from edgetune_core.adapter import Adapter
 from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off, tensor_places
 from edgetune_core.streaming import FileTensors, Replaced, StreamedModel
-from edgetune_core.tensor_file import TensorFile
+from edgetune_core.tensor_file import TensorFile, TensorLayout
 from edgetune_runtime.errors import InputError, ParityError
 from edgetune_train.proof import BAD_NUMBERS
 
 HEAD = "lm_head.weight"
+LARGE = 1 << 29
+"""Bytes of a float32 weight above which its rows are merged part by part: a token table, an output head."""
 
 
 class Floats:
@@ -95,6 +98,7 @@ class AdaptedBase:
     Args:
         base: the checkpoint.
         adapter: what belongs to it.
+        large: as `LARGE`.
 
     Attributes:
         plain: the base alone.
@@ -107,8 +111,8 @@ class AdaptedBase:
         InputError: the adapter does not fit the base, or the base's weights do not fit its config.
     """
 
-    def __init__(self, base: HubCheckpoint, adapter: Adapter) -> None:
-        self._adapter, self._floats = adapter, Floats(base)
+    def __init__(self, base: HubCheckpoint, adapter: Adapter, *, large: int = LARGE) -> None:
+        self._adapter, self._floats, self._large = adapter, Floats(base), large
         self.table = self._floats.table
         self.plain = streamed(base, self._floats)
         model = self.plain.model
@@ -204,13 +208,40 @@ class AdaptedBase:
                 if hasattr(layer, "unload_and_optionally_merge_module"):
                     done = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
                 else:
-                    layer.merge(safe_merge=True)
+                    _merge_layer(layer, self._large)
                     done = layer.get_base_layer()
         except RuntimeError as error:  # what peft makes of biases that the base's layers have no place for
             raise InputError(f"{folder}: cannot be merged: {error}", hint="train it without lora_bias") from error
         except ValueError as error:  # what peft's safe merge makes of weights that are not finite
             raise ParityError(f"{folder}: cannot be merged: {error}", hint=BAD_NUMBERS) from error
         return {f"{path}.{name}": values.detach() for name, values in done.named_parameters()}
+
+
+def _merge_layer(layer: Any, large: int) -> None:
+    """Merge an adapter's layer by its own method.
+
+    That has the old weight, the change and the new weight in memory. Rows of a plain layer do not depend on each other,
+    so that a large one is merged in parts, each as a layer of its own, in the place of the old weight.
+    """
+    base = layer.get_base_layer()
+    linear = type(base) is nn.Linear and isinstance(layer, lora.Linear)
+    rows = linear or (type(base) is nn.Embedding and isinstance(layer, lora.Embedding))
+    if not rows or layer.lora_variant or any(layer.lora_bias.values()) or base.weight.nbytes <= large:
+        layer.merge(safe_merge=True)
+        return
+    (name,) = layer.r
+    whole, ups = base.weight.data, layer.lora_B[name].weight if linear else layer.lora_embedding_A[name].T
+    for first, end in TensorLayout.like(whole).row_slices(large // 4):
+        part = nn.Parameter(ups[first:end], requires_grad=False)
+        if linear:
+            layer.lora_B[name].weight = part
+        else:
+            layer.lora_embedding_A[name] = nn.Parameter(part.T, requires_grad=False)
+        base.weight = nn.Parameter(whole[first:end], requires_grad=False)
+        layer.merge(safe_merge=True)
+        layer.merged_adapters.clear()
+        whole[first:end] = base.weight
+    base.weight = nn.Parameter(whole, requires_grad=False)
 
 
 def _inner(layer: Any) -> Any:
