@@ -1,6 +1,6 @@
 """Functions that run in turns, so that what many of them need is made ready once for all of them.
 
-Each function runs in a thread of its own, one at a time. Where it needs a resource it waits; when all wait, the next
+Each function runs in a thread of its own, one at a time. Where it needs a resource it waits; when all wait, the first
 resource in order is made ready, and those that wait for it go on until they need another.
 """
 
@@ -39,7 +39,8 @@ class Turns(Generic[R]):
     """Resources that functions come to in about the same order.
 
     Args:
-        order: all resources; they are made ready from the first to the last, and from the first again.
+        order: all resources, in about the order in which functions come to them; of those that are waited for, the
+            first is made ready.
         ready: makes a resource ready while the returned context is entered.
 
     Examples:
@@ -89,10 +90,9 @@ class Turns(Generic[R]):
         try:
             for job in jobs:
                 self._give(job)
-            place = 0
+            # Those behind catch up with the others first, which wait where all of them will come.
             while wanted := {job.wants for job in jobs if job.wants is not None}:
-                resource = min(wanted, key=lambda one: (self._order[one] < place, self._order[one]))
-                place = self._order[resource]
+                resource = min(wanted, key=self._order.__getitem__)
                 with self._ready(resource):
                     for job in [job for job in jobs if job.wants == resource]:
                         self._give(job)

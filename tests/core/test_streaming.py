@@ -101,6 +101,7 @@ def test_several_questions_read_each_block_once(qwen3_vl: Path) -> None:
     """Pictures of different sizes in turns; the answers are those of one at a time."""
     streamed, tensors = opened(qwen3_vl)
     every = [asked(qwen3_vl, width, height) for width, height in ((64, 64), (160, 64), (64, 192))]
+    every.append({"input_ids": torch.arange(20, 40)[None]})  # words alone, which begin behind the vision tower
     tensors.reads.clear()
     together = streamed.run_together([lambda inputs=inputs: streamed.model(**inputs).logits for inputs in every])  # type: ignore[misc]
     blocks = {name: count for name, count in tensors.reads.items() if ".layers." in name or ".blocks." in name}
