@@ -415,3 +415,12 @@ def test_a_bad_base_is_one_line(qwen3_vl: Path, tmp_path: Path, file: str, conte
     if content is not None:
         (base / file).write_text(content)
     refuses(merge(base, adapter, tmp_path / "merged"), 2, complaint, tmp_path / "merged")
+
+
+def test_a_config_that_transformers_stumbles_over_is_one_line(qwen3_vl: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(qwen3_vl, tmp_path / "adapter")
+    base = copy_checkpoint(qwen3_vl, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = 0
+    (base / "config.json").write_text(json.dumps(config))
+    refuses(merge(base, adapter, tmp_path / "merged"), 2, "the model cannot be loaded", tmp_path / "merged")

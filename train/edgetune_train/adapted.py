@@ -23,7 +23,7 @@ from edgetune_core.adapter import Adapter
 from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off, tensor_places
 from edgetune_core.streaming import FileTensors, Replaced, StreamedModel
 from edgetune_core.tensor_file import TensorFile, TensorLayout
-from edgetune_runtime.errors import InputError, ParityError
+from edgetune_runtime.errors import EdgetuneError, InputError, ParityError
 from edgetune_train.proof import BAD_NUMBERS
 
 HEAD = "lm_head.weight"
@@ -69,15 +69,18 @@ def streamed(checkpoint: HubCheckpoint, tensors: Any = None, **options: Any) -> 
         checkpoint: whose config it has.
         tensors: its weights, if they are others than the checkpoint's.
         options: of `StreamedModel`.
+
+    Raises:
+        InputError: the weights do not fit the config, or transformers makes no model of it.
     """
     weights = Floats(checkpoint) if tensors is None else tensors
-    return StreamedModel(
-        options.pop("config", None) or config_of(checkpoint.folder),
-        weights,
-        checkpoint.modules,
-        name=str(checkpoint.folder),
-        **options,
-    )
+    config = options.pop("config", None) or config_of(checkpoint.folder)
+    try:
+        return StreamedModel(config, weights, checkpoint.modules, name=str(checkpoint.folder), **options)
+    except EdgetuneError:
+        raise
+    except Exception as error:  # a config that makes no sense raises almost anything, such as ZeroDivisionError
+        raise InputError(f"{checkpoint.folder}: the model cannot be loaded: {str(error)[:300]}") from error
 
 
 def config_of(folder: Path) -> Any:
