@@ -143,7 +143,7 @@ READERS = (
         formats={
             "gptq": Accepts(mixed=False, head=False),
             "awq": Accepts(bits=(4,), mixed=False, head=False),
-            "compressed-tensors": Accepts(),
+            "compressed-tensors": Accepts(zero_points=False),
         },
     ),
     Reader(
