@@ -1,12 +1,14 @@
 """Training speed and memory beside plain `transformers.Trainer`: the same records, adapter and optimizer.
 
-Usage: `python benchmarks/studies/train_speed.py [--small] [--records 96] [--rounds 3] [--pack 4096] [--json FILE]`
+Usage: `python benchmarks/studies/train_speed.py [--small] [--records 96] [--rounds 3] [--pack 4096]
+[--quantize none nf4] [--json FILE]`
 
 Qwen3-VL-2B's sizes with random weights (`--small`: a toy on the CPU), frozen vision, LoRA of rank 16 on every language
 linear, gradient checkpointing off. `plain` is what one writes with transformers and peft: a data set that the
 processor prepares in worker processes, padded batches of 8, the model's own loss. `padded` and `packed` are ours; they
-keep the features of the frozen tower after the first pass, as in any run of several epochs; `packed, nothing kept`
-computes them each time, as a first epoch does and as `plain` always does. `attention` keeps packed samples apart.
+keep the features of the frozen tower after the first pass, as in any run of several epochs; each pass of `packed, first
+epoch` starts with none: it decodes every picture, computes its features, as `plain` always does, and keeps them.
+`attention` keeps packed samples apart.
 
 A round is one pass over the records with each system, one after the other; a first round warms up and is not counted.
 Seconds are the median of the rounds; memory is the most that the system's own tensors took. The loss is that of the
@@ -21,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,11 @@ from edgetune_train.packing import Packs
 from edgetune_train.progress import LogSchedule
 from edgetune_train.settings import TrainSettings
 from edgetune_train.trainer import GroundingTrainer
-from edgetune_train.vision import PixelInputs
+from edgetune_train.vision import FeatureInputs, PixelInputs
 
 BATCH = 8
-LAYOUTS = ("plain", "padded", "packed, nothing kept", "packed")
+LAYOUTS = ("plain", "padded", "packed, first epoch", "packed")
+KEPT_MB = 4096
 
 
 @dataclass
@@ -131,16 +134,18 @@ def arguments_of(settings: TrainSettings, folder: Path, **others: Any) -> Traini
     return arguments
 
 
-def build(checkpoint: HubCheckpoint, samples: list[Sample], pack: int, precision: Any, folder: Path) -> list[System]:
+def build(
+    checkpoint: HubCheckpoint, samples: list[Sample], pack: int, precision: Any, folder: Path, bases: list[Any]
+) -> list[System]:
     """Return the systems, each with a model of its own."""
     on_gpu = torch.cuda.is_available()
     systems = []
-    for quantize in ("none", "nf4"):
+    for quantize in bases:
         for layout in LAYOUTS:
-            packed, kept = layout.startswith("packed"), layout in ("padded", "packed")
+            packed = layout.startswith("packed")
             settings = TrainSettings(
                 epochs=1, batch_size=BATCH, pack=pack if packed else 0, precision=precision,
-                quantize="nf4" if quantize == "nf4" else "none", cache_mb=4096 if kept else 0,
+                quantize=quantize, cache_mb=KEPT_MB,
             )  # fmt: skip
             usually = {"dataloader_num_workers": 8 if on_gpu else 0, "dataloader_pin_memory": on_gpu}
             arguments = arguments_of(settings, folder, **(usually if layout == "plain" else {}))
@@ -158,6 +163,8 @@ def build(checkpoint: HubCheckpoint, samples: list[Sample], pack: int, precision
             else:
                 options = {**shared, "train_dataset": data, "data_collator": collate, "callbacks": [LogSchedule()]}
                 make = _maker(GroundingTrainer, options | {"scorer": None})
+                if layout.endswith("first epoch"):
+                    make = _forgetful(make, adapted.model.get_base_model(), checkpoint)
             name = f"{'QLoRA' if quantize == 'nf4' else 'LoRA'} {layout}"
             held = torch.cuda.memory_allocated() - before if on_gpu else 0
             systems.append(System(name, make, adapted.attention, held))
@@ -166,6 +173,18 @@ def build(checkpoint: HubCheckpoint, samples: list[Sample], pack: int, precision
 
 def _maker(kind: Any, options: dict[str, Any]) -> Callable[[], Trainer]:
     return lambda: kind(**options)
+
+
+def _forgetful(make: Callable[[], Trainer], model: Any, checkpoint: HubCheckpoint) -> Callable[[], Trainer]:
+    """Return a maker of trainers that have seen no picture yet."""
+
+    def made() -> Trainer:
+        trainer = make()
+        collate: Any = trainer.data_collator
+        trainer.data_collator = replace(collate, images=FeatureInputs(model, checkpoint.spec, KEPT_MB << 20))
+        return trainer
+
+    return made
 
 
 def table(systems: list[System], records: int) -> list[dict[str, Any]]:
@@ -199,6 +218,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pack", type=int, default=4096)
+    parser.add_argument("--quantize", nargs="+", choices=("none", "nf4"), default=["none", "nf4"], help="bases")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,7 +233,7 @@ def main() -> None:
         entries = read_entries(write_records(folder / "data", options.records, sides=sides))
         samples = prepare(entries, checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
         precision = "fp32" if options.small else "bf16"
-        systems = build(checkpoint, samples, options.pack, precision, folder)
+        systems = build(checkpoint, samples, options.pack, precision, folder, options.quantize)
         for number in range(options.rounds + 1):
             for system in systems:
                 system.run(count=number > 0)

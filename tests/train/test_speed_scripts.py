@@ -35,7 +35,7 @@ def test_training_speed_compares_the_same_records(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     result = measured("train_speed.py", tmp_path / "speed.json", "--small", "--records", "12", "--rounds", "1",
                       "--pack", "600")  # fmt: skip
-    layouts = ("plain", "padded", "packed, nothing kept", "packed")
+    layouts = ("plain", "padded", "packed, first epoch", "packed")
     names = [f"{base} {layout}" for base in ("LoRA", "QLoRA") for layout in layouts]
     assert [row["system"] for row in result["rows"]] == names
     assert result["utilization"] > result["utilization_padded"]

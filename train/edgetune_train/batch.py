@@ -13,6 +13,7 @@ import torch
 
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, token_id
+from edgetune_runtime.errors import ImageError
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.rope import mrope_positions
 from edgetune_train.vision import ImageInputs
@@ -161,12 +162,20 @@ class Collator:
 
     def _inputs(self, samples: Sequence[Sample], rows: list[list[int]]) -> dict[str, Any]:
         input_ids = torch.tensor(rows)
-        paths = [path for sample in samples for path in sample.images]
         return {
             "input_ids": input_ids,
             **({"mm_token_type_ids": (input_ids == self.image_id).long()} if self.typed_tokens else {}),
-            **(self.images(paths) if paths else {}),
+            **self._images(samples),
         }
+
+    def _images(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return the images of samples; one that cannot be read is told with the record that names it."""
+        paths = {path: sample.record.source for sample in reversed(samples) for path in sample.images}
+        try:
+            return self.images([path for sample in samples for path in sample.images]) if paths else {}
+        except ImageError as error:
+            sources = [source for path, source in paths.items() if str(error).startswith(f"{path}: ")]
+            raise ImageError(": ".join([*sources[:1], str(error)]), hint=error.hint) from error
 
 
 def blank_sample(samples: Iterable[Sample]) -> Sample | None:

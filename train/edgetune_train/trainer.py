@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edgetune_runtime.errors import DivergenceError, InputError
 from edgetune_runtime.json_file import read_json
+from edgetune_train.ahead import BATCHES, ReadAhead
 from edgetune_train.batch import IGNORE, SOURCES
 from edgetune_train.objective import Objective, answer_loss
 from edgetune_train.packing import Packs
+from edgetune_train.vision import THREADS
 
 Scorer = Callable[[Any], dict[str, float]]
 
@@ -79,8 +82,9 @@ class FiniteTraining(Trainer):
 class GroundingTrainer(FiniteTraining):
     """Trains as `Trainer` does, on the mean over the learned tokens of a whole optimizer step.
 
-    `evaluate` also generates answers and scores their boxes. Training logs tell which share of the places that were
-    computed held tokens.
+    Pictures of the next batches are read while one computes, see `ReadAhead`; worker processes that `args` ask for make
+    whole batches instead. `evaluate` also generates answers and scores their boxes. Training logs tell which share of
+    the places that were computed held tokens.
 
     Args:
         objective: the loss, see `Objective`.
@@ -105,6 +109,38 @@ class GroundingTrainer(FiniteTraining):
         self._places = 0
         self._tokens: torch.Tensor | int = 0
         self.model_accepts_loss_kwargs = True  # has `Trainer` count the learned tokens of an optimizer step
+        self._threads: ThreadPoolExecutor | None = None
+        self._ahead: ReadAhead | None = None
+
+    def train(self, *arguments: Any, **rest: Any) -> Any:
+        """Train, with threads that read ahead."""
+        self._threads = ThreadPoolExecutor(THREADS, "read-ahead") if self.args.dataloader_num_workers == 0 else None
+        try:
+            return super().train(*arguments, **rest)
+        finally:
+            if self._threads is not None:  # what was not begun is not worth waiting for
+                self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = self._ahead = None
+
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of training batches; of what they are made of, where their pictures are read ahead."""
+        collate: Any = self.data_collator
+        if self._threads is not None:
+            self.data_collator = _as_it_is
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Return the batches of an optimizer step, and how many learned tokens they have."""
+        if self._threads is not None:
+            if self._ahead is None or self._ahead.rows is not epoch_iterator:
+                batches = max(BATCHES, self.args.gradient_accumulation_steps)
+                collate: Any = self.data_collator
+                self._ahead = ReadAhead(epoch_iterator, collate, self._threads, batches)
+            epoch_iterator = self._ahead
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(
         self,
@@ -200,6 +236,10 @@ class GroundingTrainer(FiniteTraining):
             self.log(scores)
             metrics |= scores
         return metrics
+
+
+def _as_it_is(rows: Any) -> Any:
+    return rows
 
 
 def logged_until(checkpoint: Path) -> list[dict[str, float]]:

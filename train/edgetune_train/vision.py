@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from transformers.utils.generic import ModelOutput
@@ -15,11 +16,24 @@ from edgetune_runtime.images.base import Arrays, Preprocessing
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.threads import usable_cores
 
-ImageInputs = Callable[[Sequence[Path]], dict[str, Any]]
-"""Takes the paths of a batch's images and returns the image part of the model's keyword arguments."""
+
+class ImageInputs(Protocol):
+    """Gives the model a batch's images."""
+
+    def __call__(self, paths: Sequence[Path]) -> dict[str, Any]:
+        """Return the image part of the model's keyword arguments.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+
+    def begin(self, paths: Sequence[Path], threads: Executor) -> object:
+        """Have threads decode images that a later call asks for; they are forgotten with what this returns."""
+
 
 PIXELS = "pixel_values"
-_THREADS = min(8, usable_cores())  # decoding and resizing release Python's lock
+THREADS = min(16, usable_cores())
+"""How many decode and resize at a time; both release Python's lock."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,17 @@ class PixelInputs:
         self._spec = spec
         self._room = budget_bytes
         self._kept: dict[Path, _Picture] = {}
+        self._coming: WeakValueDictionary[Path, Future[_Picture]] = WeakValueDictionary()
+
+    def begin(self, paths: Sequence[Path], threads: Executor) -> list[Future[_Picture]]:
+        """Have threads decode images that a later call asks for; they are forgotten with what this returns."""
+        begun = []
+        for path in dict.fromkeys(paths):
+            if path not in self._kept:
+                future = self._coming.get(path) or threads.submit(self._picture, path)
+                self._coming[path] = future
+                begun.append(future)
+        return begun
 
     def __call__(self, paths: Sequence[Path]) -> dict[str, Any]:
         """Return what the preprocessing gives the model: pixel_values float32, and what belongs to them.
@@ -56,14 +81,14 @@ class PixelInputs:
         return self.join(self.pictures(paths))
 
     def pictures(self, paths: Sequence[Path]) -> list[_Picture]:
-        """Return preprocessed images; those that are not kept are made by several threads.
+        """Return preprocessed images; those that are neither kept nor begun are made by several threads.
 
         Raises:
             ImageError: one cannot be read.
         """
         missing = [path for path in dict.fromkeys(paths) if path not in self._kept]
-        with ThreadPoolExecutor(max(1, min(len(missing), _THREADS))) as threads:
-            made = dict(zip(missing, threads.map(self._picture, missing), strict=True))
+        with ThreadPoolExecutor(max(1, min(len(missing), THREADS))) as threads:
+            made = {path: future.result() for path, future in zip(missing, self.begin(missing, threads), strict=True)}
         found = [made[path] if path in made else self._kept[path] for path in paths]
         for path, picture in made.items():
             if picture.nbytes <= self._room:
@@ -99,6 +124,10 @@ class _Features:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.pooled, *self.deepstack))
 
+    def to(self, device: torch.device | str, *, copy: bool = False) -> _Features:
+        levels = tuple(level.to(device, copy=copy) for level in self.deepstack)
+        return _Features(self.arrays, self.pooled.to(device, copy=copy), levels)
+
 
 class FeatureInputs:
     """The image features of a frozen vision tower, computed once per image while they fit into a budget.
@@ -120,20 +149,25 @@ class FeatureInputs:
         self._form: Callable[[list[torch.Tensor]], Any] = list
         self._output_class: type[ModelOutput] | None = None  # known after the first image
 
+    def begin(self, paths: Sequence[Path], threads: Executor) -> list[Future[_Picture]]:
+        """As `PixelInputs.begin`, for images whose features are not kept."""
+        return self._pixels.begin([path for path in paths if path not in self._kept], threads)
+
     def __call__(self, paths: Sequence[Path]) -> dict[str, Any]:
         """Return mm_encoder_outputs (what `get_image_features` returns), and what the model takes beside pixels.
 
         Raises:
             ImageError: an image cannot be read.
         """
-        known = {path: self._kept[path] for path in paths if path in self._kept}
+        device = self._model.device
+        known = {path: self._kept[path].to(device) for path in paths if path in self._kept}
         missing = list(dict.fromkeys(path for path in paths if path not in known))
         if missing:
             for path, features in zip(missing, self._compute(missing), strict=True):
                 known[path] = features
                 if features.nbytes <= self._room:
                     self._room -= features.nbytes
-                    self._kept[path] = features
+                    self._kept[path] = features.to("cpu", copy=True)  # of a part of what the tower gave for many images
         chosen = [known[path] for path in paths]
         fields: dict[str, Any] = {"pooler_output": self._form([item.pooled for item in chosen])}
         if chosen[0].deepstack:
@@ -163,12 +197,9 @@ class FeatureInputs:
 
 
 def _by_image(features: torch.Tensor | Sequence[torch.Tensor], counts: Sequence[int]) -> list[torch.Tensor]:
-    """Return each image's features [tokens, H] on the CPU, however the model has grouped them.
-
-    Clones: a part is a view, and keeping one would keep the whole batch in memory.
-    """
+    """Return each image's features [tokens, H], however the model has grouped them, as views of the whole batch's."""
     parts = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
-    return [part.cpu().clone() for part in parts.flatten(end_dim=-2).split(list(counts))]
+    return list(parts.flatten(end_dim=-2).split(list(counts)))
 
 
 def _beside(arrays: Mapping[str, Any]) -> Arrays:
