@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from edgetune_core.checkpoint import HubCheckpoint
@@ -32,7 +33,7 @@ class SamplePrompts(ProcessorMixin):
         collate: gives the pictures.
 
     Raises:
-        InputError: the family's models take all images of a batch as one array.
+        InputError: the family's models take something of images that TRL does not know.
     """
 
     def __init__(self, base: HubCheckpoint, samples: Sequence[Sample], collate: Collator) -> None:
@@ -85,8 +86,12 @@ class SamplePrompts(ProcessorMixin):
 
     def _pictures(self, samples: Sequence[Sample]) -> Mapping[str, torch.Tensor]:
         pictures = self._collate.images([path for sample in samples for path in sample.images])
-        joined = len(pictures["pixel_values"]) == 1 < len(samples)
-        if joined or not set(pictures) <= _DIVISIBLE:
+        if len(pictures["pixel_values"]) == 1 < len(samples):
+            # The tiles of all images are one row, and TRL divides rows. So each image gets one, filled up with empty
+            # tiles as transformers' processor does; the models leave those out.
+            rows = [self._collate.images(sample.images)["pixel_values"][0] for sample in samples]
+            pictures = {**pictures, "pixel_values": pad_sequence(rows, batch_first=True)}
+        if not set(pictures) <= _DIVISIBLE:
             raise InputError(f"grpo: TRL cannot divide the images of {self._title} among answers", hint="use train")
         return pictures
 
