@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from PIL import Image
+from torch import nn
 
+from edgetune_core.generation import generate_greedily
+from edgetune_core.weightset import HEAD, WeightSet
+from edgetune_export.check.reference import Case, Sample
+from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_runtime.images.smart import ImageSpec, preprocess
+from edgetune_runtime.quant.blocks import Float
 
 _transformers: Any = transformers  # much of it is untyped
 
@@ -56,3 +63,60 @@ def greedy_text(folder: Path, image: Image.Image | None, text: str, *, max_new_t
     tokens = load_model(folder).generate(generation_config=search, **inputs)
     answer: str = load_tokenizer(folder).decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answer.strip()
+
+
+@torch.no_grad()
+def greedy_sample(model: Any, case: Case, tokens: dict[str, Any]) -> Sample:
+    """Return what a loaded model answers to a case of the self-check, token by token, with logits and image features.
+
+    Args:
+        model: of transformers.
+        case: a prompt about a picture.
+        tokens: ids of the checkpoint's special tokens by role.
+    """
+    values, grid = torch.from_numpy(case.pixels.pixel_values), torch.from_numpy(case.pixels.grid_thw)
+    vision = model.model.get_image_features(values, grid, return_dict=True)
+    features = [vision.pooler_output, *(getattr(vision, "deepstack_features", None) or ())]
+    joined = [part if isinstance(part, torch.Tensor) else torch.cat(list(part)) for part in features]
+    ids = torch.from_numpy(case.token_ids)[None]
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": values,
+        "image_grid_thw": grid,
+        "mm_token_type_ids": (ids == tokens["image"]).int(),
+    }
+    stop, pad = tokens["eos"], tokens["pad"]
+    result = generate_greedily(model, inputs, stop=stop, pad=pad, max_new_tokens=case.new_tokens, output_logits=True)
+    logits = np.concatenate([row.float().numpy() for row in result.logits])
+    return Sample(case, tuple(part.numpy() for part in joined), logits, result.sequences[0, ids.shape[1] :].tolist())
+
+
+@torch.no_grad()
+def apply_weights(model: nn.Module, weights: WeightSet) -> None:
+    """Put a weight set's dequantized layers and its overrides into a loaded model.
+
+    A head that shares the embedding's weight gets one of its own.
+    """
+    for name in weights.names:
+        _assign(model, name, weights.dequantized(name))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in weights.overrides:
+        parameters[name].copy_(torch.from_numpy(weights.override(name)))
+
+
+@torch.no_grad()
+def apply_rounding(model: nn.Module, decoder: DecoderWeights) -> None:
+    """Put the layers that an export rounds to nearest into a loaded model."""
+    for linear in decoder.rounded():
+        _assign(model, linear.parts[0].name, linear.blocks().dequantize())
+
+
+def _assign(model: nn.Module, name: str, values: Float) -> None:
+    layer = model.get_submodule(name)
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    assert tensor.shape == layer.get_parameter("weight").shape
+    if name == HEAD:  # it may be the embedding's own tensor
+        layer.weight = nn.Parameter(tensor, requires_grad=False)
+    else:
+        layer.get_parameter("weight").copy_(tensor)

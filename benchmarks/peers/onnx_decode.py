@@ -180,8 +180,10 @@ def load_peer(folder: Path, settings: dict[str, Any]) -> Any:
 
 def build_ours(checkpoint: Path, output: Path) -> None:
     """Export with our exporter."""
-    from edgetune_export.checkpoint import load_checkpoint
+    import torch
+
     from edgetune_export.decoder.embed import build_embed
+    from edgetune_export.decoder.weights import DecoderWeights
     from edgetune_export.graph import save_model
     from edgetune_export.job import ExportJob
     from edgetune_export.onnx_bundle import FILES, export_onnx
@@ -190,13 +192,18 @@ def build_ours(checkpoint: Path, output: Path) -> None:
 
     output.mkdir()
     options = ExportSettings(precision="int4", head_precision="int4", block_size=BLOCK, symmetric=True)
-    export_onnx(ExportJob.open(checkpoint, output, options))
+    job = ExportJob.open(checkpoint, output, options)
+    export_onnx(job)
     # The peer reads a tied token table from the int4 head, and an untied one in float32; ours would be int8.
-    model = load_checkpoint(checkpoint).model
-    table = model.get_input_embeddings().weight.detach().numpy()
+    model, values = job.checkpoint.model, job.checkpoint.streamed.values
+    embedding = model.get_input_embeddings().weight
+    table = values(embedding).float()
     if model.config.tie_word_embeddings:
-        table = round_to_nearest(table, BlockFormat(4, BLOCK, symmetric=True)).dequantize()
-    save_model(build_embed(table, "fp32"), output / FILES["embed"])
+        table = torch.from_numpy(round_to_nearest(table.numpy(), BlockFormat(4, BLOCK, symmetric=True)).dequantize())
+    decoder = DecoderWeights(
+        model, layers_format=None, head_format=None, values=lambda one: table if one is embedding else values(one)
+    )
+    save_model(build_embed(decoder, "fp32"), output / FILES["embed"])
 
 
 def build_peer(checkpoint: Path, output: Path) -> None:

@@ -23,7 +23,6 @@ from transformers import AutoModelForImageTextToText
 
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import WeightSet
-from edgetune_export.dequantize import apply_weights
 from edgetune_runtime.images.smart import preprocess
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.records import read_records
@@ -136,7 +135,13 @@ def reference(work: Path, family: str, name: str, dtype: str, asked: dict[str, A
         found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return found
     model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint(work, family), dtype=torch.float32)
-    apply_weights(model, WeightSet.load(weights))
+    dequantized = WeightSet.load(weights)
+    with torch.no_grad():
+        for name in dequantized.names:
+            layer = model.get_submodule(name)  # a head of its own where it shared the token table's weight
+            layer.weight = torch.nn.Parameter(torch.from_numpy(dequantized.dequantized(name)))
+        for name in dequantized.overrides:
+            model.get_parameter(name).copy_(torch.from_numpy(dequantized.override(name)))
     if table:
         _replace_table(model, Path(asked["folder"]) / "onnx" / "embed_tokens.onnx")
     model.eval().to(getattr(torch, dtype))

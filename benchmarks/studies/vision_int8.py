@@ -23,8 +23,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune_core.weightset import WeightSet
-from edgetune_export.check.drift import Answers
-from edgetune_export.check.reference import Sample, make_case
+from edgetune_export.check.answers import Answers
+from edgetune_export.check.reference import make_case
 from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.embed import build_embed
@@ -74,7 +74,7 @@ def main() -> None:
 
 def build(job: ExportJob) -> dict[str, dict[str, int]]:
     """Write the graphs into the job's folder; how many products of each kind the encoders have."""
-    save_model(build_embed(job.decoder.embedding(), "fp32"), job.work / "embed.onnx")
+    save_model(build_embed(job.decoder, "fp32"), job.work / "embed.onnx")
     decoder = build_decoder(job.decoder, lambda graph, spec: OrtDialect(graph, spec, ir.DataType.FLOAT))
     save_model(decoder, job.work / "decoder.onnx")
     told = {}
@@ -96,7 +96,6 @@ def measure(job: ExportJob, backends: dict[str, OnnxBackend], records: list[Reco
     for number, record in enumerate(records):
         request = record.prompt(job.checkpoint.family)
         case = make_case(job.checkpoint, record.source, load_image(record.image), request, 64)
-        sample = Sample(case, (), np.empty((0, 0), np.float32), [])
         turn = number % len(backends)
         order = [*backends][turn:] + [*backends][:turn]
         features = {}
@@ -109,7 +108,8 @@ def measure(job: ExportJob, backends: dict[str, OnnxBackend], records: list[Reco
             ours = features[name].embeddings
             lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(exact, axis=1)
             cosines[name].append(float(((ours * exact).sum(axis=1) / lengths).mean()))
-            answer = answers.read(sample, answers.generate(sample, backend, answers.prompt(sample, features[name])))
+            encoded = (features[name].embeddings, *features[name].deepstack)
+            answer = answers.read(case, answers.go_on(backend, case, encoded, []).tokens)
             texts[name].append(answer.text)
             boxes = np.array([found.box for found in answer.detections]).reshape(-1, 4)
             assert record.boxes is not None

@@ -36,7 +36,7 @@ from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.processes import apart
 from edgetune_core.stage import run_stage
 from edgetune_core.weightset import SCHEMA, WeightSet, write_block
-from edgetune_export.checkpoint import load_checkpoint
+from edgetune_export.checkpoint import open_checkpoint
 from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.weights import DecoderWeights
@@ -173,8 +173,10 @@ def _decoder(name: str, options: argparse.Namespace, data: Path) -> Path:
     if place.is_file():
         return place
     weights = None if variant.calibrate is None else _calibrate(name, options, data)
-    checkpoint = load_checkpoint(options.checkpoint)
-    decoder = DecoderWeights(checkpoint.model, layers_format=None, head_format=None, weights=weights)
+    checkpoint = open_checkpoint(options.checkpoint)
+    decoder = DecoderWeights(
+        checkpoint.model, layers_format=None, head_format=None, weights=weights, values=checkpoint.streamed.values
+    )
     graph = build_decoder(
         decoder, lambda graph, spec: OrtDialect(graph, spec, ir.DataType.FLOAT, accuracy_level=variant.level)
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,9 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 
 T = TypeVar("T")
+
+Values = Callable[[Tensor], Tensor]
+"""What a model's parameter holds: `StreamedModel.values`, or `own_values` for a model that is loaded."""
 
 
 class Tensors(Protocol):
@@ -74,6 +77,7 @@ class Replaced:
         base: all tensors.
         values: what takes the place of a tensor, by its name; names that `base` lacks are added.
         shapes: of those that are added.
+        without: names that are left out.
     """
 
     def __init__(
@@ -81,16 +85,23 @@ class Replaced:
         base: Tensors,
         values: Mapping[str, Callable[[], Tensor]],
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        without: Collection[str] = (),
     ) -> None:
-        self._base, self._values, self._shapes = base, values, shapes or {}
+        self._base, self._values, self._shapes, self._without = base, values, shapes or {}, without
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor."""
-        return {**self._base.shapes(), **self._shapes}
+        kept = {name: shape for name, shape in self._base.shapes().items() if name not in self._without}
+        return {**kept, **self._shapes}
 
     def read(self, name: str) -> Tensor:
         """The replacing tensor, or the one below."""
         return self._values[name]() if name in self._values else self._base.read(name)
+
+
+def own_values(parameter: Tensor) -> Tensor:
+    """The parameter itself."""
+    return parameter
 
 
 class StreamedModel:
@@ -108,6 +119,9 @@ class StreamedModel:
             adds are its own and stay in memory.
 
     Attributes:
+        tensors: its weights.
+        device: where it computes.
+        keep: bytes of units that may stay loaded.
         model: in evaluation mode; its forward and `generate` work as always.
 
     Raises:
@@ -126,10 +140,10 @@ class StreamedModel:
         name: str = "the checkpoint",
         adapt: Callable[[Any], object] | None = None,
     ) -> None:
-        self.tensors, self._dtype, self._device = tensors, dtype, torch.device(device)
-        self.model = _skeleton(config, dtype)
+        self.tensors, self._dtype, self.device = tensors, dtype, torch.device(device)
+        self.model = skeleton(config, dtype)
         self._sources = _sources(self.model, tensors, name)
-        _compute_buffers(self.model, self._device)
+        _compute_buffers(self.model, self.device)
         table = self.model.get_input_embeddings()
         if adapt is not None:
             adapt(self.model)
@@ -139,7 +153,7 @@ class StreamedModel:
             if id(parameter) in self._sources
         }
         self._holders: Counter[nn.Module] = Counter()
-        self._keep, self._kept, self._stay = keep, 0, set[nn.Module]()
+        self.keep, self._kept, self._stay = keep, 0, set[nn.Module]()
         self._turns: Turns[nn.Module] | None = None
         embedding = self.model.get_input_embeddings()
         # A table that was wrapped is more than its rows: the wrapper needs it whole.
@@ -154,8 +168,8 @@ class StreamedModel:
             embedding.forward = partial(self._gather, embedding.weight)
 
     def values(self, parameter: Tensor) -> Tensor:
-        """What a parameter of the model holds, in its own dtype; parameters of loaded units do not count as its."""
-        return self.tensors.read(self._sources[id(parameter)])
+        """What a parameter of the model holds: in the files' dtype, or as it is where it is loaded."""
+        return self.tensors.read(self._sources[id(parameter)]) if parameter.is_meta else parameter
 
     @contextmanager
     def loaded(self, module: nn.Module) -> Iterator[None]:
@@ -206,16 +220,16 @@ class StreamedModel:
 
     def _gather(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of the token table, read from where it lies."""
-        return self.values(table)[ids.cpu()].to(self._device, self._dtype)
+        return self.values(table)[ids.cpu()].to(self.device, self._dtype)
 
     def _fill(self, owner: nn.Module, key: str, parameter: Tensor) -> None:
-        values = self.values(parameter).to(self._device, self._dtype)
+        values = self.values(parameter).to(self.device, self._dtype)
         owner._parameters[key] = nn.Parameter(values, requires_grad=False)
 
     def _drop(self, unit: nn.Module) -> None:
         """Give up a unit's weights, unless there is room to keep them."""
         size = sum(parameter.nbytes for parameter in unit.parameters())
-        if unit in self._stay or self._kept + size <= self._keep:
+        if unit in self._stay or self._kept + size <= self.keep:
             self._kept += 0 if unit in self._stay else size
             self._stay.add(unit)
             return
@@ -224,8 +238,8 @@ class StreamedModel:
                 owner._parameters[key] = self._empty[owner, key]
 
 
-def _skeleton(config: Any, dtype: torch.dtype) -> Any:
-    """The model without weights."""
+def skeleton(config: Any, dtype: torch.dtype) -> Any:
+    """A model of transformers on the meta device: all of it but the weights."""
     from transformers import AutoModelForImageTextToText
 
     quiet_libraries()

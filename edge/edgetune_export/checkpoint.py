@@ -1,20 +1,22 @@
-"""Loading a Hugging Face checkpoint for export, and refusing one that would export into something wrong."""
+"""Opening a Hugging Face checkpoint for export, and refusing one that would export into something wrong."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoTokenizer
 
 from edgetune_core.checkpoint import HubCheckpoint
+from edgetune_core.streaming import FileTensors, Replaced, StreamedModel, Tensors, skeleton
 from edgetune_core.weightset import HEAD
+from edgetune_export.dequantize import dequantized
 from edgetune_export.prequantized import PrequantizedSet, declared_quantization, read_prequantized
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families.base import Family
+from edgetune_runtime.families.base import Family, Modules
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
 
@@ -36,23 +38,37 @@ COPIED = (
 """Files of a checkpoint that other loaders look for; those that exist travel with the bundle."""
 
 
+KEPT = 1 << 28
+"""Bytes of weights that stay loaded once they are read: small models are read once, large ones block by block."""
+
+
 @dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A loaded checkpoint; the model computes in float32 on the CPU."""
+class OpenCheckpoint:
+    """A checkpoint whose weights are read as they are needed; its model computes in float32."""
 
     folder: Path
-    model: Any
+    streamed: StreamedModel
     config: dict[str, Any]
     family: Family
+    modules: Modules
     spec: ImageSpec
     tokens: dict[str, Any]
     """Ids by role; "eos" is the sorted list of ids that end an answer."""
     quantized: PrequantizedSet | None = None
-    """The exact values of a checkpoint that is quantized already; its model holds them dequantized."""
+    """The exact values of a checkpoint that is quantized already; its model has them dequantized."""
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers."""
+        return self.streamed.model
 
 
-def load_checkpoint(folder: Path) -> LoadedCheckpoint:
-    """Load a merged checkpoint.
+def open_checkpoint(folder: Path, *, device: str = "cpu") -> OpenCheckpoint:
+    """Open a merged checkpoint.
+
+    Args:
+        folder: where it is.
+        device: where its model computes.
 
     Raises:
         InputError: the folder is missing, holds an adapter, has an unsupported model type, lacks its preprocessor
@@ -60,60 +76,38 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint:
             cannot be read.
     """
     source = HubCheckpoint.open(folder, exported=True, quantized=True)
-    config, family, spec = source.config, source.family, source.smart_spec
+    config, modules = source.config, source.modules
     source.check_template()
-    tokens = _token_ids(folder, AutoTokenizer.from_pretrained(folder, local_files_only=True), family)
+    tokens = _token_ids(folder, AutoTokenizer.from_pretrained(folder, local_files_only=True), source.family)
     quantization = declared_quantization(folder, config)
-    if quantization is None:
-        return LoadedCheckpoint(folder, _load_model(folder), config, family, spec, tokens)
-    quantized = read_prequantized(folder, quantization, source.modules)
-    return LoadedCheckpoint(folder, _load_dequantized(folder, quantized), config, family, spec, tokens, quantized)
-
-
-def _load_model(folder: Path) -> Any:
-    """Load with float32 weights; refuse a checkpoint that does not fill the model exactly."""
-    # Its bar draws over the export's own, and off terminals too.
-    transformers_logging.disable_progress_bar()
+    quantized = None if quantization is None else read_prequantized(folder, quantization, modules)
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        built: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if quantized is None:
+            tensors: Tensors = FileTensors(folder, modules)
+        else:
+            built, tensors = _dequantized(built, quantized, FileTensors(folder, modules))
+        streamed = StreamedModel(built, tensors, modules, device=device, keep=KEPT, name=str(folder))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"{folder}: transformers cannot load it: {str(error)[:300]}") from error
-    return _filled(folder, *loaded)
+    return OpenCheckpoint(folder, streamed, config, source.family, modules, source.smart_spec, tokens, quantized)
 
 
-def _load_dequantized(folder: Path, quantized: PrequantizedSet) -> Any:
-    """Load a quantized checkpoint as the float32 model that it stands for, without the quantizer's own library."""
-    transformers_logging.disable_progress_bar()
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+def _dequantized(config: Any, quantized: PrequantizedSet, files: Tensors) -> tuple[Any, Tensors]:
+    """The float32 model that a quantized checkpoint stands for: its config and tensors, without the quantizer."""
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     if HEAD in quantized:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    with torch.device("meta"):
-        skeleton = AutoModelForImageTextToText.from_config(config)
-    tensors = quantized.dense_tensors()
-    for name, layer in quantized.layers.items():
-        bias = f"{layer.prefix}.bias"
-        if bias in tensors and skeleton.get_submodule(name).bias is None and not tensors[bias].any():
-            del tensors[bias]  # some writers give every quantized layer one
-    loaded: Any = type(skeleton).from_pretrained(
-        None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-    )
-    return _filled(folder, *loaded)
-
-
-def _filled(folder: Path, model: Any, report: Any) -> Any:
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(map(str, report[kind]))
-        if names:
-            # transformers would fill missing weights with random numbers and go on.
-            raise InputError(
-                f"{folder}: {len(names)} {kind.replace('_', ' ')} when loading, such as {names[0]}",
-                hint="the weights and config.json must belong to the same model",
-            )
-    return model.eval()
+    model = skeleton(config, torch.float32)
+    without = set(quantized.stored)
+    for name in quantized.layers:
+        bias = f"{name}.bias"
+        if bias in files.shapes() and model.get_submodule(name).bias is None and not files.read(bias).any():
+            without.add(bias)  # some writers give every quantized layer one
+    values = {f"{name}.weight": partial(dequantized, quantized, name) for name in quantized.layers}
+    shapes = {f"{name}.weight": layer.shape for name, layer in quantized.layers.items()}
+    return config, Replaced(files, values, shapes, without)
 
 
 def _token_ids(folder: Path, tokenizer: Any, family: Family) -> dict[str, Any]:

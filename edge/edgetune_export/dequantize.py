@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-import numpy as np
+import copy
+from collections.abc import Callable
+from functools import partial
+
 import torch
-from torch import nn
+from torch import Tensor
 
+from edgetune_core.streaming import Replaced, StreamedModel
 from edgetune_core.weightset import HEAD, WeightSet
-from edgetune_export.decoder.weights import DecoderWeights, check_names
-from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.blocks import Float
+from edgetune_export.decoder.linear import Linear
+from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_runtime.families.base import Modules
 
 
-@torch.no_grad()
-def apply_weights(model: nn.Module, weights: WeightSet) -> None:
-    """Put a weight set's dequantized layers and its overrides into the model it was calibrated from, in place.
+def written(
+    streamed: StreamedModel, modules: Modules, decoder: DecoderWeights, weights: WeightSet | None
+) -> StreamedModel:
+    """The model with the values that an export writes: those of the weight set, else what rounding makes of its own.
 
     A head that shares the embedding's weight gets one of its own; the embedding keeps its values.
 
-    Raises:
-        InputError: the set names a layer or parameter that the model has not, or one of another shape.
+    Args:
+        streamed: the merged model.
+        modules: names of its family.
+        decoder: what is written of it.
+        weights: the set it is written from.
     """
-    check_names(model, weights)
-    for name in weights.names:
-        _assign(model, name, weights.dequantized(name))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name in weights.overrides:
-        parameters[name].copy_(torch.from_numpy(weights.override(name)))
-
-
-@torch.no_grad()
-def apply_rounding(model: nn.Module, decoder: DecoderWeights) -> None:
-    """Put the layers that an export rounds to nearest into its model, in place, once they are written."""
+    values: dict[str, Callable[[], Tensor]] = {}
     for linear in decoder.rounded():
-        _assign(model, linear.parts[0].name, linear.blocks().dequantize())
+        values[f"{linear.parts[0].name}.weight"] = partial(_rounded, linear)
+    if weights is not None:
+        values |= {f"{name}.weight": partial(dequantized, weights, name) for name in weights.names}
+        values |= {name: partial(_override, weights, name) for name in weights.overrides}
+    config, shapes = copy.deepcopy(streamed.model.config), {}
+    if f"{HEAD}.weight" in values:
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+        shapes[f"{HEAD}.weight"] = tuple(streamed.model.get_output_embeddings().weight.shape)
+    return StreamedModel(
+        config, Replaced(streamed.tensors, values, shapes), modules, device=streamed.device, keep=streamed.keep
+    )
 
 
-def _assign(model: nn.Module, name: str, values: Float) -> None:
-    """Replace a linear layer's weight [N, K]."""
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    if values.shape != tuple(layer.weight.shape):
-        raise InputError(
-            f"{name} is {list(values.shape)} in the weight set and {list(layer.weight.shape)} in the checkpoint",
-            hint="export the checkpoint that the set was calibrated from",
-        )
-    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(layer.weight.device, layer.weight.dtype)
-    if name == HEAD:  # it may be the embedding's own tensor
-        layer.weight = nn.Parameter(tensor, requires_grad=False)
-    else:
-        layer.weight.copy_(tensor)
+def dequantized(weights: WeightSet, name: str) -> Tensor:
+    """A layer's weight [out, in] in float32."""
+    return torch.from_numpy(weights.dequantized(name))
+
+
+def _override(weights: WeightSet, name: str) -> Tensor:
+    return torch.from_numpy(weights.override(name))
+
+
+def _rounded(linear: Linear) -> Tensor:
+    return torch.from_numpy(linear.blocks().dequantize())

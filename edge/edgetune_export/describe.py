@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 
 from edgetune_core.weightset import HEAD, WeightSet
-from edgetune_export.checkpoint import LoadedCheckpoint
+from edgetune_export.checkpoint import OpenCheckpoint
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.settings import ExportSettings
 from edgetune_runtime.bundle import SCHEMA
@@ -23,7 +23,7 @@ _TEXT_ROOM = 1024
 """Tokens that the default `max_length` leaves for the prompt's text and the answer, beside the largest image."""
 
 
-def limits(checkpoint: LoadedCheckpoint, max_length: int | None) -> dict[str, int]:
+def limits(checkpoint: OpenCheckpoint, max_length: int | None) -> dict[str, int]:
     """The bundle's limits in tokens.
 
     Raises:
@@ -38,7 +38,7 @@ def limits(checkpoint: LoadedCheckpoint, max_length: int | None) -> dict[str, in
 
 
 def describe(
-    checkpoint: LoadedCheckpoint, spec: DecoderSpec, options: ExportSettings, weights: WeightSet | None
+    checkpoint: OpenCheckpoint, spec: DecoderSpec, options: ExportSettings, weights: WeightSet | None
 ) -> dict[str, Any]:
     """The fields that do not depend on the format: all but format, files and parity."""
     family = checkpoint.family

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgetune_core.generation import GENERATION_CONFIG, copy_generation_config
 from edgetune_core.weightset import WeightSet
 from edgetune_export import describe
-from edgetune_export.check import drift, parity
-from edgetune_export.check.reference import Sample, generated_cases, record_cases, run_reference
-from edgetune_export.checkpoint import COPIED, LoadedCheckpoint, load_checkpoint
+from edgetune_export.check.answers import Open
+from edgetune_export.check.exact import Decoder
+from edgetune_export.check.reference import Cases, generated_cases, record_cases
+from edgetune_export.check.run import SelfCheck
+from edgetune_export.checkpoint import COPIED, OpenCheckpoint, open_checkpoint
 from edgetune_export.decoder.weights import DecoderWeights
-from edgetune_export.dequantize import apply_rounding, apply_weights
 from edgetune_export.hf_checkpoint import write_json
 from edgetune_export.settings import ExportSettings
-from edgetune_runtime.backends import Backend
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.config import read_preprocessor
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import sha256_tree
 
-OPENING = ("load", "reference")
+FAST_RECORDS = 2
+"""How many calibration records a fast self-check asks about."""
+
+OPENING = ("load",)
 """Steps that `open` reports, before an exporter's own."""
 
 
@@ -37,22 +40,18 @@ class ExportJob:
         work: existing empty folder.
         options: what to write.
         weights: the weight set to write from, or None to round to nearest.
-        checkpoint: the merged checkpoint, loaded. `check` puts the written weights into its model.
+        checkpoint: the merged checkpoint.
         decoder: its decoder, with the weight set's values.
-        pictures: what the merged model makes of generated pictures.
-        records: and of some calibration records; empty without a weight set or when they are gone.
-        source: where the records come from, or why there are none.
+        cases: what the self-check asks.
         progress: called with the name of each step as it starts.
     """
 
     work: Path
     options: ExportSettings
     weights: WeightSet | None
-    checkpoint: LoadedCheckpoint
+    checkpoint: OpenCheckpoint
     decoder: DecoderWeights
-    pictures: list[Sample]
-    records: list[Sample]
-    source: str
+    cases: Cases
     progress: Callable[[str], object]
 
     @classmethod
@@ -65,14 +64,14 @@ class ExportJob:
         weights: WeightSet | None = None,
         progress: Callable[[str], object] = lambda step: None,
     ) -> ExportJob:
-        """Load a merged checkpoint and run the reference.
+        """Open a merged checkpoint.
 
         Raises:
             InputError: the checkpoint, the options or the weight set cannot be exported.
         """
         options.check_weights(weights)
         progress("load")
-        checkpoint = load_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, device=options.device)
         spec = checkpoint.spec.bounded(options.min_pixels, options.max_pixels)
         checkpoint = replace(checkpoint, spec=spec)
         if checkpoint.quantized is not None:
@@ -86,12 +85,13 @@ class ExportJob:
             layers_format=options.block_format(options.precision) if weights is None else None,
             head_format=options.block_format(options.head),
             weights=weights,
+            values=checkpoint.streamed.values,
         )
-        progress("reference")
-        pictures = [run_reference(checkpoint, case) for case in generated_cases(checkpoint)]
-        cases, source = ([], "") if weights is None else record_cases(checkpoint, weights, longest)
-        records = [run_reference(checkpoint, case) for case in cases]
-        return cls(work, options, weights, checkpoint, decoder, pictures, records, source, progress)
+        asked = None if options.check == "none" else weights
+        records, source = ([], "") if asked is None else record_cases(checkpoint, asked, longest)
+        records = records[: FAST_RECORDS if options.check == "fast" else None]
+        cases = Cases(generated_cases(checkpoint), records, source)
+        return cls(work, options, weights, checkpoint, decoder, cases, progress)
 
     @property
     def rounds(self) -> bool:
@@ -110,12 +110,12 @@ class ExportJob:
             config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
             write_json(self.work / "config.json", config)
 
-    def check(self, shipped: Backend, exact: Backend | None) -> dict[str, Any]:
-        """Compare what was written with transformers; the last thing to do, for it changes the checkpoint's model.
+    def check(self, load: Open, exact: Callable[[], Decoder] | None) -> dict[str, Any]:
+        """Compare what was written with transformers.
 
         Args:
-            shipped: the bundle as it will be used.
-            exact: the same weights with activations that are not rounded, where `rounds`.
+            load: loads the bundle as it will be used.
+            exact: loads the same weights with activations that are not rounded; it is used where `rounds`.
 
         Returns:
             The manifest's "parity".
@@ -125,31 +125,10 @@ class ExportJob:
                 written.
         """
         self.progress("parity")
-        tokens, spec = self.checkpoint.tokens, self.checkpoint.spec
-        measured = parity.measure(self.pictures, shipped, image_token=tokens["image"], merge_size=spec.merge_size)
-        parity.require(measured, self.options)
-        told = measured.to_dict()
-        if self.weights is not None:
-            source = self.source if self.records else f"generated pictures: {self.source}"
-            moved = drift.measure_drift(self.checkpoint, self.records or self.pictures, shipped, source)
-            drift.require_close(moved)
-            told["drift"] = moved.to_dict()
-        if self.rounds:
-            assert exact is not None
-            told["exact"] = asdict(self._check_exact(exact))
-        return told
-
-    def _check_exact(self, backend: Backend) -> drift.Exactness:
-        """Against the model with the written weights."""
-        table = self.decoder.embedding().copy()
-        model = self.checkpoint.model
-        apply_rounding(model, self.decoder)
-        if self.weights is not None:
-            apply_weights(model, self.weights)
-        samples = [run_reference(self.checkpoint, sample.case) for sample in (*self.pictures, *self.records)]
-        exact = drift.measure_exact(self.checkpoint, samples, backend, table)
-        drift.require_exact(exact, half=self.options.half)
-        return exact
+        if self.options.check == "none":
+            return {"check": "none"}
+        check = SelfCheck(self.checkpoint, self.decoder, self.weights, self.options, self.cases)
+        return check.run(load, exact if self.rounds else None)
 
     def result(
         self, format_: str, files: Mapping[str, str], measured: Mapping[str, Any], **more: Any

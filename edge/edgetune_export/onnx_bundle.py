@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgetune_export.check.exact import GraphDecoder, for_every_step
 from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.dialects.plain import PlainDialect
@@ -43,7 +43,7 @@ def export_onnx(job: ExportJob) -> dict[str, Any]:
     job.progress("vision")
     save_model(build_vision(job), work / FILES["vision"])
     job.progress("embeddings")
-    save_model(build_embed(job.decoder.embedding(), options.table), work / FILES["embed"])
+    save_model(build_embed(job.decoder, options.table), work / FILES["embed"])
     job.progress("decoder")
     save_model(_decoder(job), work / FILES["decoder"])
     job.copy_files()
@@ -68,24 +68,13 @@ def check_graphs(job: ExportJob, weights: Mapping[str, NDArray[Any]] | None = No
         job: the export.
         weights: values of weights that the decoder's graph leaves out, by name.
     """
-    load = partial(OnnxBackend, vision=job.work / FILES["vision"], embed=job.work / FILES["embed"], weights=weights)
     decoder = job.work / FILES["decoder"]
-    shipped = load(decoder=decoder, accuracy_level=job.options.accuracy_level)
-    if not job.rounds:
-        return job.check(shipped, None)
-    exact = with_exact_products(decoder)
+    vision, embed = job.work / FILES["vision"], job.work / FILES["embed"]
+    level = job.options.accuracy_level
+    load = partial(OnnxBackend, vision=vision, embed=embed, decoder=decoder, weights=weights, accuracy_level=level)
+    every = decoder.with_name(f"every_step_{decoder.name}")
     try:
-        return job.check(shipped, load(decoder=exact, accuracy_level=0))
+        ir.save(for_every_step(ir.load(decoder)), every)
+        return job.check(load, partial(GraphDecoder, every, weights))
     finally:
-        exact.unlink()
-
-
-def with_exact_products(path: Path) -> Path:
-    """Write a graph again beside itself, over the same data file, with activations that are not rounded."""
-    model = ir.load(path)
-    for node in model.graph:
-        if node.op_type == "MatMulNBits":
-            node.attributes.add(ir.AttrInt64("accuracy_level", 0))
-    exact = path.with_name(f"exact_{path.name}")
-    ir.save(model, exact)
-    return exact
+        every.unlink()

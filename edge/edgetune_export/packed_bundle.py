@@ -108,7 +108,7 @@ def _export(
     job.progress("vision")
     save_model(build_vision(job), work / FILES["vision"])
     job.progress("embeddings")
-    save_model(build_embed(job.decoder.embedding(), options.table), work / FILES["embed"])
+    save_model(build_embed(job.decoder, options.table), work / FILES["embed"])
     job.progress("decoder")
     products = _write_decoder(job)
     filled = read_weights([work / name for name in names], layout, products, half=options.half, prefixes=prefixes)

@@ -112,18 +112,10 @@ class PrequantizedSet(WeightSet):
         """Which input each column of the weight reads, where groups are scattered inputs."""
         return self.layers[name].order()
 
-    def dense_tensors(self) -> dict[str, torch.Tensor]:
-        """The whole checkpoint in float32 under its own names, quantized layers as the weights that they stand for."""
-        stored = {f"{layer.prefix}.{kind}" for layer in self.layers.values() for kind in layer.files}
-        tensors = {
-            f"{layer.prefix}.weight": torch.from_numpy(self.dequantized(name)) for name, layer in self.layers.items()
-        }
-        for path in weight_files(self.folder):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not iterable
-                    if name not in stored:
-                        tensors[name] = file.get_tensor(name).float()
-        return tensors
+    @property
+    def stored(self) -> Iterator[str]:
+        """Names of the tensors that hold the layers, as transformers would call them."""
+        return (f"{name}.{kind}" for name, layer in self.layers.items() for kind in layer.files)
 
 
 @dataclass(frozen=True)
@@ -190,6 +182,11 @@ class StoredLayer:
             scales=np.repeat(weight.scales[:, stored.groups], stored.cut, axis=1),
             zero_points=np.repeat(weight.zero_points[:, stored.groups], stored.cut, axis=1),
         )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[out, in] of the weight."""
+        return int(self._tensor(self.layout.scales).shape[1]), self._inputs
 
     @property
     def _inputs(self) -> int:

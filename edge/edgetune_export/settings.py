@@ -44,6 +44,8 @@ class ExportSettings(Options):
         purposes: what a bundle that can be several things is written for; empty is all of them.
         min_pixels: smallest area of a resized picture; None is the checkpoint's.
         max_pixels: largest area, likewise.
+        check: how much of the self-check is done, see docs/export.md.
+        device: where the self-check's reference computes.
     """
 
     precision: Precision = option(
@@ -117,6 +119,13 @@ class ExportSettings(Options):
         shown="the checkpoint's",
         minimum=1,
     )
+
+    check: Literal["full", "fast", "none"] = option(
+        "full",
+        help="Self-check against transformers: fast asks fewer questions and does not look for the model's own answers "
+        "where they differ; none leaves the bundle unchecked, which its manifest says.",
+    )
+    device: Literal["cpu", "cuda"] = option("cpu", help="Device on which transformers computes for the self-check.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

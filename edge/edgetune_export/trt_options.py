@@ -42,6 +42,7 @@ def resolve(job: ExportJob) -> tuple[ExportJob, type[DecomposedTrtDialect] | typ
         layers_format=options.block_format(options.precision) if job.weights is None else None,
         head_format=options.block_format(options.head),
         weights=job.weights,
+        values=job.checkpoint.streamed.values,
     )
     if not options.trt_targets:
         for linear in _linears(decoder):

@@ -21,7 +21,7 @@ from edgetune_core.conversation import Sample
 from edgetune_core.coordinates import box_places
 from edgetune_core.weightset import WeightSet
 from edgetune_export.check.reference import record_cases
-from edgetune_export.checkpoint import load_checkpoint
+from edgetune_export.checkpoint import open_checkpoint
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.records import read_entries
@@ -203,10 +203,10 @@ def test_conversations_are_calibrated_on_by_their_boxes_and_an_export_is_checked
 
     base = HubCheckpoint.open(qwen3_vl)
     expected, prompts = reference(base, talks)
-    cases, _ = record_cases(load_checkpoint(qwen3_vl), weights)
+    cases, _ = record_cases(open_checkpoint(qwen3_vl), weights)
     assert [case.name for case in cases] == ["data.jsonl:1", "data.jsonl:3"]
     assert cases[0].token_ids.tolist() == prompts[-1]
     for name, array in cases[0].pixels.arrays.items():
         torch.testing.assert_close(torch.from_numpy(array), expected[name], atol=0, rtol=0)
-    [short] = record_cases(load_checkpoint(qwen3_vl), weights, max_length=len(prompts[-1]))[0]
+    [short] = record_cases(open_checkpoint(qwen3_vl), weights, max_length=len(prompts[-1]))[0]
     assert short.name == "data.jsonl:3"  # a bundle that the conversation does not fit into

@@ -73,8 +73,8 @@ import sys
 from pathlib import Path
 from edgetune_core.weightset import WeightSet
 from edgetune_export.check.reference import record_cases
-from edgetune_export.checkpoint import load_checkpoint
-cases, source = record_cases(load_checkpoint(Path(sys.argv[1])), WeightSet.load(Path(sys.argv[2])))
+from edgetune_export.checkpoint import open_checkpoint
+cases, source = record_cases(open_checkpoint(Path(sys.argv[1])), WeightSet.load(Path(sys.argv[2])))
 print(*(case.name for case in cases), source, sep="\\n")
 """
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from PIL import Image
 
 from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
+from edgetune_export.check.answers import Answers
 from edgetune_export.check.drift import measure_exact, require_exact
-from edgetune_export.check.reference import generated_cases, run_reference
-from edgetune_export.checkpoint import load_checkpoint
-from edgetune_runtime.backends.onnx.engine import OnnxBackend
+from edgetune_export.check.exact import GraphDecoder, for_every_step, read_answer
+from edgetune_export.check.reference import generated_cases
+from edgetune_export.checkpoint import open_checkpoint
+from edgetune_runtime.backends import ImageFeatures
 from edgetune_runtime.errors import InputError, ParityError
 from edgetune_runtime.manifest import sha256_file
 from edgetune_runtime.quant.blocks import BlockFormat
+from reference import greedy_sample, load_model
 from weight_sets import build_weight_set, memory_names
 
 Float = npt.NDArray[np.float32]
@@ -157,15 +162,22 @@ def test_level_0_computes_the_sets_product_and_level_4_nearly(
     assert apart[0] < 1e-6 < 1e-4 < apart[1] < 0.05
 
 
-def test_weights_that_are_not_the_references_are_noticed(qwen3_vl: Path, int4_bundle: Path) -> None:
+def test_weights_that_are_not_the_references_are_noticed(qwen3_vl: Path, int4_bundle: Path, tmp_path: Path) -> None:
     """A bundle rounded to nearest, held against the checkpoint's own weights as if these had been written."""
-    checkpoint = load_checkpoint(qwen3_vl)
-    samples = [run_reference(checkpoint, case) for case in generated_cases(checkpoint)]
-    files = {"vision": "vision_encoder", "embed": "embed_tokens", "decoder": "decoder_model_merged"}
-    paths = {role: int4_bundle / "onnx" / f"{name}.onnx" for role, name in files.items()}
-    backend = OnnxBackend(vision=paths["vision"], embed=paths["embed"], decoder=paths["decoder"])
+    checkpoint = open_checkpoint(qwen3_vl)
+    model = load_model(qwen3_vl)
+    samples = [greedy_sample(model, case, checkpoint.tokens) for case in generated_cases(checkpoint)]
     table = memory_names(qwen3_vl)[f"{TEXT}.embed_tokens.weight"]
-    exact = measure_exact(checkpoint, samples, backend, table)
+    shutil.copytree(int4_bundle / "onnx", tmp_path / "onnx")
+    path = tmp_path / "onnx" / "decoder_model_merged.onnx"
+    ir.save(for_every_step(ir.load(path)), path)
+    decoder, answers = GraphDecoder(path), Answers(checkpoint)
+    prompts = [answers.prompt(one.case, ImageFeatures(one.features[0], one.features[1:])) for one in samples]
+    read = [
+        read_answer(decoder, lambda ids: table[ids], prompt, sample.tokens)
+        for prompt, sample in zip(prompts, samples, strict=True)
+    ]
+    exact = measure_exact(answers, samples, read)
     with pytest.raises(ParityError, match="the written weights differ from the dequantized reference"):
         require_exact(exact, half=False)
     with pytest.raises(ParityError, match="in float16"):

@@ -20,11 +20,10 @@ from edgetune_export.decoder.dialects import Dialect
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.dialects.plain import PlainDialect
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
-from edgetune_export.dequantize import apply_rounding
 from edgetune_export.graph import GraphBuilder, save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
-from reference import load_model
+from reference import apply_rounding, load_model
 
 Float = npt.NDArray[np.float32]
 

@@ -177,7 +177,7 @@ def broken(source: Path, target: Path, damage: str) -> Path:
         ("preprocessor_config.json", "no preprocessor_config.json"),
         ("tokenizer.json", "no tokenizer.json"),
         ("model type", "qwen3_vlm"),
-        ("no weights", "transformers cannot load it"),
+        ("no weights", "no model.safetensors"),
         ("missing weight", "1 missing keys when loading, such as .*layers.1.mlp.up_proj"),
         ("extra weight", "1 unexpected keys when loading, such as .*layers.77.mlp.up_proj"),
         ("chat template", "the chat template renders '<think>' where the family's prompt has ''"),

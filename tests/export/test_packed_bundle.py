@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 from builders import build_qwen3_vl
 from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
-from edgetune_export.checkpoint import load_checkpoint
 from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.weights import DecoderWeights
@@ -32,6 +31,7 @@ from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.session import Session
 from hf_reader import dense_tensors
+from reference import load_model
 from weight_sets import build_weight_set, memory_names
 
 Float = npt.NDArray[np.float32]
@@ -87,9 +87,8 @@ def compressed(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def as_onnx(checkpoint: Path, weights: Path, bundle: Bundle, folder: Path) -> OnnxBackend:
     """The decoder that format onnx writes from the same set, its weights inside, beside the bundle's other graphs."""
     head = BlockFormat(8, 32, symmetric=True)
-    decoder = DecoderWeights(
-        load_checkpoint(checkpoint).model, layers_format=None, head_format=head, weights=WeightSet.load(weights)
-    )
+    model = load_model(checkpoint)
+    decoder = DecoderWeights(model, layers_format=None, head_format=head, weights=WeightSet.load(weights))
     graph = build_decoder(decoder, lambda builder, spec: OrtDialect(builder, spec, ir.DataType.FLOAT))
     save_model(graph, folder / "decoder.onnx")
     return OnnxBackend(vision=bundle.files["vision"], embed=bundle.files["embed"], decoder=folder / "decoder.onnx")

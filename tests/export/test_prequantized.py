@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
-from edgetune_export.checkpoint import load_checkpoint
+from edgetune_export.checkpoint import open_checkpoint
 from edgetune_export.hf_checkpoint import write_checkpoint
 from edgetune_export.hf_config import awq_config, gptq_config
 from edgetune_runtime.errors import InputError
@@ -71,14 +71,13 @@ def change(folder: Path, tensors: Callable[[Tensors], object] = dict, **quantiza
 
 def assert_reads_as(folder: Path, checkpoint: Path, weights: WeightSet) -> None:
     """Its model is the weight set's, and so are the codes that an export writes."""
-    loaded = load_checkpoint(folder)
+    loaded = open_checkpoint(folder)
     assert loaded.quantized is not None
     original = memory_names(checkpoint)
-    parameters = dict(loaded.model.named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in loaded.model.named_parameters():
         layer = name.removesuffix(".weight")
         expected = weights.weight(layer).dequantize() if layer in weights else original[name]
-        np.testing.assert_array_equal(parameter.detach().numpy(), expected, err_msg=name)
+        np.testing.assert_array_equal(loaded.streamed.values(parameter).float().numpy(), expected, err_msg=name)
     for name in weights.names:
         np.testing.assert_array_equal(loaded.quantized.weight(name).dequantize(), weights.weight(name).dequantize())
 
@@ -126,7 +125,7 @@ def test_zero_biases_that_the_model_lacks(qwen3_vl: Path, weights: WeightSet, tm
     assert_reads_as(folder, qwen3_vl, weights)
     change(folder, lambda tensors: tensors.update({bias: torch.ones(128)}))
     with pytest.raises(InputError, match=r"1 unexpected keys when loading, such as .*o_proj\.bias"):
-        load_checkpoint(folder)
+        open_checkpoint(folder)
 
 
 def reordered(tensors: Tensors, order: list[int]) -> None:
@@ -167,9 +166,9 @@ def test_desc_act_with_scattered_groups_reorders_the_states(
     change(
         folder, lambda t: orders.update({name: scattered(t, name, seed) for name, seed in names.items()}), desc_act=True
     )
-    loaded = load_checkpoint(folder)
+    loaded = open_checkpoint(folder)
     for name, order in orders.items():
-        dense = loaded.model.get_submodule(name).get_parameter("weight").detach().numpy()
+        dense = loaded.streamed.values(loaded.model.get_submodule(name).get_parameter("weight")).numpy()
         np.testing.assert_array_equal(dense, weights.weight(name).dequantize()[:, order])
     arguments = ["export", "--checkpoint", str(folder), "--format", form, "--vision-precision", vision]
     cli.main([*arguments, "--output", str(tmp_path / "bundle")], standalone_mode=False)  # compares with that model
@@ -197,7 +196,7 @@ def test_groups_of_uneven_sizes_are_refused(qwen3_vl: Path, weights: WeightSet, 
     with pytest.raises(
         InputError, match=r"1\.mlp\.down_proj: its groups, as g_idx has them, are not 4 of 64 inputs each"
     ):
-        load_checkpoint(folder)
+        open_checkpoint(folder)
 
 
 def test_one_group_for_all_inputs_is_cut(qwen3_vl: Path, tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_one_group_for_all_inputs_is_cut(qwen3_vl: Path, tmp_path: Path) -> None
     folder = quantized(qwen3_vl, own, tmp_path / "gptq")
     change(folder, group_size=-1, dynamic=None)
     assert_reads_as(folder, qwen3_vl, own)
-    read = load_checkpoint(folder).quantized
+    read = open_checkpoint(folder).quantized
     assert read is not None
     assert {read.format(name) for name in read.names} == {BlockFormat(4, 128, symmetric=True)}
 
@@ -246,7 +245,7 @@ def test_what_cannot_be_read_is_refused(
     folder = quantized(qwen3_vl, weights, tmp_path / "gptq")
     change(folder, tensors, **quantization)
     with pytest.raises(InputError, match=message):
-        load_checkpoint(folder)
+        open_checkpoint(folder)
 
 
 def test_export_writes_the_same_weights_as_from_the_set(qwen3_vl: Path, weights: WeightSet, tmp_path: Path) -> None:

@@ -19,11 +19,10 @@ from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.trt_fused import PROFILES
 from edgetune_export.decoder.dialects.trt_linear import positive
 from edgetune_export.decoder.weights import DecoderWeights
-from edgetune_export.dequantize import apply_rounding, apply_weights
 from edgetune_export.graph import save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
-from reference import load_model
+from reference import apply_rounding, apply_weights, load_model
 from weight_sets import build_weight_set
 
 Float = npt.NDArray[np.float32]
@@ -39,7 +38,8 @@ class Decoder(OnnxTrtBackend):
     def __init__(self, decoder: Path, table: Float, tmp_path: Path) -> None:
         np.save(tmp_path / "table.npy", table)
         super().__init__(vision=decoder, embeddings=tmp_path / "table.npy", decoder=decoder)
-        self._cache = {name: np.full_like(rows, 7) for name, rows in self._cache.items()}
+        past = self._decoder.past
+        past |= {name: np.full_like(rows, 7) for name, rows in past.items()}
 
 
 def write(

@@ -19,11 +19,10 @@ from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.dialects.plain import PlainDialect
 from edgetune_export.decoder.dialects.trt import DecomposedTrtDialect
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
-from edgetune_export.dequantize import apply_rounding, apply_weights
 from edgetune_export.graph import GraphBuilder, save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
-from reference import load_model
+from reference import apply_rounding, apply_weights, load_model
 from weight_sets import build_weight_set, memory_names
 
 TEXT = "model.language_model"
@@ -178,5 +177,3 @@ def test_a_set_of_another_model_is_refused(change: str, qwen3_vl: Path, tmp_path
     told = {"depth": r"layers\.4\..* which the checkpoint has not", "width": "in the checkpoint"}[change]
     with pytest.raises(InputError, match=told):
         DecoderWeights(model, layers_format=None, head_format=None, weights=weights).linear(0, *QKV).blocks()
-    with pytest.raises(InputError, match=told):
-        apply_weights(model, weights)

@@ -1,29 +1,26 @@
 """What a quantized export does to answers: equal to the model with the same weights, and how far from the merged one.
 
 Two questions that one number cannot answer. *Exact*: the written weights, in float32 activations and with the
-reference's own image features, must give the greedy tokens and boxes of transformers with the dequantized weights: a
+reference's own image features, must choose the tokens and boxes of transformers with the dequantized weights: a
 difference is a mistake in writing them. *Drift*: the export as it is shipped against the merged checkpoint: what
 rounding costs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_export.check.parity import MAX_LOST_INFORMATION, Predictions, compare, prompt_of, teacher_forced
-from edgetune_export.check.reference import Sample
-from edgetune_export.checkpoint import LoadedCheckpoint
-from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int
+from edgetune_export.check.answers import Answers, choices
+from edgetune_export.check.parity import MAX_LOST_INFORMATION, Predictions, compare
+from edgetune_export.check.reference import Float, Sample
 from edgetune_runtime.bench.metrics import sample_iou
-from edgetune_runtime.codec.grounding import ParsedAnswer, parse
-from edgetune_runtime.decode import Prompt, greedy
 from edgetune_runtime.errors import ParityError
-from edgetune_runtime.tokens import TextTokenizer
 
 MAX_HALF_KL = 1e-3
 """Largest mean KL from the dequantized reference, in nats, where the export computes in float16 (2e-5 was seen)."""
@@ -34,10 +31,10 @@ class Exactness(Predictions):
     """The written weights against the dequantized reference.
 
     Attributes:
-        answers: greedy answers compared.
-        answers_equal: how many were the reference's, token by token.
-        boxes: answers of the reference with a box in them.
-        boxes_equal: how many of these had the reference's boxes.
+        answers: answers that were read by both.
+        answers_equal: along how many of them both choose the same token at every step.
+        boxes: along how many of them the reference's choices have a box in them.
+        boxes_equal: along how many of these both choose the same boxes.
     """
 
     answers: int
@@ -57,6 +54,7 @@ class Drift:
         lost_information: that KL as a share of the KL to the uniform distribution.
         token_agreement: share of these steps with the same most likely token.
         answers_equal: share of the answers that are the merged model's, token by token.
+        answers_unknown: how many of the merged model's answers were not found, for too much is different.
         boxes: answers of the merged model with a box in them.
         mean_iou: mean IoU of the export's boxes with them, None without any; min_iou is the smallest.
     """
@@ -67,6 +65,7 @@ class Drift:
     lost_information: float
     token_agreement: float
     answers_equal: float
+    answers_unknown: int
     boxes: int
     mean_iou: float | None
     min_iou: float | None
@@ -76,45 +75,20 @@ class Drift:
         return asdict(self)
 
 
-class Answers:
-    """Reads a checkpoint's answers, its own and an export's."""
-
-    def __init__(self, checkpoint: LoadedCheckpoint) -> None:
-        self._checkpoint = checkpoint
-        self._tokenizer = TextTokenizer(checkpoint.folder / "tokenizer.json")
-        self._stop = frozenset(checkpoint.tokens["eos"])
-
-    def prompt(self, sample: Sample, image: ImageFeatures) -> Prompt:
-        """What the decode loop reads for a sample's question about these image features."""
-        return prompt_of(sample.case, image, self._checkpoint.tokens["image"], self._checkpoint.spec.merge_size)
-
-    def generate(self, sample: Sample, backend: Backend, prompt: Prompt) -> list[int]:
-        """A backend's own greedy answer."""
-        room = sample.case.new_tokens
-        tokens = greedy(backend, prompt, stop=self._stop, max_new_tokens=room, max_length=len(prompt.token_ids) + room)
-        return list(tokens)
-
-    def read(self, sample: Sample, tokens: Sequence[int]) -> ParsedAnswer:
-        """The boxes in an answer."""
-        text = self._tokenizer.decode([token for token in tokens if token not in self._stop], keep_control=True)
-        return parse(text, sample.case.pixels.geometry, self._checkpoint.family.box_format)
-
-
-def measure_exact(checkpoint: LoadedCheckpoint, samples: Sequence[Sample], backend: Backend, table: Float) -> Exactness:
-    """Compare a backend, fed with the reference's image features and token table [V, H], with the reference."""
-    answers, fed = Answers(checkpoint), _Embedded(backend, table)
-    rows, equal, with_boxes, same_boxes = [], 0, 0, 0
-    for sample in samples:
-        prompt = answers.prompt(sample, ImageFeatures(sample.features[0], sample.features[1:]))
-        rows.append(teacher_forced(fed, prompt, sample.tokens))
-        tokens = answers.generate(sample, fed, prompt)
-        expected, actual = answers.read(sample, sample.tokens), answers.read(sample, tokens)
-        equal += tokens == sample.tokens
-        with_boxes += bool(expected.detections)
-        same_boxes += bool(expected.detections) and actual.detections == expected.detections
-    apart = compare(np.concatenate([sample.logits for sample in samples]), np.concatenate(rows))
+def measure_exact(answers: Answers, samples: Sequence[Sample], logits: Sequence[Float]) -> Exactness:
+    """Compare logits [steps, V] of the written graph, along some answers, with what the reference makes of them."""
+    ours = [replace(sample, logits=rows) for sample, rows in zip(samples, logits, strict=True)]
+    read = [
+        (answers.read(sample.case, choices(sample)), answers.read(sample.case, choices(own)))
+        for sample, own in zip(samples, ours, strict=True)
+    ]
+    boxes = [(expected.detections, actual.detections) for expected, actual in read if expected.detections]
     return Exactness(
-        **asdict(apart), answers=len(samples), answers_equal=equal, boxes=with_boxes, boxes_equal=same_boxes
+        **asdict(compare([sample.logits for sample in samples], logits)),
+        answers=len(samples),
+        answers_equal=sum(choices(sample) == choices(own) for sample, own in zip(samples, ours, strict=True)),
+        boxes=len(boxes),
+        boxes_equal=sum(expected == actual for expected, actual in boxes),
     )
 
 
@@ -133,28 +107,37 @@ def require_exact(exact: Exactness, *, half: bool) -> None:
         )
 
 
-def measure_drift(checkpoint: LoadedCheckpoint, samples: Sequence[Sample], backend: Backend, source: str) -> Drift:
-    """Compare the export as shipped with the merged model's answers."""
-    answers = Answers(checkpoint)
-    rows, equal, overlaps = [], 0, []
-    for sample in samples:
-        pixels = sample.case.pixels
-        prompt = answers.prompt(sample, backend.encode_images(pixels.arrays))
-        rows.append(teacher_forced(backend, prompt, sample.tokens))
-        tokens = answers.generate(sample, backend, prompt)
-        equal += tokens == sample.tokens
-        expected = answers.read(sample, sample.tokens).detections
+def measure_drift(
+    answers: Answers, own: Sequence[Sample], ours: Sequence[Sample], theirs: Sequence[Sample], source: str
+) -> Drift:
+    """Compare the export as shipped with the merged model's answers.
+
+    Args:
+        answers: reads boxes.
+        own: the export's own answers.
+        ours: what it makes of the merged model's, see `own_answers`.
+        theirs: what the merged model makes of them.
+        source: where the questions come from.
+    """
+    found = [choices(sample) == sample.tokens for sample in theirs]
+    overlaps = []
+    for sample, free in itertools.compress(zip(theirs, own, strict=True), found):
+        expected = answers.read(sample.case, sample.tokens).detections
         if expected:
-            ours = answers.read(sample, tokens).detections
-            overlaps.append(sample_iou(_boxes(ours), _boxes(expected)))
-    apart = compare(np.concatenate([sample.logits for sample in samples]), np.concatenate(rows))
+            actual = answers.read(free.case, free.tokens).detections
+            overlaps.append(sample_iou(_boxes(actual), _boxes(expected)))
+    apart = compare([sample.logits for sample in theirs], [sample.logits for sample in ours])
+    same = sum(
+        free.tokens == sample.tokens for free, sample in itertools.compress(zip(own, theirs, strict=True), found)
+    )
     return Drift(
         source=source,
-        records=len(samples),
+        records=len(theirs),
         mean_kl=apart.mean_kl,
         lost_information=apart.lost_information,
         token_agreement=apart.token_agreement,
-        answers_equal=equal / len(samples),
+        answers_equal=same / len(theirs),
+        answers_unknown=len(found) - sum(found),
         boxes=len(overlaps),
         mean_iou=float(np.mean(overlaps)) if overlaps else None,
         min_iou=float(np.min(overlaps)) if overlaps else None,
@@ -173,27 +156,3 @@ def require_close(drift: Drift) -> None:
 
 def _boxes(detections: Sequence[Any]) -> npt.NDArray[np.float64]:
     return np.array([detection.box for detection in detections], np.float64).reshape(-1, 4)
-
-
-class _Embedded(Backend):
-    """A backend that looks token embeddings up in the checkpoint's own table."""
-
-    def __init__(self, backend: Backend, table: Float) -> None:
-        super().__init__(backend.shape)
-        self._backend, self._table = backend, table
-
-    def encode_images_impl(self, images: Arrays) -> ImageFeatures:
-        """As the backend."""
-        return self._backend.encode_images(images)
-
-    def embed_impl(self, token_ids: Int) -> Float:
-        """Rows [S, H] of the table, not rounded as the export's."""
-        return self._table[token_ids].copy()
-
-    def reserve_impl(self, length: int) -> None:
-        """As the backend."""
-        self._backend.reserve(length)
-
-    def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
-        """As the backend."""
-        return self._backend.forward(embeddings, positions, deepstack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import transformers
 
-from edgetune_export.check.reference import Case, Sample
+from edgetune_export.check.reference import Sample
 from edgetune_export.settings import ExportSettings
-from edgetune_runtime.backends import Backend, ImageFeatures
-from edgetune_runtime.decode import Prompt, prefill, step
+from edgetune_runtime.backends import ImageFeatures
 from edgetune_runtime.errors import ParityError
-from edgetune_runtime.rope import mrope_positions
 
 Float = npt.NDArray[np.float32]
 
@@ -86,66 +85,49 @@ class Parity(Predictions):
         return asdict(self)
 
 
-def measure(samples: list[Sample], backend: Backend, *, image_token: int, merge_size: int) -> Parity:
-    """Compare a backend with the reference."""
-    encoded = [backend.encode_images(sample.case.pixels.arrays) for sample in samples]
-    names = samples[0].case.pixels.arrays
-    packed = backend.encode_images(
-        {name: np.concatenate([sample.case.pixels.arrays[name] for sample in samples]) for name in names}
-    )
-    ours, theirs = _stack([_features(image) for image in encoded]), _stack([sample.features for sample in samples])
-    cosine = (ours * theirs).sum(-1) / np.maximum(
-        np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1), 1e-30
-    )
-    logits = np.concatenate(
-        [
-            teacher_forced(backend, prompt_of(sample.case, image, image_token, merge_size), sample.tokens)
-            for sample, image in zip(samples, encoded, strict=True)
-        ]
-    )
-    expected = np.concatenate([sample.logits for sample in samples])
-    apart = compare(expected, logits)
+def measure(ours: Sequence[Sample], theirs: Sequence[Sample], packed: ImageFeatures) -> Parity:
+    """Compare answers of an export with what the reference makes of them.
+
+    Args:
+        ours: the export's answers about the generated pictures.
+        theirs: the reference's reading of the same.
+        packed: features that the export's encoder gives for all the pictures in one call.
+    """
+    own, other = _stack([sample.features for sample in ours]), _stack([sample.features for sample in theirs])
+    cosine = (own * other).sum(-1) / np.maximum(np.linalg.norm(own, axis=-1) * np.linalg.norm(other, axis=-1), 1e-30)
     return Parity(
         reference=f"transformers {transformers.__version__}, float32",
-        grids=[sample.case.pixels.grid_thw[0].tolist() for sample in samples],
-        vision_rms=_rms(theirs),
-        vision_max_abs_diff=float(np.abs(ours - theirs).max()),
+        grids=[sample.case.pixels.grid_thw[0].tolist() for sample in theirs],
+        vision_rms=_rms(other),
+        vision_max_abs_diff=float(np.abs(own - other).max()),
         vision_min_cosine=float(cosine.min()),
         vision_mean_cosine=float(cosine.mean()),
-        packed_max_abs_diff=float(np.abs(_stack([_features(packed)]) - ours).max()),
-        **asdict(apart),
+        packed_max_abs_diff=float(np.abs(_stack([(packed.embeddings, *packed.deepstack)]) - own).max()),
+        **asdict(compare([sample.logits for sample in theirs], [sample.logits for sample in ours])),
     )
 
 
-def compare(expected: Float, logits: Float) -> Predictions:
-    """Compare logits [steps, V] with the reference's."""
-    log_p, log_q = _log_softmax(expected), _log_softmax(logits)
-    divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
-    uniform = (np.exp(log_p) * (log_p + np.log(log_p.shape[-1]))).sum(-1)
+def compare(expected: Sequence[Float], logits: Sequence[Float]) -> Predictions:
+    """Compare logits [steps, V] of some answers with the reference's, one answer at a time."""
+    divergence, uniform, squares, equal, apart = [], [], 0.0, 0, 0.0
+    for theirs, ours in zip(expected, logits, strict=True):
+        log_p, log_q = _log_softmax(theirs), _log_softmax(ours)
+        shares = np.exp(log_p)
+        divergence.append((shares * (log_p - log_q)).sum(-1))
+        uniform.append((shares * (log_p + np.log(log_p.shape[-1]))).sum(-1))
+        squares += float(np.square(theirs, dtype=np.float64).sum())
+        apart = float(np.maximum(apart, np.abs(ours - theirs).max()))
+        equal += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+    steps = sum(map(len, expected))
+    mean = float(np.concatenate(divergence).mean())
     return Predictions(
-        steps=len(expected),
-        logits_rms=_rms(expected),
-        logits_max_abs_diff=float(np.abs(logits - expected).max()),
-        mean_kl=float(divergence.mean()),
-        lost_information=float(divergence.mean() / max(uniform.mean(), 1e-30)),
-        token_agreement=float((logits.argmax(-1) == expected.argmax(-1)).mean()),
+        steps=steps,
+        logits_rms=float(np.sqrt(squares / sum(theirs.size for theirs in expected))),
+        logits_max_abs_diff=apart,
+        mean_kl=mean,
+        lost_information=mean / max(float(np.concatenate(uniform).mean()), 1e-30),
+        token_agreement=equal / steps,
     )
-
-
-def prompt_of(case: Case, image: ImageFeatures, image_token: int, merge_size: int) -> Prompt:
-    """What the decode loop reads for a case."""
-    positions, following = mrope_positions(
-        case.token_ids, case.pixels.grid_thw, image_token=image_token, merge_size=merge_size
-    )
-    return Prompt(case.token_ids, positions, following, image_token, image)
-
-
-def teacher_forced(backend: Backend, prompt: Prompt, tokens: list[int]) -> Float:
-    """Logits [steps, V] when the reference's tokens are read."""
-    rows = [prefill(backend, prompt, room=len(tokens)).copy()]
-    for count, token in enumerate(tokens[:-1]):
-        rows.append(step(backend, token, prompt.next_position + count).copy())
-    return np.stack(rows)
 
 
 def require(parity: Parity, options: ExportSettings) -> None:
@@ -179,10 +161,6 @@ def _require_exact(parity: Parity) -> None:
                 f"fp32 export differs from transformers: {name} {value:.2e}, at most {allowed:.2e} allowed"
             )
     parity.require_exact("fp32 export differs from transformers")
-
-
-def _features(image: ImageFeatures) -> tuple[Float, ...]:
-    return (image.embeddings, *image.deepstack)
 
 
 def _stack(features: list[tuple[Float, ...]]) -> Float:

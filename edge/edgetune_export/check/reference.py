@@ -1,14 +1,17 @@
-"""What transformers makes of the self-check's prompts: the reference that an export is compared with.
+"""What the self-check asks, and what transformers makes of the answers: the reference that an export is compared with.
 
-The reference generates greedily; the export then reads the same tokens and is compared at every step. Where its most
-likely token is the reference's at every step, free greedy generation gives the same text.
+The export answers greedily; the reference reads prompt and answer in one pass and tells its logits at every step. Where
+its most likely token is the answer's at every step, its own greedy answer is the same.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +20,10 @@ from PIL import Image
 
 from edgetune_core.conversation import Sample as Conversed
 from edgetune_core.conversation import prepare
-from edgetune_core.generation import generate_greedily
+from edgetune_core.streaming import StreamedModel
 from edgetune_core.weightset import WeightSet
-from edgetune_export.checkpoint import LoadedCheckpoint
+from edgetune_export.checkpoint import OpenCheckpoint
+from edgetune_export.decoder.linear import to_numpy
 from edgetune_runtime.errors import EdgetuneError
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.images.smart import ImageSpec, Pixels, preprocess
@@ -60,8 +64,23 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Cases:
+    """What an export is asked.
+
+    Attributes:
+        pictures: about generated pictures.
+        records: about calibration records; empty without a weight set, or when they are gone.
+        source: where the records come from, or why there are none.
+    """
+
+    pictures: list[Case]
+    records: list[Case]
+    source: str
+
+
+@dataclass(frozen=True)
 class Sample:
-    """What the reference makes of a case: features [tokens, H] each, logits [steps, V], greedy token ids."""
+    """What a model makes of a case and an answer: features [tokens, H] each, logits [steps, V], the answer's ids."""
 
     case: Case
     features: tuple[Float, ...]
@@ -69,7 +88,7 @@ class Sample:
     tokens: list[int]
 
 
-def generated_cases(checkpoint: LoadedCheckpoint) -> list[Case]:
+def generated_cases(checkpoint: OpenCheckpoint) -> list[Case]:
     """A square, a wide and a tall picture with structure at several scales."""
     text, cases = checkpoint.family.ground_prompt.replace("{phrase}", _PHRASE), []
     for seed, (name, (rows, columns)) in enumerate(_SHAPES.items()):
@@ -80,7 +99,7 @@ def generated_cases(checkpoint: LoadedCheckpoint) -> list[Case]:
 
 
 def record_cases(
-    checkpoint: LoadedCheckpoint, weights: WeightSet, max_length: int | None = None
+    checkpoint: OpenCheckpoint, weights: WeightSet, max_length: int | None = None
 ) -> tuple[list[Case], str]:
     """Some of the records that a weight set was calibrated on, evenly spread, and where they come from.
 
@@ -130,7 +149,7 @@ def _asked(sample: Conversed, spec: ImageSpec) -> Case:
     return Case(sample.record.source, pixels, np.array(sample.last_prompt_ids, np.int64), _RECORD_TOKENS)
 
 
-def make_case(checkpoint: LoadedCheckpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
+def make_case(checkpoint: OpenCheckpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
     """A prompt of the user's whole words about a picture."""
     pixels = preprocess(image, checkpoint.spec)
     ids = TextTokenizer(checkpoint.folder / "tokenizer.json").prompt(
@@ -149,35 +168,48 @@ def test_image(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray((layers / 3).astype(np.uint8))
 
 
-@torch.no_grad()
-def run_reference(checkpoint: LoadedCheckpoint, case: Case) -> Sample:
-    """Answer a case with the checkpoint's model as it is now, in float32."""
-    model, pixels = checkpoint.model, case.pixels
-    values, grid = torch.from_numpy(pixels.pixel_values), torch.from_numpy(pixels.grid_thw)
-    vision = model.model.get_image_features(values, grid, return_dict=True)
-    # DeepStack has one entry a layer; Qwen2.5-VL has none.
-    features = (vision.pooler_output, *(getattr(vision, "deepstack_features", None) or ()))
-    prompt = torch.from_numpy(case.token_ids)[None]
-    inputs = {
-        "input_ids": prompt,
-        "attention_mask": torch.ones_like(prompt),
-        "pixel_values": values,
-        "image_grid_thw": grid,
-        "mm_token_type_ids": (prompt == checkpoint.tokens["image"]).int(),
-    }
-    result = generate_greedily(
-        model,
-        inputs,
-        stop=checkpoint.tokens["eos"],
-        pad=checkpoint.tokens["pad"],
-        max_new_tokens=case.new_tokens,
-        output_logits=True,
-    )
-    logits = np.concatenate([row.float().numpy() for row in result.logits])
-    tokens = result.sequences[0, len(case.token_ids) :].tolist()
-    return Sample(case, tuple(_joined(part).numpy() for part in features), logits, tokens)
+class Reference:
+    """A model of transformers that reads answers; each picture goes through its vision tower once.
 
+    Args:
+        streamed: the model.
+        checkpoint: that it is of, or whose weights were rounded in it.
+        seen: what its vision tower made of the pictures, by the case's identity, where another reference has seen them.
+    """
 
-def _joined(part: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """Features [tokens, H] of all images; some versions of transformers split them by image, some do not."""
-    return part if isinstance(part, torch.Tensor) else torch.cat(list(part))
+    def __init__(self, streamed: StreamedModel, checkpoint: OpenCheckpoint, seen: dict[int, Any] | None = None) -> None:
+        self._streamed, self._image = streamed, checkpoint.tokens["image"]
+        self.seen = {} if seen is None else seen
+        self._now = threading.local()
+        self._tower = streamed.model.get_submodule(checkpoint.modules.vision_root)
+        self._encode = self._tower.forward
+        self._tower.forward = self._see
+
+    def read(self, cases: Sequence[Case], answers: Sequence[Sequence[int]]) -> list[Sample]:
+        """Read an answer to each case: all of them in one pass over the weights, each in one pass over its tokens."""
+        pairs = list(zip(cases, answers, strict=True))
+        return self._streamed.run_together([partial(self._read, *pair) for pair in pairs])
+
+    def _read(self, case: Case, answer: Sequence[int]) -> Sample:
+        self._now.case = id(case)
+        ids = torch.from_numpy(np.concatenate([case.token_ids, np.array(answer[:-1], np.int64)]))[None]
+        result = self._streamed.model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == self._image).int(),
+            pixel_values=torch.from_numpy(case.pixels.pixel_values),
+            image_grid_thw=torch.from_numpy(case.pixels.grid_thw),
+            use_cache=False,
+            logits_to_keep=len(answer),
+        )
+        seen = self.seen[id(case)]
+        # DeepStack has one entry a layer; Qwen2.5-VL has none.
+        features = (seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ()))
+        return Sample(case, tuple(to_numpy(part) for part in features), to_numpy(result.logits[0]), list(answer))
+
+    def _see(self, *args: Any, **kwargs: Any) -> Any:
+        """The tower's forward; its output is kept, and given as a copy because models put results of their own in."""
+        case = self._now.case
+        if case not in self.seen:
+            self.seen[case] = self._encode(*args, **kwargs)
+        return type(self.seen[case])(**self.seen[case])

@@ -11,6 +11,41 @@ import onnxruntime
 from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int, ModelShape
 
 
+class TrtDecoder:
+    """A decoder in TensorRT's grammar, with a cache of fixed length.
+
+    Args:
+        path: the graph.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = _open(path)
+        inputs = {node.name: node for node in self._session.get_inputs()}
+        self.caches = {name: node for name, node in inputs.items() if name.startswith("past_key_values.")}
+        self.deepstack = sorted(name for name in inputs if name.startswith("deepstack_embeds."))
+        self._dtype = np.float16 if inputs["inputs_embeds"].type == "tensor(float16)" else np.float32
+        # No cache is cleared between sequences, as on a device.
+        self.past = {name: np.zeros(node.shape, self._dtype) for name, node in self.caches.items()}
+        self._length = 0
+
+    def reset(self, length: int) -> None:
+        """Begin a sequence: old rows are never seen."""
+        self._length = 0
+
+    def read(self, states: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
+        """Append tokens [S, H]; returns the logits [.., V] that the graph gives."""
+        wide = states[None].astype(self._dtype)
+        rows = np.arange(self._length, self._length + len(states))
+        feeds = {"inputs_embeds": wide, "position_ids": positions[:, None], "cache_position": rows, **self.past}
+        for number, name in enumerate(self.deepstack):
+            feeds[name] = deepstack[number][None].astype(self._dtype) if deepstack else np.zeros_like(wide)
+        logits, *present = self._session.run(None, feeds)
+        self.past = dict(zip(self.past, present, strict=True))
+        self._length += len(states)
+        found: Float = logits[0]
+        return found
+
+
 class OnnxTrtBackend(Backend):
     """Runs the graphs that TensorRT eats; export makes it from their files, so it claims no format.
 
@@ -21,28 +56,19 @@ class OnnxTrtBackend(Backend):
     """
 
     def __init__(self, *, vision: Path, embeddings: Path, decoder: Path) -> None:
-        self._vision, self._decoder = _open(vision), _open(decoder)
+        self._vision, self._decoder = _open(vision), TrtDecoder(decoder)
         self._table = np.load(embeddings, mmap_mode="r")
-        inputs = {node.name: node for node in self._decoder.get_inputs()}
-        caches = [node.shape for name, node in inputs.items() if name.endswith(".key")]
-        self._deepstack = sorted(name for name in inputs if name.startswith("deepstack_embeds."))
+        caches = [node.shape for name, node in self._decoder.caches.items() if name.endswith(".key")]
         super().__init__(
             ModelShape(
                 hidden=self._table.shape[1],
                 vocabulary=self._table.shape[0],
-                deepstack=len(self._deepstack),
+                deepstack=len(self._decoder.deepstack),
                 layers=len(caches),
                 kv_heads=caches[0][1],
                 head_dim=caches[0][-1],
             )
         )
-        self._dtype = np.float16 if inputs["inputs_embeds"].type == "tensor(float16)" else np.float32
-        # No cache is cleared between sequences, as on a device.
-        self._cache = {
-            name: np.zeros(node.shape, self._dtype)
-            for name, node in inputs.items()
-            if name.startswith("past_key_values.")
-        }
 
     def encode_images_impl(self, images: Arrays) -> ImageFeatures:
         """Run the vision encoder frame by frame."""
@@ -63,18 +89,12 @@ class OnnxTrtBackend(Backend):
         return rows
 
     def reserve_impl(self, length: int) -> None:
-        """Nothing: old rows are never seen."""
+        """Begin a sequence."""
+        self._decoder.reset(length)
 
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens and return the last one's logits."""
-        states = embeddings[None].astype(self._dtype)
-        rows = np.arange(self.length, self.length + len(embeddings))
-        feeds = {"inputs_embeds": states, "position_ids": positions[:, None], "cache_position": rows, **self._cache}
-        for number, name in enumerate(self._deepstack):
-            feeds[name] = deepstack[number][None].astype(self._dtype) if deepstack else np.zeros_like(states)
-        logits, *present = self._decoder.run(None, feeds)
-        self._cache = dict(zip(self._cache, present, strict=True))
-        last: Float = logits[0, 0]
+        last: Float = self._decoder.read(embeddings, positions, deepstack)[-1]
         return last
 
 

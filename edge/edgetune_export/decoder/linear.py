@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from edgetune_core.streaming import Values
 from edgetune_core.weightset import Order, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, in_nibbles, round_to_nearest
+
+_ROWS = 2048
+"""Rows of a weight that are rounded at a time, on one thread."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Part:
     name: str
     module: nn.Linear
     weights: WeightSet | None
+    values: Values
 
     @property
     def format(self) -> BlockFormat | None:
@@ -29,7 +36,12 @@ class Part:
 
     def dense(self) -> Float:
         """Float32 weight [N, K] of the checkpoint."""
-        return to_numpy(self.module.weight)
+        return to_numpy(self.values(self.module.weight))
+
+    def split(self) -> Sequence[torch.Tensor]:
+        """The weight of the checkpoint as runs of rows, which are read when they are used."""
+        weight = self.values(self.module.weight)
+        return [weight[start : start + _ROWS] for start in range(0, len(weight), _ROWS)]
 
     def blocks(self) -> BlockWeight:
         """The codes of the weight set."""
@@ -52,7 +64,7 @@ class Part:
         """Float32 bias [N]; zero where the layer has none."""
         if self.module.bias is None:
             return np.zeros(self.module.weight.shape[0], np.float32)
-        return parameter(f"{self.name}.bias", self.module.bias, self.weights)
+        return parameter(f"{self.name}.bias", self.module.bias, self.weights, self.values)
 
 
 class Linear:
@@ -117,9 +129,10 @@ class Linear:
     def blocks(self) -> BlockWeight:
         """The weight in its format, of 4 or 8 bits: the set's codes, or rounded to nearest."""
         assert self.format is not None
-        if not self.calibrated:
-            return round_to_nearest(self.dense(), self.format)
-        weights = [part.blocks() for part in self.parts]
+        if self.calibrated:
+            weights = [part.blocks() for part in self.parts]
+        else:
+            weights = _round_rows([rows for part in self.parts for rows in part.split()], self.format)
         zeros = [weight.zero_points for weight in weights if weight.zero_points is not None]
         return BlockWeight(
             codes=np.concatenate([weight.codes for weight in weights]),
@@ -159,10 +172,16 @@ def shared(linear: Linear, uses: int) -> Callable[[], BlockWeight]:
     return blocks
 
 
-def parameter(name: str, tensor: torch.Tensor, weights: WeightSet | None) -> Float:
+def _round_rows(rows: Sequence[torch.Tensor], fmt: BlockFormat) -> list[BlockWeight]:
+    """Round parts of a weight to nearest, on all cores: rows do not depend on each other."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda part: round_to_nearest(to_numpy(part), fmt), rows))
+
+
+def parameter(name: str, tensor: torch.Tensor, weights: WeightSet | None, values: Values) -> Float:
     """A parameter as float32: the weight set's where it replaces it, else the checkpoint's."""
     if weights is None or name not in weights.overrides:
-        return to_numpy(tensor)
+        return to_numpy(values(tensor))
     return weights.override(name)
 
 

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetune_core.streaming import Values, own_values
 from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_export.decoder.linear import Linear, Part, parameter, to_numpy
+from edgetune_runtime.backends import Int
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, Float
 
@@ -29,6 +31,8 @@ LINEARS = (
     "mlp.down_proj",
 )
 """The linear layers of a decoder block."""
+
+_TABLE_ROWS = 8192
 
 STATIC_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 """Rotary variants whose frequencies do not depend on the sequence; the others need a graph that looks at its length."""
@@ -62,10 +66,11 @@ class DecoderWeights:
     """Access to a decoder's weights by role.
 
     Args:
-        model: a loaded Qwen2.5-VL or Qwen3-VL model for conditional generation.
+        model: a Qwen2.5-VL or Qwen3-VL model for conditional generation, loaded or streamed.
         layers_format: format of the layers' linear weights that `weights` does not hold, None for dense.
         head_format: format of the language model head when `weights` does not hold it.
         weights: a weight set calibrated from this model; the layers, norms and biases in it take their place.
+        values: what a parameter of the model holds.
 
     Raises:
         InputError: the decoder's kind is not supported, or the set names what the model does not have.
@@ -78,8 +83,10 @@ class DecoderWeights:
         layers_format: BlockFormat | None,
         head_format: BlockFormat | None,
         weights: WeightSet | None = None,
+        values: Values = own_values,
     ) -> None:
         source: Any = model
+        self._values = values
         self._text = source.model.language_model
         self._head = source.lm_head
         self._layers_format, self._head_format = layers_format, head_format
@@ -93,12 +100,15 @@ class DecoderWeights:
         """A linear layer such as "self_attn.q_proj"; several roles that read the same input are stacked along N."""
         block = self._text.layers[layer]
         name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
-        parts = [Part(f"{TEXT}.layers.{layer}.{role}", block.get_submodule(role), self._weights) for role in roles]
+        parts = [
+            Part(f"{TEXT}.layers.{layer}.{role}", block.get_submodule(role), self._weights, self._values)
+            for role in roles
+        ]
         return Linear(name, parts, self._layers_format)
 
     def head(self) -> Linear:
         """The language model head, tied or not."""
-        return Linear(HEAD, [Part(HEAD, self._head, self._weights)], self._head_format)
+        return Linear(HEAD, [Part(HEAD, self._head, self._weights, self._values)], self._head_format)
 
     def rounded(self) -> Iterator[Linear]:
         """The layers, head included, that are rounded to nearest because the weight set does not hold them."""
@@ -107,14 +117,25 @@ class DecoderWeights:
 
     def embedding(self) -> Float:
         """Float32 token table [V, H]."""
-        return to_numpy(self._text.embed_tokens.weight)
+        return to_numpy(self._values(self._text.embed_tokens.weight))
+
+    def embedded(self, token_ids: Int) -> Float:
+        """Float32 rows [S, H] of the token table."""
+        return to_numpy(self._values(self._text.embed_tokens.weight)[torch.from_numpy(token_ids)])
+
+    def embedding_parts(self) -> Iterator[tuple[slice, Float]]:
+        """The token table a few thousand rows at a time: which rows, and their values in float32."""
+        table = self._values(self._text.embed_tokens.weight)
+        for start in range(0, len(table), _TABLE_ROWS):
+            rows = slice(start, min(start + _TABLE_ROWS, len(table)))
+            yield rows, to_numpy(table[rows])
 
     def norm(self, layer: int | None, role: str) -> Float | None:
         """A norm's weight, such as "input_layernorm"; layer None is the final norm. None where there is none."""
         owner = self._text if layer is None else self._text.layers[layer]
         name = f"{TEXT}.{role}" if layer is None else f"{TEXT}.layers.{layer}.{role}"
         try:
-            return parameter(f"{name}.weight", owner.get_submodule(role).weight, self._weights)
+            return parameter(f"{name}.weight", owner.get_submodule(role).weight, self._weights, self._values)
         except AttributeError:
             return None
 

@@ -38,6 +38,7 @@ def build_vision(job: ExportJob) -> ir.Model:
         checkpoint.model.model.visual,
         SegmentedAttention if options.dialect == "plain" else FusedAttention,
         dtype=ir.DataType.FLOAT16 if options.vision == "fp16" else ir.DataType.FLOAT,
+        values=checkpoint.streamed.values,
     )
     if options.vision.startswith("int8"):
         quantize_linears(model, _schemes(job, ranges))
@@ -51,7 +52,7 @@ def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Pro
     plain = job.options.dialect == "plain"
     slow = weights_only if plain else by_block(fmt)
     tower = job.checkpoint.model.model.visual
-    pixels = [sample.case.pixels for sample in job.pictures]
+    pixels = [case.pixels for case in job.cases.pictures]
     images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
     if ranges:
         fixed, write = static_layers(tower, images, ranges), static_standard if plain else static

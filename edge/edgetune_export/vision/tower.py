@@ -14,6 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from edgetune_core.streaming import Values, own_values
+from edgetune_export.decoder.linear import to_numpy
 from edgetune_export.graph import Dim, GraphBuilder, cast_float
 from edgetune_export.vision.attention import Attention, Heads
 from edgetune_export.vision.layout import Layout, Whole
@@ -35,6 +37,7 @@ def write_tower(
     *,
     dtype: ir.DataType = ir.DataType.FLOAT,
     pictures: Dim = "images",
+    values: Values = own_values,
 ) -> ir.Model:
     """Write a tower of transformers as a graph.
 
@@ -47,6 +50,7 @@ def write_tower(
         attention: the operators to attend with.
         dtype: of weights and activations, float32 or float16.
         pictures: N in the graph's interface, free or fixed.
+        values: what a parameter of the tower holds.
 
     Raises:
         InputError: the model type or its activation is not supported.
@@ -55,24 +59,24 @@ def write_tower(
         raise InputError(
             f"no exportable vision tower for model type {model_type!r}", hint=f"supported: {', '.join(FAMILIES)}"
         )
-    return _Writer(tower, attention, dtype, pictures).write()
+    return _Writer(tower, attention, dtype, pictures, values).write()
 
 
 class _Writer:
     """One graph while it is written; its weights are named as the tower's parameters are."""
 
-    def __init__(self, tower: Any, attention: AttentionFactory, dtype: ir.DataType, pictures: Dim) -> None:
-        self.tower = tower
+    def __init__(
+        self, tower: Any, attention: AttentionFactory, dtype: ir.DataType, pictures: Dim, values: Values
+    ) -> None:
+        self.tower, self.values = tower, values
         self.config = tower.config
         self.dtype = dtype
         self.graph = GraphBuilder("vision_encoder")
         self.whole = Whole(self.graph)
         self.merge: int = self.config.spatial_merge_size
         projection = tower.patch_embed.proj
-        # Kernel and stride both equal the patch, so the convolution is a matrix product over the flat patch.
-        self.patch = projection.weight.detach().flatten(1), projection.bias
-        hidden, values = self.patch[0].shape
-        self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", values))
+        hidden, size = len(projection.weight), projection.weight[0].numel()
+        self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", size))
         grid = self.graph.input("image_grid_thw", ir.DataType.INT64, (pictures, 3))
         count = self.graph.op("Gather", self.graph.op("Shape", self.pixels), self.whole.number(0))
         self.layout = Layout(self.graph, count, grid, self.merge)
@@ -82,7 +86,9 @@ class _Writer:
     def write(self) -> ir.Model:
         """The whole graph."""
         tower, op = self.tower, self.graph.op
-        states = self.product("patch", *self.patch, self.to(self.pixels, self.dtype))
+        projection = tower.patch_embed.proj
+        # Kernel and stride both equal the patch, so the convolution is a matrix product over the flat patch.
+        states = self.product("patch", projection.weight, projection.bias, self.to(self.pixels, self.dtype))
         if hasattr(tower, "pos_embed"):
             states = op("Add", states, self.to(self.positions(), self.dtype))
         rotary = self.rotary()
@@ -250,9 +256,10 @@ class _Writer:
         return self.graph.op("Gemm", states, *parameters, transB=1)
 
     def weight(self, name: str, parameter: torch.Tensor, dtype: ir.DataType) -> ir.Value:
-        """A parameter, read when it is written."""
+        """A parameter [N] or [N, ...], read when it is written; all but its first axis are one."""
+        shape = (len(parameter), *((parameter[0].numel(),) if parameter.ndim > 1 else ()))
         return self.graph.weight(
-            name, dtype, tuple(parameter.shape), lambda: cast_float(parameter.detach().float().cpu().numpy(), dtype)
+            name, dtype, shape, lambda: cast_float(to_numpy(self.values(parameter)).reshape(shape), dtype)
         )
 
     def to(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -39,11 +39,18 @@ def build_trt_vision(job: ExportJob) -> ir.Model:
     limits = _limits(job) if job.options.vision == "int8-static" else {}
     tower = job.checkpoint.model.model.visual
     if limits:
-        pixels = [sample.case.pixels for sample in job.pictures]
+        pixels = [case.pixels for case in job.cases.pictures]
         images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
         accurate = static_layers(tower, images, {name: Range.of(-most, most) for name, most in limits.items()})
         limits = {name: most for name, most in limits.items() if name in accurate}
-    model = write_tower(job.checkpoint.config["model_type"], tower, MaskedAttention, dtype=HALF, pictures=1)
+    model = write_tower(
+        job.checkpoint.config["model_type"],
+        tower,
+        MaskedAttention,
+        dtype=HALF,
+        pictures=1,
+        values=job.checkpoint.streamed.values,
+    )
     quantize_static(model, limits)
     return model
 

@@ -55,8 +55,9 @@ class BlockWeight:
 
     def dequantize(self) -> Float:
         """The float32 [N, K] that the codes stand for."""
-        zero = self.all_zero_points()[:, :, None].astype(np.float32)
-        blocks = (self.codes.astype(np.float32) - zero) * self.scales[:, :, None]
+        blocks = self.codes.astype(np.float32)
+        blocks -= self.all_zero_points()[:, :, None]  # in place: a head's values are gigabytes
+        blocks *= self.scales[:, :, None]
         return np.ascontiguousarray(blocks.reshape(len(blocks), -1)[:, : self.columns])
 
     def packed_codes(self) -> Codes:

@@ -12,18 +12,17 @@ import torch
 
 from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
-from edgetune_export.check.parity import prompt_of, teacher_forced
-from edgetune_export.check.reference import Sample, generated_cases, run_reference
-from edgetune_export.checkpoint import load_checkpoint
-from edgetune_export.dequantize import apply_weights
+from edgetune_export.check.answers import Answers
+from edgetune_export.check.reference import Sample, generated_cases
+from edgetune_export.checkpoint import open_checkpoint
 from edgetune_runtime import Session
 from edgetune_runtime.backends import GreedyBackend, load_backend
 from edgetune_runtime.backends.triton.backend import TorchBackend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.decode import Prompt, greedy, prefill, step
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
-from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.quant.blocks import BlockFormat
+from reference import apply_weights, greedy_sample, load_model
 from weight_sets import build_weight_set
 
 G64 = BlockFormat(4, 64, symmetric=True)
@@ -38,23 +37,24 @@ def export(checkpoint: Path, weights: Path, output: Path, layout: str, *more: st
 
 def reference(checkpoint: Path, weights: Path) -> list[Sample]:
     """What transformers answers with the set's values in the place of the checkpoint's."""
-    loaded = load_checkpoint(checkpoint)
-    apply_weights(loaded.model, WeightSet.load(weights))
-    return [run_reference(loaded, case) for case in generated_cases(loaded)]
+    opened, model = open_checkpoint(checkpoint), load_model(checkpoint)
+    apply_weights(model, WeightSet.load(weights))
+    return [greedy_sample(model, case, opened.tokens) for case in generated_cases(opened)]
 
 
-def assert_computes(backend: TorchBackend, bundle: Bundle, sample: Sample) -> None:
+def assert_computes(backend: TorchBackend, checkpoint: Path, sample: Sample) -> None:
     """Features, logits at every step and greedy tokens are the reference's."""
     pixels = sample.case.pixels
     image = backend.encode_images(pixels.arrays)
     for actual, expected in zip((image.embeddings, *image.deepstack), sample.features, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-4 * max(1, np.abs(expected).max()))
-    assert isinstance(bundle.spec, ImageSpec)
-    prompt = prompt_of(sample.case, image, bundle.tokens["image"], bundle.spec.merge_size)
-    logits = teacher_forced(backend, prompt, sample.tokens)
-    np.testing.assert_allclose(logits, sample.logits, atol=1e-4 * max(1, np.abs(sample.logits).max()))
+    opened = open_checkpoint(checkpoint)
+    answers = Answers(opened)
+    prompt = answers.prompt(sample.case, image)
+    ours = answers.go_on(backend, sample.case, (image.embeddings, *image.deepstack), sample.tokens)
+    np.testing.assert_allclose(ours.logits, sample.logits, atol=1e-4 * max(1, np.abs(sample.logits).max()))
     first = int(prefill(backend, prompt, room=len(sample.tokens)).argmax())
-    rest = backend.greedy(first, prompt.next_position, count=len(sample.tokens) - 1, stop=bundle.eos)
+    rest = backend.greedy(first, prompt.next_position, count=len(sample.tokens) - 1, stop=opened.tokens["eos"])
     assert [first, *rest] == sample.tokens
 
 
@@ -65,7 +65,7 @@ def test_qwen3_vl_computes_what_transformers_computes(
     bundle = Bundle.load(export(qwen3_vl, weight_set, tmp_path / "bundle", layout))
     backend = TorchBackend.load(bundle, device="cpu", threads=None)
     for sample in reference(qwen3_vl, weight_set):
-        assert_computes(backend, bundle, sample)
+        assert_computes(backend, qwen3_vl, sample)
 
 
 def test_qwen2_5_vl_of_mixed_widths_computes_what_transformers_computes(qwen2_5_vl: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_qwen2_5_vl_of_mixed_widths_computes_what_transformers_computes(qwen2_5_
     bundle = Bundle.load(export(qwen2_5_vl, weights, tmp_path / "bundle", "gptq"))
     backend = TorchBackend.load(bundle, device="cpu", threads=1)
     for sample in reference(qwen2_5_vl, weights):
-        assert_computes(backend, bundle, sample)
+        assert_computes(backend, qwen2_5_vl, sample)
 
 
 @pytest.fixture(scope="module")
