@@ -102,11 +102,18 @@ def leave_out(model: ir.Model, names: Collection[str], location: str) -> None:
         value.const_value = ir.ExternalTensor(location, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
 
+ALIGNMENT = 64 << 10
+"""Of the places of large weights in a data file, in bytes, so that readers can map each where it lies: the size of a
+page on some Arm systems, and what Windows maps by."""
+_ALIGNED_OVER = 1 << 20
+"""Bytes of a weight that is large."""
+
+
 def save_model(model: ir.Model, path: Path, *, inline_limit: int = 1 << 20) -> None:
     """Write a model; weights go to `<file name>.data` beside it when they exceed `inline_limit` bytes in all.
 
     The graph names its data file by a bare file name, so the folder can be moved. Weights that are external data
-    already stay what they are.
+    already stay what they are. Large weights lie at multiples of `ALIGNMENT`.
     """
     own = [
         (value, value.const_value)
@@ -116,7 +123,9 @@ def save_model(model: ir.Model, path: Path, *, inline_limit: int = 1 << 20) -> N
     if sum(tensor.nbytes for _, tensor in own) > inline_limit:
         large = [(value, tensor) for value, tensor in own if tensor.nbytes > 1024]
         tensors = [tensor for _, tensor in large]
-        written = ir.external_data.convert_tensors_to_external(tensors, path.parent, f"{path.name}.data")
+        written = ir.external_data.convert_tensors_to_external(
+            tensors, path.parent, f"{path.name}.data", alignment=ALIGNMENT, align_threshold=_ALIGNED_OVER
+        )
         for (value, _), tensor in zip(large, written, strict=True):
             value.const_value = tensor
     ir.save(model, path)

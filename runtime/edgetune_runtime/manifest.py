@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -130,11 +130,18 @@ def refuse_unlisted(folder: Path, manifest: Mapping[str, Any]) -> None:
             )
 
 
-def verify_files(folder: Path, *, max_bytes: int | None = None, progress: Progress | None = None) -> None:
-    """Check every file that the folder's manifest lists.
+def verify_files(
+    folder: Path,
+    *,
+    names: Collection[str] | None = None,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Check the files that the folder's manifest lists.
 
     Args:
         folder: a stage folder.
+        names: those to check; `None` is every one.
         max_bytes: larger files are checked for their size only; `None` hashes everything.
         progress: told how many bytes were read.
 
@@ -143,6 +150,8 @@ def verify_files(folder: Path, *, max_bytes: int | None = None, progress: Progre
     """
     fix = "copy the folder again, or write it again with --force"
     for name, entry in read_manifest(folder)["files"].items():
+        if names is not None and name not in names:
+            continue
         path = folder / name
         if not path.is_file():
             raise BundleError(f"{path}: listed in {MANIFEST} but missing", hint=fix)

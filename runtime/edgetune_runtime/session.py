@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,19 @@ from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
 from edgetune_runtime.images.smart import ImageSpec
+from edgetune_runtime.manifest import verify_files
+from edgetune_runtime.memory import return_freed_memory
 from edgetune_runtime.rope import mrope_positions
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
 
 Texts = list[str] | tuple[str, ...]
+
+_CACHED_BYTES = 64 << 20
+"""Most memory of the features of earlier pictures; those of the last one are kept in any case."""
+_NUMBERS = (".data", ".safetensors")
+"""Ends of names of files that only hold numbers: one that was changed gives wrong answers, but can do nothing else."""
 
 _NO_GRID = np.empty((0, 3), np.int64)
 
@@ -119,8 +127,9 @@ class Session:
             device: "cpu", "cuda", or one of several GPUs such as "cuda:1".
             threads: CPU threads; None leaves the choice to the engine.
             engine: name of an installed engine (see `load_backend`) in place of the runtime's own for the format.
-            verify: compare all files with their sha256 first.
-            cached_images: how many images' features are kept, so that further questions about them skip the encoder.
+            verify: compare all files with their sha256; weights are compared while the engine loads them.
+            cached_images: how many images' features are kept, so that further questions about them skip the encoder;
+                fewer where they are over 64 MiB together.
             max_pixels: largest area of a resized picture, where less than the bundle's own is enough: time and
                 memory of an answer follow it.
 
@@ -129,13 +138,25 @@ class Session:
             InputError: an argument makes no sense.
             MissingDependency: the engine or its provider for the device is not installed.
         """
-        bundle = Bundle.load(folder, verify=verify)
+        bundle = Bundle.load(folder, verify=False)
+        names = set(bundle.manifest["files"]) if verify else set()
+        weights = {name for name in names if name.endswith(_NUMBERS)}
+        verify_files(bundle.folder, names=names - weights)
         if max_pixels is not None:
             bundle = bundle.bounded(max_pixels)
-        tokenizer = TextTokenizer(bundle.files["tokenizer"])
-        _check_tokens(bundle, tokenizer)
-        if backend is None:
-            backend = load_backend(bundle, device=device, threads=threads, engine=engine)
+
+        def read_beside() -> TextTokenizer:
+            verify_files(bundle.folder, names=weights)
+            return TextTokenizer(bundle.files["tokenizer"])
+
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read_beside)
+            try:
+                if backend is None:
+                    backend = load_backend(bundle, device=device, threads=threads, engine=engine)
+            finally:
+                tokenizer = reading.result()  # raises here: a changed file explains what else went wrong
+        return_freed_memory()  # reading a large vocabulary leaves 50 MB behind
         return cls(bundle, backend, tokenizer, cached_images=cached_images)
 
     def __enter__(self) -> Session:
@@ -284,6 +305,7 @@ class Session:
         spec = self.bundle.spec
         plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
         started = time.perf_counter()
+        self._backend.forget()  # the encoder and the cache of the last answer need not be in memory together
         features = self._backend.encode_images(arrays)
         clock.vision = time.perf_counter() - started
         if len(features.embeddings) != plan.image_tokens:
@@ -295,7 +317,10 @@ class Session:
         encoded = EncodedImage(plan.geometry, plan.pieces, arrays.get("image_grid_thw", _NO_GRID), features)
         if keep:
             self._images[key] = encoded
-            while len(self._images) > self._cached_images:
+            while len(self._images) > 1 and (
+                len(self._images) > self._cached_images
+                or sum(kept.features.nbytes for kept in self._images.values()) > _CACHED_BYTES
+            ):
                 self._images.popitem(last=False)
         return encoded
 

@@ -56,6 +56,15 @@ def test_answers_equal_transformers(family: str, size: tuple[int, int], request:
     assert session.ask(image, "Where is the owl?", max_new_tokens=12) == expected
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_prompt_is_answered_as_by_transformers(family: str, request: pytest.FixtureRequest) -> None:
+    """It is read in several chunks, the picture at the beginning of the first."""
+    session = Session.load(request.getfixturevalue(f"{family}_bundle"), threads=1)
+    image, words, eos = picture(160, 120), "Where is the owl? " * 110, list(session.bundle.eos)
+    expected = transformers_answer(request.getfixturevalue(family), image, words, max_new_tokens=12, eos=eos)
+    assert session.ask(image, words, max_new_tokens=12) == expected
+
+
 def test_a_smaller_picture_is_what_transformers_makes_of_it(
     qwen3_vl: Path, qwen3_vl_bundle: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +320,32 @@ def test_an_altered_bundle_is_refused_unless_told_otherwise(qwen3_vl_bundle: Pat
     with pytest.raises(BundleError, match=r"config\.json"):
         Session.load(altered)
     Session.load(altered, verify=False)
+
+
+def test_weights_that_were_altered_are_refused_though_they_load(qwen3_vl_bundle: Path, tmp_path: Path) -> None:
+    altered = tmp_path / "bundle"
+    shutil.copytree(qwen3_vl_bundle, altered)
+    path = altered / "onnx/decoder_model_merged.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    Session.load(altered, verify=False, threads=1).close()
+    with pytest.raises(BundleError, match=r"decoder_model_merged\.onnx\.data: sha256 differs"):
+        Session.load(altered, threads=1)
+
+
+def test_features_of_pictures_are_kept_within_a_budget_of_memory(
+    qwen3_vl_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune_runtime.session._CACHED_BYTES", 3 * 16 * 128 * 4)  # 16 tokens, from three layers
+
+    def encoded(session: Session, size: int) -> bool:
+        return session.answer(picture(size, size), "Where?", max_new_tokens=1).timings.vision > 0
+
+    with Session.load(qwen3_vl_bundle, threads=1) as session:
+        assert [encoded(session, size) for size in (64, 65, 64, 65)] == [True, True, False, False]
+        assert [encoded(session, size) for size in (256, 256)] == [True, False]  # over the budget, but the last one
+        assert [encoded(session, size) for size in (64, 256)] == [True, True]
 
 
 def test_a_graph_that_does_not_load_is_a_bundle_error(qwen3_vl_bundle: Path, tmp_path: Path) -> None:

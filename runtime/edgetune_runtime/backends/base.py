@@ -54,6 +54,11 @@ class ImageFeatures:
     embeddings: Float
     deepstack: tuple[Float, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays, in bytes."""
+        return self.embeddings.nbytes + sum(array.nbytes for array in self.deepstack)
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -187,6 +192,12 @@ class Backend(ABC):
         self.reserve_impl(length)
         self.capacity = length
 
+    def forget(self) -> None:
+        """End the sequence, whose memory an engine may give back; the next one begins with `reserve`."""
+        self._require_open()
+        self.length = self.capacity = 0
+        self.forget_impl()
+
     def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
         """Append tokens to the sequence and return the logits of the last one.
 
@@ -233,6 +244,9 @@ class Backend(ABC):
     @abstractmethod
     def reserve_impl(self, length: int) -> None:
         """As `reserve`."""
+
+    def forget_impl(self) -> None:  # noqa: B027 - what the next `reserve` reuses may stay
+        """As `forget`; nothing by default."""
 
     @abstractmethod
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:

@@ -15,7 +15,7 @@ from edgetune_runtime.backends.base import Device
 METADATA = "edgetune.cache"
 GROWING = "growing"
 
-_CACHE_STEP = 256
+_CACHE_STEP = 64
 """Buffers grow in steps of this many tokens, so that prompts of similar length share one allocation."""
 
 _DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -26,6 +26,9 @@ class Cache(Protocol):
 
     def reserve(self, length: int) -> None:
         """Start an empty sequence with room for `length` tokens."""
+
+    def forget(self) -> None:
+        """Give the sequence's memory back; `reserve` takes new."""
 
     def before(self) -> None:
         """Bind what the next call reads and writes."""
@@ -64,6 +67,11 @@ class SharedCache:
             self._binding.bind_ortvalue_input(node.name, buffer)
             self._binding.bind_ortvalue_output(_present(node.name), buffer)
 
+    def forget(self) -> None:
+        """Drop the buffers, which no call reads before `reserve` binds others."""
+        self._binding.clear_binding_inputs()
+        self._buffers, self._capacity = [], 0
+
     def before(self) -> None:
         """Nothing: the buffers stay bound."""
 
@@ -83,6 +91,11 @@ class GrowingCache:
     def reserve(self, length: int) -> None:
         """Forget the sequence; memory is allocated call by call."""
         self._past = [_empty(node, 0, self._device) for node in self._inputs]
+
+    def forget(self) -> None:
+        """Drop the past, and what is bound to it."""
+        self._binding.clear_binding_inputs()
+        self._past = []
 
     def before(self) -> None:
         """Bind the past, and outputs without memory of their own: a shape that was bound once would stick."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
+from edgetune_runtime.memory import return_freed_memory
 
 if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle
@@ -20,6 +22,9 @@ Array = npt.NDArray[Any]
 
 INT8_ACTIVATIONS = 4
 """Accuracy level at which products with 4- and 8-bit weights round their input to int8 by block, the fast path."""
+
+PREFILL_CHUNK = 512
+"""Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
 
 
 class OnnxBackend(Backend):
@@ -54,9 +59,13 @@ class OnnxBackend(Backend):
         accuracy_level: int = INT8_ACTIVATIONS,
     ) -> None:
         place = Device.parse(device)
-        self._vision = open_graph(vision, place, threads)
-        self._embed = open_graph(embed, Device("cpu"), threads)  # a table look-up: not worth a trip to the GPU
-        self._decoder = open_graph(decoder, place, threads, weights, accuracy_level)
+        with ThreadPoolExecutor(3) as pool:  # onnxruntime prepares a graph's weights outside of Python's lock
+            opened = (
+                pool.submit(open_graph, vision, place, threads),
+                pool.submit(open_graph, embed, Device("cpu"), threads),  # a look-up: not worth a trip to the GPU
+                pool.submit(open_graph, decoder, place, threads, weights, accuracy_level),
+            )
+        self._vision, self._embed, self._decoder = (graph.result() for graph in opened)
         super().__init__(_shape(self._vision, self._decoder, vision, decoder))
         _require_input(self._embed, "input_ids", embed)
         names = [node.name for node in self._decoder.get_inputs()]
@@ -65,6 +74,7 @@ class OnnxBackend(Backend):
         self._logits = np.empty((1, 1, self.shape.vocabulary), np.float32)
         self._binding.bind_ortvalue_output("logits", _onnxruntime().OrtValue.ortvalue_from_numpy(self._logits))
         self._cache = make_cache(self._decoder, self._binding, place)
+        self._chunk = PREFILL_CHUNK if place.kind == "cpu" else None
 
     @classmethod
     def load(cls, bundle: Bundle, *, device: str, threads: int | None) -> OnnxBackend:
@@ -91,19 +101,32 @@ class OnnxBackend(Backend):
         """Make room in the cache."""
         self._cache.reserve(length)
 
+    def forget_impl(self) -> None:
+        """Give the cache's memory back; a GPU keeps its own, where taking it again is slow."""
+        if self._chunk is not None:
+            self._cache.forget()
+
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
-        """Append tokens and return the last one's logits."""
+        """Append tokens, a chunk at a time, and return the last one's logits."""
+        count = len(embeddings)
+        for start in range(0, count, self._chunk or count):
+            chunk = slice(start, start + (self._chunk or count))
+            features = [array[chunk] for array in deepstack]
+            self._append(self.length + start, embeddings[chunk], positions[:, chunk], features)
+        logits: Float = self._logits[0, 0]
+        return logits
+
+    def _append(self, past: int, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> None:
+        """Run the decoder over tokens that follow `past` others."""
         bind = self._binding.bind_cpu_input
         bind("inputs_embeds", np.ascontiguousarray(embeddings[None]))
         bind("position_ids", np.ascontiguousarray(positions[:, None]))
-        bind("attention_mask", np.ones((1, self.length + len(embeddings)), np.int64))
+        bind("attention_mask", np.ones((1, past + len(embeddings)), np.int64))
         for number, name in enumerate(self._deepstack):
             bind(name, np.ascontiguousarray(deepstack[number][None] if deepstack else np.zeros_like(embeddings[None])))
         self._cache.before()
         self._decoder.run_with_iobinding(self._binding)
         self._cache.after()
-        logits: Float = self._logits[0, 0]
-        return logits
 
     def close_impl(self) -> None:
         """Drop the graphs and the buffers bound to them."""
@@ -192,6 +215,10 @@ def open_graph(
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: the rest speaks of onnxruntime's own optimiser
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    if device.kind == "cpu":
+        # An arena grows by doubling and gives nothing back: what one large picture took, the process keeps.
+        options.enable_cpu_mem_arena = False
+        return_freed_memory()
     if threads is not None:
         options.intra_op_num_threads = threads
     if weights:
