@@ -52,6 +52,19 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(family: str, request: pytest.F
     np.testing.assert_allclose(following, logits[0, 0], atol=1e-4)
 
 
+def test_a_forgotten_sequence_takes_no_tokens_and_the_next_one_begins_anew(qwen3_vl_bundle: Path) -> None:
+    engine = load_backend(Bundle.load(qwen3_vl_bundle), threads=1)
+    embeddings, positions = engine.embed(np.arange(40)), np.tile(np.arange(40), (3, 1))
+    answers = []
+    for _ in range(2):
+        engine.reserve(40)
+        answers.append(engine.forward(embeddings, positions).copy())
+        engine.forget()
+        with pytest.raises(InputError, match="40 tokens in a cache of 0"):
+            engine.forward(embeddings, positions)
+    np.testing.assert_array_equal(*answers)
+
+
 PICTURES = """
 import sys
 import numpy as np

@@ -28,7 +28,7 @@ class Cache(Protocol):
         """Start an empty sequence with room for `length` tokens."""
 
     def forget(self) -> None:
-        """Give the sequence's memory back; `reserve` takes new."""
+        """Drop the sequence's memory, which `reserve` takes anew and binds; until then no call follows."""
 
     def before(self) -> None:
         """Bind what the next call reads and writes."""
@@ -68,8 +68,7 @@ class SharedCache:
             self._binding.bind_ortvalue_output(_present(node.name), buffer)
 
     def forget(self) -> None:
-        """Drop the buffers, which no call reads before `reserve` binds others."""
-        self._binding.clear_binding_inputs()
+        """Drop the buffers."""
         self._buffers, self._capacity = [], 0
 
     def before(self) -> None:
@@ -93,8 +92,7 @@ class GrowingCache:
         self._past = [_empty(node, 0, self._device) for node in self._inputs]
 
     def forget(self) -> None:
-        """Drop the past, and what is bound to it."""
-        self._binding.clear_binding_inputs()
+        """Drop the past."""
         self._past = []
 
     def before(self) -> None:

@@ -72,7 +72,7 @@ class OnnxBackend(Backend):
         self._deepstack = sorted(name for name in names if name.startswith("deepstack_embeds."))
         self._binding = self._decoder.io_binding()
         self._logits = np.empty((1, 1, self.shape.vocabulary), np.float32)
-        self._binding.bind_ortvalue_output("logits", _onnxruntime().OrtValue.ortvalue_from_numpy(self._logits))
+        self._bind_logits()
         self._cache = make_cache(self._decoder, self._binding, place)
         self._chunk = PREFILL_CHUNK if place.kind == "cpu" else None
 
@@ -105,6 +105,9 @@ class OnnxBackend(Backend):
         """Give the cache's memory back; a GPU keeps its own, where taking it again is slow."""
         if self._chunk is not None:
             self._cache.forget()
+            self._binding.clear_binding_inputs()
+            self._binding.clear_binding_outputs()  # what is bound stays in memory
+            self._bind_logits()
 
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens, a chunk at a time, and return the last one's logits."""
@@ -127,6 +130,9 @@ class OnnxBackend(Backend):
         self._cache.before()
         self._decoder.run_with_iobinding(self._binding)
         self._cache.after()
+
+    def _bind_logits(self) -> None:
+        self._binding.bind_ortvalue_output("logits", _onnxruntime().OrtValue.ortvalue_from_numpy(self._logits))
 
     def close_impl(self) -> None:
         """Drop the graphs and the buffers bound to them."""
