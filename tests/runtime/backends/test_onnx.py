@@ -13,6 +13,7 @@ import pytest
 from edgetune_runtime.backends import load_backend
 from edgetune_runtime.backends.onnx.engine import PREFILL_CHUNK
 from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.errors import InputError
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
 
