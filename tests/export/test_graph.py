@@ -18,7 +18,7 @@ def test_large_weights_lie_where_every_system_can_map_them(tmp_path: Path) -> No
     weights = {name: generator.integers(0, 256, size, dtype=np.uint8) for name, size in sizes.items()}
     graph = GraphBuilder("sum")
     for name, array in weights.items():
-        value = graph.weight(name, ir.DataType.UINT8, array.shape, lambda array=array: array)
+        value = graph.weight(name, ir.DataType.UINT8, array.shape, array.copy)
         graph.output(graph.op("Identity", value), f"{name}_out", ir.DataType.UINT8, array.shape)
     save_model(graph.model(20), tmp_path / "graph.onnx")
 
