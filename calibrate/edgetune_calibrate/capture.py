@@ -92,8 +92,8 @@ class Surroundings:
         """Send all batches through the model."""
         for number in range(len(self)):
             found = _Survey()
-            stand_ins = dict.fromkeys(self.blocks, found.stand_in)
-
+            stand_ins: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self.blocks[:-1], found.stand_in)
+            stand_ins[self.blocks[-1]] = found.stop
             self._forward(number, stand_ins)
             self.kept["hidden", number] = found.first
             for index, rest in enumerate(found.rests):
