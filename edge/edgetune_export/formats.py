@@ -45,13 +45,13 @@ class Format:
 
 
 _BOTH = ("lean", "server")
-_PACKED = ("checkpoint", "vision", "embeddings", "decoder", "parity")
+_PACKED = ("checkpoint", "vision", "decoder", "embeddings", "parity")
 
 FORMATS = {
     "onnx": Format(
         "onnxruntime, CPU and CUDA",
         "edgetune_export.onnx_bundle:export_onnx",
-        ("vision", "embeddings", "decoder", "parity"),
+        ("vision", "decoder", "embeddings", "parity"),
     ),
     "gptq": Format(
         "GPTQ checkpoint for GPU servers, runs on CPU too",

@@ -59,6 +59,11 @@ class GraphBuilder:
         lazy = ir.LazyTensor(lambda: ir.tensor(read(), dtype=dtype, name=name), dtype, ir.Shape(shape), name=name)
         return self._weights.initializer(lazy)
 
+    def stored(self, name: str, tensor: ir.ExternalTensor, shape: Sequence[int]) -> ir.Value:
+        """A weight that is in another graph's data file, in the same folder, by another name or of another shape."""
+        place = (tensor.location, tensor.offset, tensor.length, tensor.dtype)
+        return self._weights.initializer(ir.ExternalTensor(*place, shape=ir.Shape(shape), name=name))
+
     def choose(self, condition: ir.Value, one: Callable[[], ir.Value], other: Callable[[], ir.Value]) -> ir.Value:
         """The value that one of two functions writes; at run time only that one is computed.
 

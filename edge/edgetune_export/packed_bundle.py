@@ -107,10 +107,10 @@ def _export(
     (work / "onnx").mkdir()
     job.progress("vision")
     save_model(build_vision(job), work / FILES["vision"])
-    job.progress("embeddings")
-    save_model(build_embed(job.decoder, options.table), work / FILES["embed"])
     job.progress("decoder")
-    products = _write_decoder(job)
+    decoder, products = _write_decoder(job)
+    job.progress("embeddings")
+    save_model(build_embed(job.decoder, options.table, decoder), work / FILES["embed"])
     filled = read_weights([work / name for name in names], layout, products, half=options.half, prefixes=prefixes)
     measured = check_graphs(job, filled)
     graphs = dict(FILES)
@@ -152,8 +152,8 @@ class _PackedDialect(OrtDialect):
         return super().linear(states, linear)
 
 
-def _write_decoder(job: ExportJob) -> dict[str, dict[str, Any]]:
-    """Write the decoder without the quantized weights; returns what each left-out product is made of."""
+def _write_decoder(job: ExportJob) -> tuple[ir.Model, dict[str, dict[str, Any]]]:
+    """Write the decoder without the quantized weights; also returns what each left-out product is made of."""
     dialects: list[_PackedDialect] = []
 
     def dialect(graph: GraphBuilder, spec: DecoderSpec) -> _PackedDialect:
@@ -175,4 +175,4 @@ def _write_decoder(job: ExportJob) -> dict[str, dict[str, Any]]:
         kinds = ("codes", "scales") if fmt.symmetric else ("codes", "scales", "zeros")
         leave_out(model, [f"{linear.name}.weight_{kind}" for kind in kinds], WEIGHTS)
     save_model(model, job.work / FILES["decoder"])
-    return products
+    return model, products

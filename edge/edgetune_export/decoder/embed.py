@@ -1,23 +1,34 @@
-"""embed_tokens.onnx: the token table as a graph of standard operators."""
+"""embed_tokens.onnx: the token table, its own in standard operators, or the one that the head has already."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from edgetune_export.decoder.dialects.ort import MICROSOFT
+from edgetune_export.decoder.linear import Linear
 from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.graph import GraphBuilder
 
 OPSET = 20
 
 
-def build_embed(decoder: DecoderWeights, precision: str) -> ir.Model:
+def build_embed(decoder: DecoderWeights, precision: str, written: ir.Model | None = None) -> ir.Model:
     """input_ids int64 [B, S] -> inputs_embeds float32 [B, S, H].
 
     Args:
         decoder: whose token table [V, H] it is; a part of it is in memory at a time.
         precision: how the table is stored: "fp32", "fp16", or "int8" with one scale a token.
+        written: the decoder's graph, saved beside the one to be. Where its head is the token table (tied weights) in
+            blocks of int8, the table is not stored again: this graph reads the head's from the decoder's data file.
     """
+    head = decoder.head()
+    if written is not None and precision == "int8" and decoder.tied and _stores_table(head):
+        tensors = [written.graph.initializers[f"{head.name}.weight_{kind}"].const_value for kind in ("codes", "scales")]
+        if all(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+            return _build_shared(head, *tensors)
     graph = GraphBuilder("embed_tokens")
     shape = (decoder.spec.vocabulary, decoder.spec.hidden)
     ids = graph.input("input_ids", ir.DataType.INT64, ("batch_size", "length"))
@@ -39,4 +50,33 @@ def build_embed(decoder: DecoderWeights, precision: str) -> ir.Model:
         if dtype != ir.DataType.FLOAT:
             embeds = graph.op("Cast", embeds, to=ir.DataType.FLOAT)
     graph.output(embeds, "inputs_embeds", ir.DataType.FLOAT, ("batch_size", "length", shape[1]))
+    return graph.model(OPSET)
+
+
+def _stores_table(head: Linear) -> bool:
+    """Whether a head's weight is the token table, rounded to whole blocks of 8 bits without zero points."""
+    fmt = head.format
+    if fmt is None or head.calibrated:
+        return False
+    return (fmt.bits, fmt.symmetric, head.columns % fmt.block) == (8, True, 0)
+
+
+def _build_shared(head: Linear, codes: Any, scales: Any) -> ir.Model:
+    """The table in the tensors of the head's MatMulNBits: uint8 codes, and a scale a block.
+
+    GatherBlockQuantized, an operator of onnxruntime's own, takes 128 for zero where it is given no zero points, as
+    MatMulNBits does.
+    """
+    assert head.format is not None
+    graph = GraphBuilder("embed_tokens")
+    ids = graph.input("input_ids", ir.DataType.INT64, ("batch_size", "length"))
+    places = [
+        graph.stored("embed_tokens.codes", codes, (head.rows, head.columns)),
+        graph.stored("embed_tokens.scales", scales, tuple(scales.shape)),
+    ]
+    sizes = {"bits": 8, "block_size": head.format.block, "gather_axis": 0, "quantize_axis": 1}
+    embeds = graph.op("GatherBlockQuantized", places[0], ids, places[1], domain=MICROSOFT, **sizes)
+    if scales.dtype != ir.DataType.FLOAT:
+        embeds = graph.op("Cast", embeds, to=ir.DataType.FLOAT)
+    graph.output(embeds, "inputs_embeds", ir.DataType.FLOAT, ("batch_size", "length", head.columns))
     return graph.model(OPSET)

@@ -72,6 +72,10 @@ class DecoderWeights:
         weights: a weight set calibrated from this model; the layers, norms and biases in it take their place.
         values: what a parameter of the model holds.
 
+    Attributes:
+        spec: its sizes.
+        tied: whether the head's weight is the token table.
+
     Raises:
         InputError: the decoder's kind is not supported, or the set names what the model does not have.
     """
@@ -91,6 +95,7 @@ class DecoderWeights:
         self._head = source.lm_head
         self._layers_format, self._head_format = layers_format, head_format
         self._weights = weights
+        self.tied = self._head.weight is self._text.embed_tokens.weight
         deepstack = len(getattr(source.model.visual, "deepstack_merger_list", ()))
         self.spec = _read_spec(self._text, deepstack)
         if weights is not None:

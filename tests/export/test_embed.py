@@ -1,0 +1,67 @@
+"""The token table of a bundle: stored once where the head has it already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.dialects.ort import OrtDialect
+from edgetune_export.decoder.embed import build_embed
+from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.graph import save_model
+from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
+from reference import load_model
+
+EIGHT = BlockFormat(8, 32, symmetric=True)
+
+
+def write(checkpoint: Path, folder: Path, head: BlockFormat, dtype: ir.DataType = ir.DataType.FLOAT) -> Path:
+    """A decoder with such a head, and the token table beside it; returns the table's graph."""
+    decoder = DecoderWeights(load_model(checkpoint), layers_format=EIGHT, head_format=head)
+    model = build_decoder(decoder, lambda graph, spec: OrtDialect(graph, spec, dtype))
+    folder.mkdir()
+    save_model(model, folder / "decoder.onnx", inline_limit=0)
+    save_model(build_embed(decoder, "int8", model), folder / "embed.onnx", inline_limit=0)
+    return folder / "embed.onnx"
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16])
+def test_a_tied_table_is_read_from_the_heads_codes(dtype: ir.DataType, qwen3_vl: Path, tmp_path: Path) -> None:
+    """Its rows are the head's, rounded as the head is; no file of its own holds any."""
+    path = write(qwen3_vl, tmp_path / "bundle", EIGHT, dtype)
+    places = {
+        entry.value
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert places == {"decoder.onnx.data"}
+    assert not path.with_name("embed.onnx.data").exists()
+    table = load_model(qwen3_vl).get_input_embeddings().weight.detach().numpy()
+    ids = np.array([[0, 5, len(table) - 1], [7, 7, 1]])
+    (rows,) = onnxruntime.InferenceSession(str(path)).run(None, {"input_ids": ids})
+    assert rows.dtype == np.float32
+    expected = round_to_nearest(table, EIGHT).dequantize()[ids]
+    np.testing.assert_allclose(rows, expected, rtol=0 if dtype == ir.DataType.FLOAT else 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("qwen2_5_vl", EIGHT), ("qwen3_vl", BlockFormat(4, 32, symmetric=True))],
+    ids=["untied", "head of four bits"],
+)
+def test_other_tables_are_stored(name: str, head: BlockFormat, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """As int8 with one scale a token."""
+    checkpoint = request.getfixturevalue(name)
+    path = write(checkpoint, tmp_path / "bundle", head)
+    assert path.with_name("embed.onnx.data").is_file()
+    table = load_model(checkpoint).get_input_embeddings().weight.detach().numpy()
+    (rows,) = onnxruntime.InferenceSession(str(path)).run(None, {"input_ids": np.arange(len(table))[None]})
+    steps = np.abs(table).max(axis=1, keepdims=True) / 127
+    assert (np.abs(rows[0] - table) <= steps / 2 * 1.001).all()
