@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,12 +93,6 @@ def _solving(shapes: Sequence[tuple[int, ...]]) -> int:
     columns = shapes[0][1]
     rows = sum(rows for rows, _ in shapes)
     return 4 * (3 * columns**2 + 10 * min(rows * columns, PART))
-
-
-def memory_in_use() -> int:
-    """Bytes that this process has resident now, or the most that it had where the system does not tell."""
-    now = [int(line.split()[1]) * 1024 for line in _lines("/proc/self/status") if line.startswith("VmRSS")]
-    return now[0] if now else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _free() -> int:

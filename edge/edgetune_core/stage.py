@@ -363,15 +363,15 @@ def _aside(output: Path) -> Path:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|Not enough free space to write \d+ bytes")
 
 
 @contextlib.contextmanager
 def _full_disk_named(work: Path) -> Iterator[None]:
     """Raise OSError with the output's folder for whatever a library makes of a full disk or of a limit on file sizes.
 
-    torch and safetensors raise errors of their own, numpy tells of a short write without saying why, and
-    `shutil.copyfile` blames the file that it reads.
+    torch and safetensors raise errors of their own, numpy gives no error number (neither for a short write nor for
+    the room that it asks for before it writes a large array), and `shutil.copyfile` blames the file that it reads.
     """
     try:
         yield

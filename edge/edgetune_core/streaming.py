@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -30,6 +30,14 @@ T = TypeVar("T")
 
 Values = Callable[[Tensor], Tensor]
 """What a model's parameter holds: `StreamedModel.values`, or `own_values` for a model that is loaded."""
+
+
+Tell = Callable[[int, int], object]
+"""Told how much of something is done, and how much there is."""
+
+
+def no_one(done: int, total: int) -> None:
+    """Listens to no progress."""
 
 
 class Tensors(Protocol):
@@ -198,15 +206,25 @@ class StreamedModel:
             if not self._holders[unit]:
                 self._drop(unit)
 
-    def run_together(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+    def run_together(self, jobs: Sequence[Callable[[], T]], tell: Tell = no_one) -> list[T]:
         """Call functions that run the model, in turns, so that each unit is loaded once for all that come to it.
 
         Each runs in a thread of its own, one at a time, without gradients.
 
+        Args:
+            jobs: the functions.
+            tell: called before a unit is loaded with its number and how many there are.
+
         Returns:
             What they return, in their order.
         """
-        self._turns = Turns(self._units, self._held)
+        numbers = {unit: number for number, unit in enumerate(self._units)}
+
+        def ready(unit: nn.Module) -> AbstractContextManager[None]:
+            tell(numbers[unit], len(numbers))
+            return self._held(unit)
+
+        self._turns = Turns(self._units, ready)
         try:
             return self._turns.run([torch.no_grad()(job) for job in jobs])
         finally:

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import NameFixPass
 
+from edgetune_core.streaming import Tell, no_one
+
 Dim = int | str
 
 ONNX_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
@@ -114,11 +116,17 @@ _ALIGNED_OVER = 1 << 20
 """Bytes of a weight that is large."""
 
 
-def save_model(model: ir.Model, path: Path, *, inline_limit: int = 1 << 20) -> None:
+def save_model(model: ir.Model, path: Path, tell: Tell = no_one, *, inline_limit: int = 1 << 20) -> None:
     """Write a model; weights go to `<file name>.data` beside it when they exceed `inline_limit` bytes in all.
 
     The graph names its data file by a bare file name, so the folder can be moved. Weights that are external data
     already stay what they are. Large weights lie at multiples of `ALIGNMENT`.
+
+    Args:
+        model: its weights may be lazy, they are computed one by one.
+        path: of the graph.
+        tell: called before a weight is written with its number and how many there are.
+        inline_limit: bytes of weights that stay in the graph's own file.
     """
     own = [
         (value, value.const_value)
@@ -128,8 +136,17 @@ def save_model(model: ir.Model, path: Path, *, inline_limit: int = 1 << 20) -> N
     if sum(tensor.nbytes for _, tensor in own) > inline_limit:
         large = [(value, tensor) for value, tensor in own if tensor.nbytes > 1024]
         tensors = [tensor for _, tensor in large]
+
+        def told(tensor: object, place: ir.external_data.CallbackInfo) -> None:
+            tell(place.index, place.total)
+
         written = ir.external_data.convert_tensors_to_external(
-            tensors, path.parent, f"{path.name}.data", alignment=ALIGNMENT, align_threshold=_ALIGNED_OVER
+            tensors,
+            path.parent,
+            f"{path.name}.data",
+            callback=told,
+            alignment=ALIGNMENT,
+            align_threshold=_ALIGNED_OVER,
         )
         for (value, _), tensor in zip(large, written, strict=True):
             value.const_value = tensor

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_core.generation import GENERATION_CONFIG, copy_generation_config
+from edgetune_core.streaming import Tell, no_one
 from edgetune_core.weightset import WeightSet
 from edgetune_export import describe
 from edgetune_export.check.answers import Open
@@ -44,6 +45,7 @@ class ExportJob:
         decoder: its decoder, with the weight set's values.
         cases: what the self-check asks.
         progress: called with the name of each step as it starts.
+        tell: called with how much of a step is done and how much there is of it.
     """
 
     work: Path
@@ -53,6 +55,7 @@ class ExportJob:
     decoder: DecoderWeights
     cases: Cases
     progress: Callable[[str], object]
+    tell: Tell
 
     @classmethod
     def open(
@@ -63,6 +66,7 @@ class ExportJob:
         *,
         weights: WeightSet | None = None,
         progress: Callable[[str], object] = lambda step: None,
+        tell: Tell = no_one,
     ) -> ExportJob:
         """Open a merged checkpoint.
 
@@ -91,7 +95,7 @@ class ExportJob:
         records, source = ([], "") if asked is None else record_cases(checkpoint, asked, longest)
         records = records[: FAST_RECORDS if options.check == "fast" else None]
         cases = Cases(generated_cases(checkpoint), records, source)
-        return cls(work, options, weights, checkpoint, decoder, cases, progress)
+        return cls(work, options, weights, checkpoint, decoder, cases, progress, tell)
 
     @property
     def rounds(self) -> bool:
@@ -127,7 +131,7 @@ class ExportJob:
         self.progress("parity")
         if self.options.check == "none":
             return {"check": "none"}
-        check = SelfCheck(self.checkpoint, self.decoder, self.weights, self.options, self.cases)
+        check = SelfCheck(self.checkpoint, self.decoder, self.weights, self.options, self.cases, self.tell)
         return check.run(load, exact if self.rounds else None)
 
     def result(

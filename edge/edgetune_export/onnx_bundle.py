@@ -41,13 +41,13 @@ def export_onnx(job: ExportJob) -> dict[str, Any]:
     work, options = job.work, job.options
     (work / "onnx").mkdir()
     job.progress("vision")
-    save_model(build_vision(job), work / FILES["vision"])
+    save_model(build_vision(job), work / FILES["vision"], job.tell)
     job.progress("decoder")
     decoder = _decoder(job)
-    save_model(decoder, work / FILES["decoder"])
+    save_model(decoder, work / FILES["decoder"], job.tell)
     job.progress("embeddings")
     shared = decoder if options.dialect == "ort" else None
-    save_model(build_embed(job.decoder, options.table, shared), work / FILES["embed"])
+    save_model(build_embed(job.decoder, options.table, shared), work / FILES["embed"], job.tell)
     job.copy_files()
     measured = check_graphs(job)
     return job.result("onnx", FILES, measured, accuracy_level=options.accuracy_level, dialect=options.dialect)

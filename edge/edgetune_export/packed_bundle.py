@@ -106,11 +106,11 @@ def _export(
     )
     (work / "onnx").mkdir()
     job.progress("vision")
-    save_model(build_vision(job), work / FILES["vision"])
+    save_model(build_vision(job), work / FILES["vision"], job.tell)
     job.progress("decoder")
     decoder, products = _write_decoder(job)
     job.progress("embeddings")
-    save_model(build_embed(job.decoder, options.table, decoder), work / FILES["embed"])
+    save_model(build_embed(job.decoder, options.table, decoder), work / FILES["embed"], job.tell)
     filled = read_weights([work / name for name in names], layout, products, half=options.half, prefixes=prefixes)
     measured = check_graphs(job, filled)
     graphs = dict(FILES)
@@ -174,5 +174,5 @@ def _write_decoder(job: ExportJob) -> tuple[ir.Model, dict[str, dict[str, Any]]]
         }
         kinds = ("codes", "scales") if fmt.symmetric else ("codes", "scales", "zeros")
         leave_out(model, [f"{linear.name}.weight_{kind}" for kind in kinds], WEIGHTS)
-    save_model(model, job.work / FILES["decoder"])
+    save_model(model, job.work / FILES["decoder"], job.tell)
     return model, products

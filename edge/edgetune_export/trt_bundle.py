@@ -60,7 +60,7 @@ def export_trt(job: ExportJob) -> dict[str, Any]:
     length = describe.limits(job.checkpoint, job.options.max_length)["max_length"]
     (work / "trt").mkdir()
     job.progress("vision")
-    save_model(build_trt_vision(job), work / FILES["vision"])
+    save_model(build_trt_vision(job), work / FILES["vision"], job.tell)
     job.progress("embeddings")
     shape = (job.decoder.spec.vocabulary, job.decoder.spec.hidden)
     table = np.lib.format.open_memmap(work / FILES["embed"], "w+", np.float16, shape)
@@ -68,7 +68,9 @@ def export_trt(job: ExportJob) -> dict[str, Any]:
         table[rows] = part
     table.flush()
     job.progress("decoder")
-    save_model(build_decoder(job.decoder, lambda graph, spec: dialect(graph, spec, length)), work / FILES["decoder"])
+    save_model(
+        build_decoder(job.decoder, lambda graph, spec: dialect(graph, spec, length)), work / FILES["decoder"], job.tell
+    )
     job.copy_files()
     measured = _check(job, length)
     facts = {"profile": job.options.trt_profile, "in_place": dialect.in_place, "profiles": _profiles(job, length)}

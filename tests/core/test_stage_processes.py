@@ -114,16 +114,18 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
 FULL_DISK = """
     import sys
     from pathlib import Path
+    import numpy
     import torch
     from safetensors.torch import save_file
     from edgetune_core.stage import run_stage
 
     def plain(work): (work / "weights.bin").write_bytes(b"x" * 1_000_000)
+    def numpy_file(work): numpy.zeros(25_000_000, numpy.uint8).tofile(work / "weights.data")
     def torch_file(work): torch.save(torch.zeros(500_000), work / "weights.pt")
     def safetensors_file(work): save_file({"w": torch.zeros(500_000)}, work / "weights.safetensors")
 
     output = Path(sys.argv[1]) / "out"
-    for build in (plain, torch_file, safetensors_file):
+    for build in (plain, numpy_file, torch_file, safetensors_file):
         try:
             run_stage("merge", output, inputs={}, settings={}, build=build)
         except OSError as error:
@@ -135,7 +137,7 @@ def test_a_full_disk_is_told_as_such_whatever_the_library_raised(tmp_path: Path)
     disk = tmp_path / "disk"
     command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(disk)]
     done = run_on_small_disk(disk, command, kilobytes=256)
-    expected = [f"{name} {errno.ENOSPC} True []" for name in ("plain", "torch_file", "safetensors_file")]
+    expected = [f"{name} {errno.ENOSPC} True []" for name in ("plain", "numpy_file", "torch_file", "safetensors_file")]
     assert done.stdout.splitlines() == expected, done.stderr
 
 

@@ -98,14 +98,16 @@ def _build(
     """Calibrate with a progress bar (none off a terminal)."""
     from tqdm import tqdm
 
-    from edgetune_calibrate.memory import memory_in_use
     from edgetune_calibrate.run import calibrate as solve
+    from edgetune_core.progress import Step
+
+    step = Step("block")
 
     with tqdm(desc="calibrate", unit="block", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
-            bar.set_postfix_str(f"{memory_in_use() / 1e9:.1f} GB", refresh=False)
+            bar.set_postfix_str(step.told(done, total), refresh=False)
             bar.update(done - bar.n)
 
         return solve(checkpoint, data, work, settings, evaluation=evaluation, progress=progress)

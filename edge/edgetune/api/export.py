@@ -149,28 +149,31 @@ def _build(options: ExportOptions, settings: ExportSettings, name: str, work: Pa
     """Export with a progress bar (none off a terminal); each step is remarked with its time when it is done."""
     from tqdm import tqdm
 
+    from edgetune_core.progress import Step
     from edgetune_core.weightset import WeightSet
     from edgetune_export.job import OPENING, ExportJob
 
     format_ = find_format(name)
     steps = (*OPENING, *format_.steps)
     with tqdm(total=len(steps), desc="export", unit="step", disable=None, delay=2, leave=False) as bar:
-        began: list[tuple[str, float]] = []
+        began: list[Step] = []
 
-        def progress(step: str) -> None:
+        def progress(name: str) -> None:
             remark()
-            began.append((step, perf_counter()))
-            bar.update(steps.index(step) - bar.n)
-            bar.set_postfix_str(step)
+            began.append(Step(name))
+            bar.update(steps.index(name) - bar.n)
+            bar.set_postfix_str(name)
 
         def remark() -> None:
             if began:
-                step, start = began[-1]
-                log.info(f"export: {step}, {perf_counter() - start:.1f} s")
+                log.info(f"export: {began[-1].name}, {perf_counter() - began[-1].began:.1f} s")
+
+        def tell(done: int, total: int) -> None:
+            bar.set_postfix_str(began[-1].told(done, total))
 
         # The stage has compared the set's files with its manifest already.
         calibrated = None if options.weights is None else WeightSet.load(options.weights, verify=False)
-        job = ExportJob.open(options.checkpoint, work, settings, weights=calibrated, progress=progress)
+        job = ExportJob.open(options.checkpoint, work, settings, weights=calibrated, progress=progress, tell=tell)
         result = format_.load()(job)
         remark()
         return result

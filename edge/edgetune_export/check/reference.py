@@ -20,7 +20,7 @@ from PIL import Image
 
 from edgetune_core.conversation import Sample as Conversed
 from edgetune_core.conversation import prepare
-from edgetune_core.streaming import StreamedModel
+from edgetune_core.streaming import StreamedModel, Tell, no_one
 from edgetune_core.weightset import WeightSet
 from edgetune_export.checkpoint import OpenCheckpoint
 from edgetune_export.decoder.linear import to_numpy
@@ -175,9 +175,18 @@ class Reference:
         streamed: the model.
         checkpoint: that it is of, or whose weights were rounded in it.
         seen: what its vision tower made of the pictures, by the case's identity, where another reference has seen them.
+        tell: called with the number of a layer that is loaded and how many there are.
     """
 
-    def __init__(self, streamed: StreamedModel, checkpoint: OpenCheckpoint, seen: dict[int, Any] | None = None) -> None:
+    def __init__(
+        self,
+        streamed: StreamedModel,
+        checkpoint: OpenCheckpoint,
+        seen: dict[int, Any] | None = None,
+        *,
+        tell: Tell = no_one,
+    ) -> None:
+        self._tell = tell
         self._streamed, self._image = streamed, checkpoint.tokens["image"]
         self.seen = {} if seen is None else seen
         self._now = threading.local()
@@ -188,7 +197,7 @@ class Reference:
     def read(self, cases: Sequence[Case], answers: Sequence[Sequence[int]]) -> list[Sample]:
         """Read an answer to each case: all of them in one pass over the weights, each in one pass over its tokens."""
         pairs = list(zip(cases, answers, strict=True))
-        return self._streamed.run_together([partial(self._read, *pair) for pair in pairs])
+        return self._streamed.run_together([partial(self._read, *pair) for pair in pairs], self._tell)
 
     def _read(self, case: Case, answer: Sequence[int]) -> Sample:
         self._now.case = id(case)

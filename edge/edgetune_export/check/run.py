@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgetune_core.streaming import Tell, no_one
 from edgetune_core.weightset import WeightSet
 from edgetune_export.check import drift, parity
 from edgetune_export.check.answers import PASSES, Answers, Open, own_answers
@@ -32,6 +33,7 @@ class SelfCheck:
         weights: the weight set it was written from.
         options: of the export.
         cases: the questions.
+        tell: called while the reference reads, with the number of a layer and how many there are.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class SelfCheck:
         weights: WeightSet | None,
         options: ExportSettings,
         cases: Cases,
+        tell: Tell = no_one,
     ) -> None:
         self._checkpoint, self._decoder, self._weights = checkpoint, decoder, weights
-        self._options, self._cases = options, cases
+        self._options, self._cases, self._tell = options, cases, tell
         self._answers = Answers(checkpoint)
 
     def run(self, load: Open, exact: Callable[[], Decoder] | None) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class SelfCheck:
             own = [self._answers.ask(shipped, case) for case in asked]
             arrays = [case.pixels.arrays for case in pictures]
             packed = shipped.encode_images({name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]})
-        reference = Reference(self._checkpoint.streamed, self._checkpoint)
+        reference = Reference(self._checkpoint.streamed, self._checkpoint, tell=self._tell)
         theirs = reference.read(asked, [sample.tokens for sample in own])
         count = len(pictures)
         measured = parity.measure(own[:count], theirs[:count], packed)
@@ -93,7 +96,7 @@ class SelfCheck:
     def _exact(self, decoder: Decoder, merged: Reference, samples: list[Sample]) -> drift.Exactness:
         """The written weights against the model that has them dequantized, along the answers of the merged one."""
         model = written(self._checkpoint.streamed, self._checkpoint.modules, self._decoder, self._weights)
-        reference = Reference(model, self._checkpoint, merged.seen)
+        reference = Reference(model, self._checkpoint, merged.seen, tell=self._tell)
         read = reference.read([sample.case for sample in samples], [sample.tokens for sample in samples])
         logits = []
         for sample in read:

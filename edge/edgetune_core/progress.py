@@ -1,0 +1,42 @@
+"""What a progress bar tells beside its steps: the memory in use, and the time that a step still takes."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from time import perf_counter
+
+
+class Step:
+    """A step of which parts are done one by one.
+
+    Args:
+        name: of the step.
+
+    Attributes:
+        began: when, by `time.perf_counter`.
+
+    Examples:
+        >>> step = Step("decoder")
+        >>> step.told(0, 36).startswith("decoder 1/36, ")
+        True
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.began = name, perf_counter()
+
+    def told(self, done: int, total: int) -> str:
+        """Which part of it is on its way, the memory in use, and how long the rest takes if all parts are alike."""
+        seconds = (perf_counter() - self.began) / done * (total - done) if done else None
+        left = "" if seconds is None else f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        return f"{self.name} {min(done + 1, total)}/{total}, {memory_in_use() / 1e9:.1f} GB{left}"
+
+
+def memory_in_use() -> int:
+    """Bytes that this process has resident now, or the most that it had where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    now = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")]
+    return now[0] if now else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,28 @@
+"""What a progress bar tells of a step."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from edgetune_core.progress import Step, memory_in_use
+
+
+def test_parts_memory_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of the time before the first part is done; the last part is never more than all."""
+    monkeypatch.setattr("edgetune_core.progress.perf_counter", iter([100.0, 130.0, 190.0]).__next__)
+    step = Step("decoder")
+    assert re.fullmatch(r"decoder 1/36, \d+\.\d GB", step.told(0, 36))
+    assert re.fullmatch(r"decoder 4/36, \d+\.\d GB, 5:30 left", step.told(3, 36))
+    assert re.fullmatch(r"decoder 36/36, \d+\.\d GB, 0:00 left", step.told(36, 36))
+
+
+def test_memory_is_what_is_resident_now() -> None:
+    """It grows with an array that is filled, and shrinks when that is gone."""
+    before = memory_in_use()
+    array = np.ones(50_000_000, np.uint8)
+    assert memory_in_use() - before > 40_000_000
+    del array
+    assert memory_in_use() - before < 10_000_000
