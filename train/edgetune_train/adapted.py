@@ -149,7 +149,10 @@ class AdaptedBase:
         path = self._owners[name]
         if self._last[0] != path:
             self._last = ("", {})  # or two layers would be in memory
-            self._last = (path, self._merge(path))
+            tensors = self._merge(path)
+            if len(tensors) == 1:  # nobody asks for another one of this layer
+                return tensors[name]
+            self._last = (path, tensors)
         return self._last[1][name]
 
     def tensors(self) -> Replaced:
