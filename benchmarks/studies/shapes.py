@@ -27,6 +27,8 @@ from edgetune_runtime.tokens import TextTokenizer
 
 SPREAD = 0.02
 """Standard deviation of weights and biases; what scales after a norm is 1."""
+RESIDUAL = ("self_attn.o_proj", "mlp.down_proj")
+"""The decoder's layers that write to the residual."""
 SHARD = 4 << 30
 """Bytes of a shard: published ones have about five thousand million."""
 
@@ -208,13 +210,18 @@ def write_checkpoint(shape: Shape, tokenizer: Path, folder: Path, *, seed: int =
     gains = {
         published(f"{name}.weight") for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
     }
+    # What a block adds to the residual is smaller the more blocks there are, as when a model is initialised for
+    # training (GPT-2's rule): without it rounding errors grow from block to block as they do in no trained model.
+    ends = tuple(f"{end}.weight" for end in RESIDUAL)
+    shrunk = SPREAD / (2 * shape.text["num_hidden_layers"]) ** 0.5
+    spreads = {name: shrunk if name.endswith(ends) else SPREAD for name in layouts}
     seeds = {name: seed * len(layouts) + number for number, name in enumerate(layouts)}
 
     def pieces(name: str) -> Iterator[Bytes]:
         generator = torch.Generator().manual_seed(seeds[name])
         for first, end in layouts[name].row_slices():
             values = torch.empty(end - first, *layouts[name].shape[1:], dtype=torch.bfloat16)
-            yield raw(values.fill_(1) if name in gains else values.normal_(0, SPREAD, generator=generator))
+            yield raw(values.fill_(1) if name in gains else values.normal_(0, spreads[name], generator=generator))
 
     write_sharded(folder, layouts, pieces, shard)
 
