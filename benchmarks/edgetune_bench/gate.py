@@ -145,6 +145,7 @@ def check_rows(
     metrics: Sequence[str] = ("acc@0.5",),
     floors: Mapping[str, float] | None = None,
     budgets: Mapping[str, float] | None = None,
+    unchecked: bool = False,
 ) -> list[Check]:
     """Check rows of a measurement.
 
@@ -155,6 +156,7 @@ def check_rows(
         metrics: keys of `DROPS`.
         floors: least values in percent, by key of `METRICS`.
         budgets: largest values by key of `BUDGETS`.
+        unchecked: whether a bundle may pass that was exported without its self-check.
 
     Raises:
         InputError: a row or a figure is not in the results, or there is no baseline to have dropped from.
@@ -165,6 +167,8 @@ def check_rows(
             found.append(Check(row.name, "runs", "fail", f"exit code {row.exit_code}", row.reason))
             continue
         found.append(Check(row.name, "runs", "pass", f"{results.data.records} records"))
+        if row.self_check == "none" and not unchecked:
+            found.append(Check(row.name, "self-check", "fail", "none", "it was exported with --check none"))
         found += [_floor(results, row, metric, least) for metric, least in (floors or {}).items()]
         if max_drop is not None:
             found += [_drop(results, row, metric, max_drop) for metric in metrics]

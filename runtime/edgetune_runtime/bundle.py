@@ -102,6 +102,13 @@ class Bundle:
     files: Mapping[str, Path]
     manifest: Mapping[str, Any]
 
+    @property
+    def self_check(self) -> str:
+        """How far it was compared with its checkpoint when it was exported: "full", "fast" or "none"."""
+        parity = self.manifest["result"]["bundle"].get("parity")
+        # Before there was a choice, every bundle was checked in full.
+        return str(parity.get("check", "full")) if isinstance(parity, Mapping) else "none"
+
     def request(self, phrase: str) -> str:
         """Return the user's words that ask for what a phrase names.
 

@@ -366,3 +366,13 @@ def test_the_verb_offers_every_metric() -> None:
     options = {param.name: param for param in verb.command.params}
     assert list(options["metrics"].type.choices) == list(DROPS)  # type: ignore[attr-defined]
     assert f"one of {', '.join(METRICS)}." in str(options["floors"].help)
+
+
+def test_a_bundle_that_nothing_vouches_for_fails() -> None:
+    """Whatever it scores, unless that is allowed; bundles that were checked, and checkpoints, have nothing to say."""
+    found = lost(0, 400)
+    for told, outcome in (("none", "fail"), ("fast", "pass"), (None, "pass")):
+        rows = tuple(replace(row, self_check=told) if isinstance(row, Measured) else row for row in found.rows)
+        measured = replace(found, rows=rows)
+        assert worst(check_rows(measured, floors={"acc@0.5": 80.0})) == outcome
+        assert worst(check_rows(measured, floors={"acc@0.5": 80.0}, unchecked=True)) == "pass"

@@ -21,6 +21,7 @@ from edgetune_export.check.reference import Case, Reference, generated_cases
 from edgetune_export.checkpoint import open_checkpoint
 from edgetune_runtime.backends import Backend, ImageFeatures
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
+from edgetune_runtime.bundle import Bundle
 from reference import greedy_sample, load_model
 
 GRAPHS = {"vision": "vision_encoder", "embed": "embed_tokens", "decoder": "decoder_model_merged"}
@@ -96,7 +97,7 @@ def test_what_was_checked_is_told(kind: str, qwen3_vl: Path, weight_set: Path, t
     arguments = ["--checkpoint", str(qwen3_vl), "--weights", str(weight_set), "--check", kind]
     cli.main(["export", *arguments, "--output", str(tmp_path / "bundle")], standalone_mode=False)
     told: dict[str, Any] = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["result"]["bundle"]["parity"]
-    assert told["check"] == kind
+    assert told["check"] == Bundle.load(tmp_path / "bundle").self_check == kind
     assert ("exact" in told, "drift" in told) == (kind != "none", kind != "none")
 
 

@@ -63,6 +63,7 @@ class GateOptions(Options):
     allow_inconclusive: bool = option(
         False, help="Pass checks that too few records leave undecided; set --min as well."
     )
+    allow_unchecked: bool = option(False, help="Pass bundles that were exported without their self-check.")
     junit: Path | None = option(None, help="File to write the checks to, as JUnit XML.")
 
     def __post_init__(self) -> None:
@@ -124,6 +125,7 @@ def gate(options: GateOptions) -> Gated:
         metrics=tuple(dict.fromkeys(options.metrics)) or ("acc@0.5",),
         floors=options.floors,
         budgets=options.budgets,
+        unchecked=options.allow_unchecked,
     )
     if options.junit is not None:
         text = junit_xml(checks, created=measured.created, allow_inconclusive=options.allow_inconclusive)

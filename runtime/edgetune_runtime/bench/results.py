@@ -209,7 +209,8 @@ class Costs:
 
     `peak_rss_bytes` is the largest resident memory, `peak_gpu_bytes` the growth of the GPU's used memory (None without
     a driver), `cold_start_s` the time from process start to first answer, `others_cpu_share` the part of the CPU that
-    other processes took, `load_average` the machine's before and after.
+    other processes took, `load_average` the machine's before and after. `self_check` is a bundle's: "none" where its
+    export compared nothing.
     """
 
     engine: str
@@ -225,6 +226,7 @@ class Costs:
     format: OrAbsent[str] = None
     warmup: OrAbsent[Count] = None
     load_average: OrAbsent[tuple[Seconds, Seconds]] = None
+    self_check: OrAbsent[str] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         bundle = session.bundle
         header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)
+        header.update(self_check=bundle.self_check)
         return session
 
     return run(load, options, folders=[options.bundle], header=header)
