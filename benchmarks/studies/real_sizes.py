@@ -90,7 +90,9 @@ def calibrate(options: argparse.Namespace) -> dict[str, float]:
 def export(options: argparse.Namespace) -> dict[str, float]:
     """Write a bundle."""
     weights, bundle = options.folder / "weights", options.folder / "bundle"
-    source = ["--weights", weights] if weights.is_dir() else ["--precision", "int4", "--block-size", "128"]
+    source = (
+        ["--weights", weights] if weights.is_dir() else ["--precision", "int4", "--block-size", str(options.block_size)]
+    )
     words = ["--checkpoint", options.folder / "base", *source, "--check", options.check, "--output", bundle]
     told = measured(edgetune("export", *words, "--device", options.device))
     return told | {"written_mb": size_mb(bundle)}
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints, bundles and results are written")
     parser.add_argument("--samples", type=int, default=8, help="records to calibrate on")
     parser.add_argument("--picture", type=pixels, default=(1024, 1024), help="size of pictures, as WIDTHxHEIGHT")
+    parser.add_argument("--block-size", type=int, default=128, help="of an export without a weight set")
     parser.add_argument("--check", default="fast", help="self-check of export: full, fast or none")
     parser.add_argument("--device", default="cpu", help="where calibrate and the self-check compute: cpu or cuda")
     options = parser.parse_args()

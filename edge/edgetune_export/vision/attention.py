@@ -32,8 +32,19 @@ class Heads:
         return self.heads * self.size
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """Cosines and sines of each patch's angles, float32 [P, d / 2]: dimension i turns with dimension i + d / 2."""
+
+    cos: ir.Value
+    sin: ir.Value
+
+
 class Attention(Protocol):
     """Attention over all heads; query, key, value and result are [P, heads · d], rotated and not yet scaled."""
+
+    def rotate(self, states: ir.Value, rotary: Rotary) -> ir.Value:
+        """Turn queries or keys [P, heads · d], in float32 whatever the dtype of the activations."""
 
     def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
         """Mix the values of a patch's frame, or of its window of `window` patches squared."""
@@ -55,6 +66,10 @@ class SegmentedAttention:
         flat = graph.op("Reshape", mixed, self.layout.whole.number([-1, self.shape.width]))
         return graph.op("Gather", flat, segments.place)
 
+    def rotate(self, states: ir.Value, rotary: Rotary) -> ir.Value:
+        """Turn queries or keys."""
+        return turned(self.graph, states, self.shape, rotary)
+
     def mix(self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Attention within each of S segments: all values are [S, L, heads · d], the bias is that of the segments."""
         return decomposed(self.graph, (query, key, value), self.shape, bias)
@@ -75,6 +90,20 @@ class FusedAttention(SegmentedAttention):
     def __init__(self, graph: GraphBuilder, layout: Layout, shape: Heads) -> None:
         super().__init__(graph, layout, shape)
         self._one_frame = layout.is_one_frame()
+        self._places: ir.Value | None = None
+
+    def rotate(self, states: ir.Value, rotary: Rotary) -> ir.Value:
+        """Turn queries or keys with onnxruntime's operator, which wants a table by position: ours is by patch."""
+        if self.shape.dtype != ir.DataType.FLOAT:  # it would compute in float16
+            return super().rotate(states, rotary)
+        op, whole = self.graph.op, self.layout.whole
+        if self._places is None:
+            count = op("Squeeze", op("Shape", rotary.cos, start=0, end=1), whole.number([0]))
+            places = op("Range", whole.number(0), count, whole.number(1))
+            self._places = op("Unsqueeze", places, whole.number([0]))
+        wide = op("Unsqueeze", states, whole.number([0]))
+        found = op("RotaryEmbedding", wide, self._places, rotary.cos, rotary.sin, domain=MICROSOFT)
+        return op("Squeeze", found, whole.number([0]))
 
     def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
         """Mix the values of a patch's segment."""
@@ -122,6 +151,10 @@ class MaskedAttention:
         mixed = decomposed(graph, (parts[0], parts[1], parts[2]), self.shape, mask)
         return graph.op("Squeeze", mixed, first)
 
+    def rotate(self, states: ir.Value, rotary: Rotary) -> ir.Value:
+        """Turn queries or keys."""
+        return turned(self.graph, states, self.shape, rotary)
+
     def _mask(self, window: int) -> ir.Value:
         """[1, 1, P, P]."""
         if window not in self._masks:
@@ -135,6 +168,28 @@ class MaskedAttention:
             mask = graph.op("Where", same, zero, never)
             self._masks[window] = graph.op("Unsqueeze", mask, self.layout.whole.number([0, 1]))
         return self._masks[window]
+
+
+def turned(graph: GraphBuilder, states: ir.Value, shape: Heads, rotary: Rotary) -> ir.Value:
+    """Rotary embedding of states [P, heads · d] in standard operators and float32."""
+    whole = Whole(graph)
+    each = graph.op("Reshape", states, whole.number([-1, shape.heads, shape.size]))
+    if shape.dtype != ir.DataType.FLOAT:
+        each = graph.op("Cast", each, to=ir.DataType.FLOAT)
+    first, second = graph.ops("Split", each, outputs=2, axis=-1, num_outputs=2)  # [P, heads, d / 2]
+    cos, sin = (graph.op("Unsqueeze", table, whole.number([1])) for table in (rotary.cos, rotary.sin))
+
+    def product(one: ir.Value, other: ir.Value) -> ir.Value:
+        return graph.op("Mul", one, other)
+
+    halves = (
+        graph.op("Sub", product(first, cos), product(second, sin)),
+        graph.op("Add", product(second, cos), product(first, sin)),
+    )
+    joined = graph.op("Concat", *halves, axis=-1)
+    if shape.dtype != ir.DataType.FLOAT:
+        joined = graph.op("Cast", joined, to=shape.dtype)
+    return graph.op("Reshape", joined, whole.number([-1, shape.width]))
 
 
 def decomposed(

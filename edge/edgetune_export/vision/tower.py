@@ -17,7 +17,7 @@ from torch import nn
 from edgetune_core.streaming import Values, own_values
 from edgetune_export.decoder.linear import to_numpy
 from edgetune_export.graph import Dim, GraphBuilder, cast_float
-from edgetune_export.vision.attention import Attention, Heads
+from edgetune_export.vision.attention import Attention, Heads, Rotary
 from edgetune_export.vision.layout import Layout, Whole
 from edgetune_runtime.errors import InputError
 
@@ -143,8 +143,8 @@ class _Writer:
         indices = [op("Min", index, last) for index in (first, op("Add", first, self.whole.number(1)))]
         return [(indices[0], op("Sub", self.real("one", 1.0), behind)), (indices[1], behind)]
 
-    def rotary(self) -> tuple[ir.Value, ir.Value]:
-        """Float32 cos and sin, each [P, 1, d], of the axial rotary embedding."""
+    def rotary(self) -> Rotary:
+        """The tables of the axial rotary embedding."""
         op, axes = self.graph.op, self.whole.number([1])
         frequencies = self.tower.rotary_pos_emb.inv_freq.float().cpu().numpy()  # [d / 4]
         table = self.graph.constant("tower.rotary_pos_emb.inv_freq", frequencies)
@@ -152,8 +152,8 @@ class _Writer:
             op("Mul", op("Unsqueeze", op("Cast", place, to=ir.DataType.FLOAT), axes), table)
             for place in (self.layout.row, self.layout.column)
         )
-        angles = op("Unsqueeze", op("Concat", rows, columns, rows, columns, axis=-1), axes)
-        return op("Cos", angles), op("Sin", angles)
+        angles = op("Concat", rows, columns, axis=-1)
+        return Rotary(op("Cos", angles), op("Sin", angles))
 
     def window(self, layer: int) -> int | None:
         """Side in patches of the windows that a layer attends within, None where it attends to the frame."""
@@ -162,32 +162,12 @@ class _Writer:
             return None
         return int(self.config.window_size // self.config.patch_size // self.merge * self.merge)
 
-    def attention(
-        self, name: str, module: Any, states: ir.Value, rotary: tuple[ir.Value, ir.Value], window: int | None
-    ) -> ir.Value:
+    def attention(self, name: str, module: Any, states: ir.Value, rotary: Rotary, window: int | None) -> ir.Value:
         """Project, rotate, attend and project back."""
-        op, heads = self.graph.op, self.heads
-        split = self.whole.number([-1, 3, heads.heads, heads.size])
-        parts = self.graph.ops(
-            "Split",
-            op("Reshape", self.linear(f"{name}.qkv", module.qkv, states), split),
-            outputs=3,
-            axis=1,
-            num_outputs=3,
-        )  # each [P, 1, heads, d]
-        squeezed = [op("Squeeze", part, self.whole.number([1])) for part in parts]
-        joined = self.whole.number([-1, heads.width])
-        query, key = (op("Reshape", self.rotate(part, *rotary), joined) for part in squeezed[:2])
-        mixed = self.attend(query, key, op("Reshape", squeezed[2], joined), window)
-        return self.linear(f"{name}.proj", module.proj, mixed)
-
-    def rotate(self, states: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
-        """Rotary embedding, in float32, of states [P, heads, d]."""
-        op = self.graph.op
-        wide = self.to(states, ir.DataType.FLOAT)
-        first, second = self.graph.ops("Split", wide, outputs=2, axis=-1, num_outputs=2)
-        turned = op("Concat", op("Neg", second), first, axis=-1)
-        return self.to(op("Add", op("Mul", wide, cos), op("Mul", turned, sin)), self.dtype)
+        joint = self.linear(f"{name}.qkv", module.qkv, states)
+        query, key, value = self.graph.ops("Split", joint, outputs=3, axis=-1, num_outputs=3)  # each [P, heads · d]
+        query, key = (self.attend.rotate(part, rotary) for part in (query, key))
+        return self.linear(f"{name}.proj", module.proj, self.attend(query, key, value, window))
 
     def feed_forward(self, name: str, module: Any, states: ir.Value) -> ir.Value:
         """Two layers with an activation between them, or a gated pair and a third."""
