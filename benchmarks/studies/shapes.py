@@ -212,9 +212,9 @@ def write_checkpoint(shape: Shape, tokenizer: Path, folder: Path, *, seed: int =
     }
     # What a block adds to the residual is smaller the more blocks there are, as when a model is initialised for
     # training (GPT-2's rule): without it rounding errors grow from block to block as they do in no trained model.
-    ends = tuple(f"{end}.weight" for end in RESIDUAL)
-    shrunk = SPREAD / (2 * shape.text["num_hidden_layers"]) ** 0.5
-    spreads = {name: shrunk if name.endswith(ends) else SPREAD for name in layouts}
+    blocks, shrunk = shape.text["num_hidden_layers"], SPREAD / (2 * shape.text["num_hidden_layers"]) ** 0.5
+    ends = {published(f"{family.modules.blocks}.{n}.{end}.weight") for n in range(blocks) for end in RESIDUAL}
+    spreads = {name: shrunk if name in ends else SPREAD for name in layouts}
     seeds = {name: seed * len(layouts) + number for number, name in enumerate(layouts)}
 
     def pieces(name: str) -> Iterator[Bytes]:

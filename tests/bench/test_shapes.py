@@ -61,7 +61,9 @@ def test_a_checkpoint_is_whole(shape: str, prefixes: set[str], tmp_path: Path) -
         if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
             assert (tensor == 1).all(), name
         else:
-            assert tensor.float().std().item() == pytest.approx(0.02, rel=0.5), name
+            ends = name.endswith(("o_proj.weight", "down_proj.weight")) and "visual" not in name
+            expected = 0.02 / (2 * model.config.text_config.num_hidden_layers) ** 0.5 if ends else 0.02
+            assert tensor.float().std().item() == pytest.approx(expected, rel=0.3), name
 
 
 def test_shards_hold_what_one_file_does(shapes: Any, tmp_path: Path) -> None:
