@@ -1,10 +1,18 @@
-"""What a progress bar tells beside its steps: the memory in use, and the time that a step still takes."""
+"""Progress within a step, and what a bar tells of it: the memory in use, and the time that it still takes."""
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+
+Tell = Callable[[int, int], object]
+"""Told how much of something is done, and how much there is."""
+
+
+def no_one(done: int, total: int) -> None:
+    """Listens to no progress."""
 
 
 class Step:

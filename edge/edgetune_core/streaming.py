@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetune_core.checkpoint import quiet_libraries, tensor_places
+from edgetune_core.progress import Tell, no_one
 from edgetune_core.turns import Turns
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
@@ -30,14 +31,6 @@ T = TypeVar("T")
 
 Values = Callable[[Tensor], Tensor]
 """What a model's parameter holds: `StreamedModel.values`, or `own_values` for a model that is loaded."""
-
-
-Tell = Callable[[int, int], object]
-"""Told how much of something is done, and how much there is."""
-
-
-def no_one(done: int, total: int) -> None:
-    """Listens to no progress."""
 
 
 class Tensors(Protocol):

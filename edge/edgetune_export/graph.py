@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import NameFixPass
 
-from edgetune_core.streaming import Tell, no_one
+from edgetune_core.progress import Tell, no_one
 
 Dim = int | str
 

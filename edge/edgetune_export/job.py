@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_core.generation import GENERATION_CONFIG, copy_generation_config
-from edgetune_core.streaming import Tell, no_one
+from edgetune_core.progress import Tell, no_one
 from edgetune_core.weightset import WeightSet
 from edgetune_export import describe
 from edgetune_export.check.answers import Open

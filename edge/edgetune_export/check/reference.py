@@ -20,7 +20,8 @@ from PIL import Image
 
 from edgetune_core.conversation import Sample as Conversed
 from edgetune_core.conversation import prepare
-from edgetune_core.streaming import StreamedModel, Tell, no_one
+from edgetune_core.progress import Tell, no_one
+from edgetune_core.streaming import StreamedModel
 from edgetune_core.weightset import WeightSet
 from edgetune_export.checkpoint import OpenCheckpoint
 from edgetune_export.decoder.linear import to_numpy

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetune_core.streaming import Tell, no_one
+from edgetune_core.progress import Tell, no_one
 from edgetune_core.weightset import WeightSet
 from edgetune_export.check import drift, parity
 from edgetune_export.check.answers import PASSES, Answers, Open, own_answers
