@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+
+from edgetune_runtime.timing import peak_rss
 
 Tell = Callable[[int, int], object]
 """Told how much of something is done, and how much there is."""
@@ -47,4 +48,4 @@ def memory_in_use() -> int:
     except OSError:
         lines = []
     now = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")]
-    return now[0] if now else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return now[0] if now else peak_rss()

@@ -281,8 +281,7 @@ def _sources(model: Any, tensors: Tensors, name: str) -> dict[int, str]:
     Raises:
         InputError: a tensor is missing, has another shape or belongs nowhere.
     """
-    shapes, sources, names = tensors.shapes(), {}, set()
-    missing, mismatched = [], []
+    shapes, sources, names, mismatched = tensors.shapes(), {}, set(), []
     for key, parameter in model.named_parameters(remove_duplicate=False):
         names.add(key)
         if key in shapes and id(parameter) not in sources:

@@ -75,8 +75,12 @@ def check_graphs(job: ExportJob, weights: Mapping[str, NDArray[Any]] | None = No
     level = job.options.accuracy_level
     load = partial(OnnxBackend, vision=vision, embed=embed, decoder=decoder, weights=weights, accuracy_level=level)
     every = decoder.with_name(f"every_step_{decoder.name}")
-    try:
+
+    def exact() -> GraphDecoder:
         ir.save(for_every_step(ir.load(decoder)), every)
-        return job.check(load, partial(GraphDecoder, every, weights))
+        return GraphDecoder(every, weights)
+
+    try:
+        return job.check(load, exact)
     finally:
-        every.unlink()
+        every.unlink(missing_ok=True)

@@ -87,13 +87,17 @@ def _check(job: ExportJob, length: int) -> Mapping[str, Any]:
     if not job.rounds:
         return job.check(load, None)
     dialect = PROFILES[str(job.options.trt_profile)]
-    exact = job.work / "trt" / "exact.onnx"
+    wide = job.work / "trt" / "exact.onnx"
+
+    def exact() -> TrtDecoder:
+        model = build_decoder(job.decoder, lambda graph, spec: dialect(graph, spec, length, ir.DataType.FLOAT))
+        save_model(for_every_step(model), wide)
+        return TrtDecoder(wide)
+
     try:
-        wide = build_decoder(job.decoder, lambda graph, spec: dialect(graph, spec, length, ir.DataType.FLOAT))
-        save_model(for_every_step(wide), exact)
-        told = job.check(load, partial(TrtDecoder, exact))
+        told = job.check(load, exact)
     finally:
-        for path in (exact, exact.with_name(f"{exact.name}.data")):
+        for path in (wide, wide.with_name(f"{wide.name}.data")):
             path.unlink(missing_ok=True)
     if "exact" in told:
         drift.require_exact(drift.Exactness(**told["exact"]), half=False)  # the job itself allows for float16

@@ -120,10 +120,6 @@ class DecoderWeights:
         every = [self.linear(layer, role) for layer in range(self.spec.layers) for role in LINEARS]
         return (linear for linear in (*every, self.head()) if linear.format is not None and not linear.calibrated)
 
-    def embedding(self) -> Float:
-        """Float32 token table [V, H]."""
-        return to_numpy(self._values(self._text.embed_tokens.weight))
-
     def embedded(self, token_ids: Int) -> Float:
         """Float32 rows [S, H] of the token table."""
         return to_numpy(self._values(self._text.embed_tokens.weight)[torch.from_numpy(token_ids)])
