@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,23 +95,46 @@ def test_an_adapter_is_trained_and_logged(qwen3_vl: Path, data: Path, val: Path,
     )
 
 
+def launched(processes: int, *arguments: str) -> dict[str, Any]:
+    """Run GRPO in several processes that share the records, as `torchrun` starts them; return the manifest's result."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "edgetune"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "grpo", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,  # processes that wait for each other wait for ever
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads((Path(arguments[-1]) / "manifest.json").read_text())["result"]
+    return result
+
+
 def test_it_goes_on_from_an_adapter_to_what_is_rewarded(qwen3_vl: Path, tmp_path: Path) -> None:
-    """An adapter that says red or blue, as its data did, learns by the rewards alone to say red."""
-    first, second, merged = (tmp_path / name for name in ("sft", "grpo", "merged"))
+    """An adapter that says red or blue, as its data did, learns by the rewards alone to say red, alone or in two."""
+    first, one, two, merged = (tmp_path / name for name in ("sft", "one", "two", "merged"))
     red = {"image": "0.png", "question": "What colour is the cup?", "answer": "red"}
     both = write_records(tmp_path / "both", records=[red, {**red, "answer": "blue"}])
-    only = write_records(tmp_path / "only", records=[red])
+    only = write_records(tmp_path / "only", records=[red, red])
     run = CliRunner().invoke
     base = ["--checkpoint", str(qwen3_vl)]
     options = ["--epochs", "40", "--batch-size", "2", "--learning-rate", "0.005", "--rank", "4", "--precision", "fp32"]
     tuned = run(cli, ["train", *base, "--data", str(both), "--output", str(first), *options])
     assert tuned.exit_code == 0, tuned.output
-    steps = ["--epochs", "12", "--batch-size", "1", "--generations", "16", "--learning-rate", "0.001"]
-    earned = trained(qwen3_vl, only, second, "--adapter", str(first), *steps, "--max-tokens", "4")["result"]["rewards"][
-        "answer"
+    steps = [*QUICK, "--epochs", "12", "--generations", "16", "--learning-rate", "0.001", "--max-tokens", "4"]
+    words = [*base, "--data", str(only), "--adapter", str(first), *steps]
+    results = [
+        trained(qwen3_vl, only, one, *words[4:], "--batch-size", "2")["result"],
+        launched(2, *words, "--batch-size", "1", "--output", str(two)),
     ]
-    assert earned["last"] >= 0.9 > earned["first"] > 0
-    assert run(cli, ["merge", *base, "--adapter", str(second), "--output", str(merged)]).exit_code == 0
+    for processes, result in enumerate(results, 1):
+        assert (result["parallel"]["processes"], result["steps"]) == (processes, 12)
+        earned = result["rewards"]["answer"]
+        assert earned["last"] >= 0.9 > earned["first"] > 0
+    for adapter in (one, two):
+        output = merged / adapter.name
+        assert run(cli, ["merge", *base, "--adapter", str(adapter), "--output", str(output)]).exit_code == 0
 
 
 def test_a_killed_run_continues_to_the_same_end(qwen3_vl: Path, data: Path, tmp_path: Path) -> None:

@@ -133,6 +133,10 @@ def grpo(
         "resumed_from_step": progress.first_step,
         **_figures(trainer.state.log_history, list(weights)),
         "samples_per_second": round(progress.samples_per_second, 2),
+        "parallel": {
+            "processes": arguments.world_size,
+            "kind": str(trainer.accelerator.distributed_type.value).lower(),
+        },
         "precision": str(dtype_of(settings.precision)).removeprefix("torch."),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
