@@ -5,13 +5,17 @@
 Each row is a verb in a process of its own, as a user runs it, on a checkpoint of random weights in the published shape:
 
     base       write the checkpoint
-    merge      merge a LoRA adapter of rank 16 on all linear layers of the decoder
-    calibrate  solve a weight set on random pictures with a request and a box each
-    export     write an int4 bundle, from the weight set where there is one, and check it
+    train      train an adapter of rank 16 on random pictures with a request and a box each, in full packs
+    merge      merge it, or one of random weights where none was trained
+    calibrate  solve a weight set of the merged checkpoint, or of the base, on such records
+    export     write an int4 bundle of the same, from the weight set where there is one, and check it
     run        load the bundle and answer about one picture
 
 Rows go to results.json in the folder as they are measured; what a row needs is taken from there, and `table` prints all
-of them. The tokenizer is a folder with the Qwen3 vocabulary and its control tokens.
+of them. The tokenizer is a folder with the Qwen3 vocabulary and its control tokens. From QLoRA to a bundle, on a GPU:
+
+    python benchmarks/studies/real_sizes.py base train merge export table --shape qwen2.5-vl-7b --device cuda
+        --quantize nf4 --pack 2048 --steps 40 --samples 32 --picture 640x480 --tokenizer FOLDER --folder FOLDER
 """
 
 from __future__ import annotations
@@ -27,15 +31,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from merge_size import write_adapter
 from PIL import Image
 from shapes import SHAPES
 
 HERE = Path(__file__).parent
+GPU = ("peak", "reserved")
+"""What a stage tells of the GPU: the most that tensors took, and the most that torch had reserved for them."""
 
 
 def measured(command: Sequence[str | Path]) -> dict[str, float]:
     """Run a command; return its seconds, those of all its cores, and the most that was resident in MB (10^6 bytes).
+
+    The system charges a process with the size of the one that started it, so this one has to stay small.
 
     Raises:
         SystemExit: it failed.
@@ -48,6 +55,13 @@ def measured(command: Sequence[str | Path]) -> dict[str, float]:
         sys.exit(f"error: {' '.join(map(str, command))} left with {process.returncode}")
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss * 1024 / 1e6}
+
+
+def of_stage(folder: Path) -> dict[str, float]:
+    """What the folder of a stage takes on disk, and of the GPU where the stage tells, in MB."""
+    result = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("result") or {}
+    taken = {f"{kind}_gpu_mb": result[f"{kind}_gpu_bytes"] / 1e6 for kind in GPU if result.get(f"{kind}_gpu_bytes")}
+    return {"written_mb": size_mb(folder), **taken}
 
 
 def size_mb(folder: Path) -> float:
@@ -63,28 +77,33 @@ def edgetune(*words: str | Path) -> list[str | Path]:
 def base(options: argparse.Namespace) -> dict[str, float]:
     """Write the checkpoint."""
     folder = options.folder / "base"
-    told = measured(
-        [sys.executable, HERE / "shapes.py", options.shape, "--tokenizer", options.tokenizer, "--output", folder]
-    )
-    return told | {"written_mb": size_mb(folder)}
+    words = ["--tokenizer", options.tokenizer, "--output", folder, "--device", options.device]
+    return measured([sys.executable, HERE / "shapes.py", options.shape, *words]) | {"written_mb": size_mb(folder)}
+
+
+def train(options: argparse.Namespace) -> dict[str, float]:
+    """Train an adapter."""
+    adapter, records = options.folder / "adapter", written_records(options)
+    words = ["--checkpoint", options.folder / "base", "--data", records, "--output", adapter]
+    words += ["--pack", str(options.pack), "--quantize", options.quantize, "--gradient-checkpointing"]
+    told = measured(edgetune("train", *words, "--trainer-arg", f"max_steps={options.steps}"))
+    return told | of_stage(adapter) | {"tokens": options.pack, "steps": options.steps}
 
 
 def merge(options: argparse.Namespace) -> dict[str, float]:
     """Merge an adapter."""
-    adapter, merged = options.folder / "adapter", options.folder / "merged"
+    start, adapter, merged = (options.folder / name for name in ("base", "adapter", "merged"))
     if not adapter.exists():
-        write_adapter(options.folder / "base", adapter, rank=16)
-    told = measured(edgetune("merge", options.folder / "base", adapter, "--output", merged))
-    return told | {"written_mb": size_mb(merged)}
+        subprocess.run([sys.executable, HERE / "random_adapter.py", start, "--output", adapter], check=True)
+    words = ["--checkpoint", start, "--adapter", adapter, "--output", merged]
+    return measured(edgetune("merge", *words)) | of_stage(merged)
 
 
 def calibrate(options: argparse.Namespace) -> dict[str, float]:
     """Solve a weight set."""
-    data, weights = options.folder / "data", options.folder / "weights"
-    write_records(data, options.samples, options.picture)
-    words = ["--checkpoint", options.folder / "base", "--data", data / "data.jsonl", "--output", weights]
-    told = measured(edgetune("calibrate", *words, "--device", options.device))
-    return told | {"written_mb": size_mb(weights), "samples": options.samples}
+    weights, records = options.folder / "weights", written_records(options)
+    words = ["--checkpoint", checkpoint(options), "--data", records, "--output", weights, "--device", options.device]
+    return measured(edgetune("calibrate", *words)) | of_stage(weights) | {"samples": options.samples}
 
 
 def export(options: argparse.Namespace) -> dict[str, float]:
@@ -93,9 +112,8 @@ def export(options: argparse.Namespace) -> dict[str, float]:
     source = (
         ["--weights", weights] if weights.is_dir() else ["--precision", "int4", "--block-size", str(options.block_size)]
     )
-    words = ["--checkpoint", options.folder / "base", *source, "--check", options.check, "--output", bundle]
-    told = measured(edgetune("export", *words, "--device", options.device))
-    return told | {"written_mb": size_mb(bundle)}
+    words = ["--checkpoint", checkpoint(options), *source, "--check", options.check, "--output", bundle]
+    return measured(edgetune("export", *words, "--device", options.device)) | of_stage(bundle)
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
@@ -110,6 +128,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
 
 ROWS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "base": base,
+    "train": train,
     "merge": merge,
     "calibrate": calibrate,
     "export": export,
@@ -124,23 +143,34 @@ def random_picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(squares).resize(size)
 
 
-def write_records(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Write records with a picture, a request and a box each."""
+def checkpoint(options: argparse.Namespace) -> Path:
+    """The merged checkpoint where there is one, else the base."""
+    merged: Path = options.folder / "merged"
+    return merged if merged.is_dir() else options.folder / "base"
+
+
+def written_records(options: argparse.Namespace) -> Path:
+    """Write records with a picture, a request and a box each, and return their file."""
+    folder, size, lines = options.folder / "data", options.picture, []
     folder.mkdir(exist_ok=True)
-    lines = []
-    for number in range(count):
+    for number in range(options.samples):
         random_picture(number, size).save(folder / f"{number}.png")
         x, y = (int(value) for value in np.random.default_rng(number).integers(0, min(size) // 2, 2))
         box = [x, y, x + size[0] // 4, y + size[1] // 4]
         lines.append(json.dumps({"image": f"{number}.png", "text": f"the clock number {number}", "bbox": box}))
-    (folder / "data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path: Path = folder / "data.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    lines = ["| shape | row | seconds | CPU seconds | peak, MB | written, MB |", "|---|---|---|---|---|---|"]
+    columns = {"seconds": "seconds", "cpu_seconds": "CPU seconds", "peak_mb": "peak, MB", "written_mb": "written, MB"}
+    if any("peak_gpu_mb" in row for row in rows):
+        columns |= {"peak_gpu_mb": "GPU tensors, MB", "reserved_gpu_mb": "GPU reserved, MB"}
+    lines = [f"| shape | row | {' | '.join(columns.values())} |", "|---" * (2 + len(columns)) + "|"]
     for row in rows:
-        numbers = " | ".join(f"{row[key]:,.0f}" for key in ("seconds", "cpu_seconds", "peak_mb", "written_mb"))
+        numbers = " | ".join(f"{row[key]:,.0f}" if key in row else "" for key in columns)
         lines.append(f"| {row['shape']} | {row['row']} | {numbers} |")
     return "\n".join(lines)
 
@@ -158,11 +188,16 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-vl-2b")
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer, for the row base")
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints, bundles and results are written")
-    parser.add_argument("--samples", type=int, default=8, help="records to calibrate on")
+    parser.add_argument("--samples", type=int, default=8, help="records to train or calibrate on")
+    parser.add_argument("--pack", type=int, default=2048, help="tokens of a training step")
+    parser.add_argument("--steps", type=int, default=40, help="of the training")
+    parser.add_argument("--quantize", default="none", help="what holds the base in training: none or nf4")
     parser.add_argument("--picture", type=pixels, default=(1024, 1024), help="size of pictures, as WIDTHxHEIGHT")
     parser.add_argument("--block-size", type=int, default=128, help="of an export without a weight set")
     parser.add_argument("--check", default="fast", help="self-check of export: full, fast or none")
-    parser.add_argument("--device", default="cpu", help="where calibrate and the self-check compute: cpu or cuda")
+    parser.add_argument(
+        "--device", default="cpu", help="where weights are drawn, and calibrate and export compute: cpu or cuda"
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "results.json"

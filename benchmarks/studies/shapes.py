@@ -172,7 +172,9 @@ def config_of(shape: Shape, ids: dict[str, int] | None = None) -> Any:
     )
 
 
-def write_checkpoint(shape: Shape, tokenizer: Path, folder: Path, *, seed: int = 0, shard: int = SHARD) -> None:
+def write_checkpoint(
+    shape: Shape, tokenizer: Path, folder: Path, *, seed: int = 0, shard: int = SHARD, device: str = "cpu"
+) -> None:
     """Write a checkpoint of random bfloat16 weights.
 
     Args:
@@ -181,6 +183,7 @@ def write_checkpoint(shape: Shape, tokenizer: Path, folder: Path, *, seed: int =
         folder: a new folder.
         seed: of the weights.
         shard: bytes of a shard; at most that much and one piece is in memory.
+        device: where they are drawn, each kind of which draws others.
 
     Raises:
         ValueError: the tokenizer has more tokens than the shape has embeddings.
@@ -218,10 +221,11 @@ def write_checkpoint(shape: Shape, tokenizer: Path, folder: Path, *, seed: int =
     seeds = {name: seed * len(layouts) + number for number, name in enumerate(layouts)}
 
     def pieces(name: str) -> Iterator[Bytes]:
-        generator = torch.Generator().manual_seed(seeds[name])
+        generator = torch.Generator(device).manual_seed(seeds[name])
         for first, end in layouts[name].row_slices():
-            values = torch.empty(end - first, *layouts[name].shape[1:], dtype=torch.bfloat16)
-            yield raw(values.fill_(1) if name in gains else values.normal_(0, spreads[name], generator=generator))
+            values = torch.empty(end - first, *layouts[name].shape[1:], dtype=torch.bfloat16, device=device)
+            values = values.fill_(1) if name in gains else values.normal_(0, spreads[name], generator=generator)
+            yield raw(values.cpu())
 
     write_sharded(folder, layouts, pieces, shard)
 
@@ -267,8 +271,10 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where weights are drawn: cpu or cuda")
     options = parser.parse_args()
-    write_checkpoint(SHAPES[options.shape], options.tokenizer, options.output, seed=options.seed)
+    shape = SHAPES[options.shape]
+    write_checkpoint(shape, options.tokenizer, options.output, seed=options.seed, device=options.device)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The model is built on the meta device. Its small parameters (norms outside of blocks, position tables) are loaded at
 once; its *units*, which hold nearly all weights, are loaded for the time of their own forward: each block of the
 decoder and of the vision tower, each merger, the head. The token table is never loaded: rows are gathered where they
-lie. So whatever runs the model's own code runs it, at the memory of one unit and its activations.
+lie. Nor is a head that is larger than a block: it is multiplied part by part. So whatever runs the model's own code
+runs it, at the memory of one unit and its activations.
 
 Each forward reads each unit once. `run_together` runs several forwards in turns, so that units are read once for all.
 """
@@ -11,9 +12,10 @@ Each forward reads each unit once. `run_together` runs several forwards in turns
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -29,6 +31,9 @@ from edgetune_runtime.families.base import Modules
 
 T = TypeVar("T")
 
+LARGE = 1 << 29
+"""Bytes of a weight, as it is computed with, above which its rows are worked on part by part: a head, a token table."""
+
 Values = Callable[[Tensor], Tensor]
 """What a model's parameter holds: `StreamedModel.values`, or `own_values` for a model that is loaded."""
 
@@ -41,6 +46,9 @@ class Tensors(Protocol):
 
     def read(self, name: str) -> Tensor:
         """A tensor in its own dtype. It may be a view of a mapped file, of which only touched pages are read."""
+
+    def parts(self, name: str, rows: int) -> Iterator[Tensor]:
+        """A tensor's rows in order, so many at a time; those that nobody holds any more take no memory."""
 
 
 class FileTensors:
@@ -69,6 +77,11 @@ class FileTensors:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(stored)
         return tensor
+
+    def parts(self, name: str, rows: int) -> Iterator[Tensor]:
+        """Rows in order, of maps of their own: pages count as this process's memory until their map is closed."""
+        for first in range(0, self._places[name][2][0], rows):
+            yield self.read(name)[first : first + rows]
 
 
 class Replaced:
@@ -99,10 +112,22 @@ class Replaced:
         """The replacing tensor, or the one below."""
         return self._values[name]() if name in self._values else self._base.read(name)
 
+    def parts(self, name: str, rows: int) -> Iterator[Tensor]:
+        """Rows in order, of the replacing tensor, which is made once, or of the one below."""
+        yield from self._values[name]().split(rows) if name in self._values else self._base.parts(name, rows)
+
 
 def own_values(parameter: Tensor) -> Tensor:
     """The parameter itself."""
     return parameter
+
+
+@dataclass
+class _Product:
+    """What a large layer is asked for: its input [..., in], and its output [..., out] when it is there."""
+
+    x: Tensor
+    output: Tensor | None = None
 
 
 class StreamedModel:
@@ -115,6 +140,7 @@ class StreamedModel:
         dtype: of weights and activations.
         device: where to compute.
         keep: bytes of units that may stay loaded; the first to be used do.
+        large: bytes of a head beyond which it is not loaded, if it may not stay loaded either.
         name: what to call the checkpoint in messages.
         adapt: wraps modules of the model, which is on the meta device, in others, as adapters do; parameters that it
             adds are its own and stay in memory.
@@ -138,6 +164,7 @@ class StreamedModel:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         keep: int = 0,
+        large: int = LARGE,
         name: str = "the checkpoint",
         adapt: Callable[[Any], object] | None = None,
     ) -> None:
@@ -155,6 +182,7 @@ class StreamedModel:
         }
         self._holders: Counter[nn.Module] = Counter()
         self.keep, self._kept, self._stay = keep, 0, set[nn.Module]()
+        self._large, self._asked = large, defaultdict[nn.Module, list[_Product]](list)
         self._turns: Turns[nn.Module] | None = None
         embedding = self.model.get_input_embeddings()
         # A table that was wrapped is more than its rows: the wrapper needs it whole.
@@ -215,19 +243,56 @@ class StreamedModel:
 
         def ready(unit: nn.Module) -> AbstractContextManager[None]:
             tell(numbers[unit], len(numbers))
-            return self._held(unit)
+            return self._multiplied(unit) if self._is_large(unit) else self._held(unit)
 
         self._turns = Turns(self._units, ready)
         try:
             return self._turns.run([torch.no_grad()(job) for job in jobs])
         finally:
             self._turns = None
+            self._asked.clear()
 
     def _forward(self, unit: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._holders[unit] and self._is_large(unit):
+            return self._product(unit, *args, **kwargs)
         if self._turns is not None and not self._holders[unit]:
             self._turns.wait(unit)
         with self._held(unit):
             return own(*args, **kwargs)
+
+    def _is_large(self, unit: nn.Module) -> bool:
+        """Whether a unit is a plain linear layer that is not worth its memory; a wrapper needs the whole weight."""
+        return type(unit) is nn.Linear and unit.weight.nbytes > max(self._large, self.keep)
+
+    def _product(self, unit: nn.Module, x: Tensor) -> Tensor:
+        """A large layer's forward; in turns, its parts are read once for all that wait for it."""
+        asked = _Product(x)
+        self._asked[unit].append(asked)
+        if self._turns is not None:
+            self._turns.wait(unit)
+        else:
+            with self._multiplied(unit):
+                pass
+        assert asked.output is not None
+        return asked.output
+
+    @contextmanager
+    def _multiplied(self, unit: nn.Module) -> Iterator[None]:
+        """Give every product that was asked for its output; an output does not depend on other rows of the weight."""
+        assert isinstance(unit, nn.Linear)
+        asked = self._asked.pop(unit)
+        rows = max(1, self._large // 4 // (unit.in_features * self._dtype.itemsize))
+        own = unit._parameters["bias"]
+        bias = None if own is None else self.values(own).to(self.device, self._dtype)
+        for one in asked:
+            one.output = one.x.new_empty(*one.x.shape[:-1], unit.out_features)
+        for number, part in enumerate(self.tensors.parts(self._sources[id(unit.weight)], rows)):
+            weight, span = part.to(self.device, self._dtype), slice(number * rows, number * rows + len(part))
+            for one in asked:
+                assert one.output is not None
+                one.output[..., span] = nn.functional.linear(one.x, weight, None if bias is None else bias[span])
+            del part, weight
+        yield
 
     def _gather(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of the token table, read from where it lies."""

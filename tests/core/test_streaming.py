@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Counted:
     def __init__(self, tensors: FileTensors) -> None:
         self._tensors = tensors
         self.reads: Counter[str] = Counter()
+        self.parted: Counter[str] = Counter()
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """As below."""
@@ -41,6 +42,11 @@ class Counted:
         """As below, noted."""
         self.reads[name] += 1
         return self._tensors.read(name)
+
+    def parts(self, name: str, rows: int) -> Iterator[Tensor]:
+        """As below, noted."""
+        self.parted[name] += 1
+        return self._tensors.parts(name, rows)
 
 
 def opened(folder: Path, **options: Any) -> tuple[StreamedModel, Counted]:
@@ -156,3 +162,35 @@ def test_tensors_that_do_not_fit_are_refused(
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=message):
         opened(folder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
+def test_a_large_head_is_multiplied_part_by_part(name: str, request: pytest.FixtureRequest) -> None:
+    """Tied to the token table or not; it is never loaded, and its rows are read once for all questions."""
+    folder = request.getfixturevalue(name)
+    streamed, tensors = opened(folder, large=1 << 16)
+    head = streamed.model.get_output_embeddings()
+    assert head.weight.nbytes > 1 << 16
+    every = [asked(folder, width, height) for width, height in ((64, 64), (160, 64), (64, 192))]
+    together = streamed.run_together([lambda inputs=inputs: streamed.model(**inputs).logits for inputs in every])  # type: ignore[misc]
+    assert list(tensors.parted.values()) == [1]
+    assert head.weight.is_meta
+    model = load_model(folder)
+    for ours, inputs in zip(together, every, strict=True):
+        torch.testing.assert_close(ours, model(**inputs).logits, rtol=1e-6, atol=1e-6)
+        assert torch.equal(streamed.model(**inputs).logits, ours)
+    with streamed.loaded(streamed.model):
+        assert not head.weight.is_meta
+
+
+def test_rows_of_a_file_come_in_order(qwen3_vl: Path) -> None:
+    """Together they are the tensor, and those of a replacing tensor are its own."""
+    modules = HubCheckpoint.open(qwen3_vl).modules
+    files, name = FileTensors(qwen3_vl, modules), f"{modules.text_root}.embed_tokens.weight"
+    other = torch.arange(30.0).view(10, 3)
+    tensors = Replaced(files, {"other": lambda: other}, {"other": (10, 3)})
+    for one, whole in ((name, files.read(name)), ("other", other)):
+        parts = list(tensors.parts(one, 7))
+        assert {len(part) for part in parts[:-1]} == {7}
+        assert torch.equal(torch.cat(parts), whole)

@@ -225,13 +225,22 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """
     code = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
-import merge_size
-for layers in ("2", "4"):
-    folder = Path(sys.argv[1], layers)
-    words = ["--shape", "small-qwen3-vl", "--layers", layers, "--hidden", "1024", "--tokenizer", sys.argv[2]]
-    base, adapter = merge_size.write(merge_size.parse([*words, "--folder", str(folder)]))
-    print(json.dumps(merge_size.merge(base, adapter, folder / "merged")))
+import edgetune
+from edgetune_runtime.timing import peak_rss
+from random_adapter import write_adapter
+from shapes import SHAPES, write_checkpoint
+small = SHAPES["small-qwen3-vl"]
+text, vision = {"hidden_size": 1024, "intermediate_size": 4096}, small.vision | {"out_hidden_size": 1024}
+for layers in (2, 4):
+    base, adapter, output = (Path(sys.argv[1], str(layers), name) for name in ("base", "adapter", "merged"))
+    text["num_hidden_layers"] = layers
+    write_checkpoint(replace(small, text=small.text | text, vision=vision), Path(sys.argv[2]), base)
+    write_adapter(base, adapter, rank=16)
+    result = edgetune.merge(checkpoint=base, adapter=adapter, output=output).result
+    written = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    print(json.dumps({"peak_mb": peak_rss() / 1e6, "written_mb": written / 1e6, "proof": result["proof"]}))
 """
     words = [str(FRESH), "-c", code, str(tmp_path), str(TINY_MODEL)]
     # The C library keeps what was given back to it, unless it was mapped: pieces of less than 32 MiB are not, later on.

@@ -7,7 +7,7 @@ own method. The arithmetic is float32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,12 @@ from transformers import AutoConfig
 
 from edgetune_core.adapter import Adapter
 from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off, tensor_places
-from edgetune_core.streaming import FileTensors, Replaced, StreamedModel
+from edgetune_core.streaming import LARGE, FileTensors, Replaced, StreamedModel
 from edgetune_core.tensor_file import TensorFile, TensorLayout
 from edgetune_runtime.errors import EdgetuneError, InputError, ParityError
 from edgetune_train.proof import BAD_NUMBERS
 
 HEAD = "lm_head.weight"
-LARGE = 1 << 29
-"""Bytes of a float32 weight above which its rows are merged part by part: a token table, an output head."""
 
 
 class Floats:
@@ -55,6 +53,10 @@ class Floats:
     def read(self, name: str) -> Tensor:
         """A tensor; the token table, of which prompts need few rows, is a view of its file and has the file's dtype."""
         return self._mapped.read(name) if name == self.table else self.whole(name)
+
+    def parts(self, name: str, rows: int) -> Iterator[Tensor]:
+        """A tensor's rows in order, so many at a time, in the file's dtype."""
+        return self._mapped.parts(name, rows)
 
     def whole(self, name: str) -> Tensor:
         """A tensor in float32; a head that has no tensor of its own is the token table."""
@@ -101,7 +103,7 @@ class AdaptedBase:
     Args:
         base: the checkpoint.
         adapter: what belongs to it.
-        large: as `LARGE`.
+        large: bytes of a float32 weight above which its rows are merged part by part.
 
     Attributes:
         plain: the base alone.

@@ -41,7 +41,7 @@ def merge(base: HubCheckpoint, adapter: Adapter, folder: Path, *, shard: int = S
     """Write the merged checkpoint into `folder` and prove it against the adapter.
 
     The arithmetic is float32; results are rounded once, to the base's dtype. One block of the model is in memory at a
-    time, and nothing else that grows with the model but the output head.
+    time, and nothing else that grows with the model but an output head that the adapter changes.
 
     Args:
         base: the checkpoint that the adapter was trained on.
@@ -60,9 +60,10 @@ def merge(base: HubCheckpoint, adapter: Adapter, folder: Path, *, shard: int = S
     inputs = proof_inputs(base)
     with library_warnings_off():
         plain, active = logits(adapted.plain, inputs), logits(adapted.active, inputs)
-    changed, dtype = _write(base, adapted, folder, shard)
+    (changed, dtype), unties = _write(base, adapted, folder, shard), adapted.unties
     written = HubCheckpoint.open(folder)
     merged = logits(streamed(written, adapted.tensors()), inputs)
+    del adapted  # the adapter's weights
     proof = compare(plain, active, merged, logits(streamed(written), inputs), dtype)
     return {
         "family": base.family.name,
@@ -70,7 +71,7 @@ def merge(base: HubCheckpoint, adapter: Adapter, folder: Path, *, shard: int = S
         "trained_on": _trained_on(base.folder) | _trained_on(adapter.folder),
         "changed_tensors": changed,
         "dtype": str(dtype).removeprefix("torch."),
-        "untied_head": adapted.unties,
+        "untied_head": unties,
         "proof": proof.to_dict(),
     }
 

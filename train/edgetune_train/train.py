@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
@@ -133,6 +134,16 @@ def train(
         "attention": adapted.attention,
         "adapted_layers": adapted.layers,
         "trained_parameters": adapted.trained_parameters,
+        **_gpu_memory(),
+    }
+
+
+def _gpu_memory() -> dict[str, int | None]:
+    """Return the most that tensors took of this process's GPU, and the most that torch had reserved for them."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "reserved_gpu_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
     }
 
 
