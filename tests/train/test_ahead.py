@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,21 +64,25 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for item in items for tensor in tensors(item)]
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "in a thread"])
 @pytest.mark.parametrize("kept", ["nothing", "pixels", "features", "a part of the features"])
 def test_batches_are_those_of_no_reading_ahead(
-    kept: str, base: HubCheckpoint, data: Path, threads: ThreadPoolExecutor
+    kept: str, ahead: bool, workers: int, base: HubCheckpoint, data: Path
 ) -> None:
+    """The same bits, also where the features are computed ahead, as they are on a GPU, and by however few threads."""
     model = base.load_model(torch.float32)
 
     def images() -> ImageInputs:
         if "features" in kept:
-            return FeatureInputs(model, base.spec, 10_000 if "part" in kept else 1 << 30)
+            return FeatureInputs(model, base.spec, 10_000 if "part" in kept else 1 << 30, ahead=ahead)
         return PixelInputs(base.spec, 0 if kept == "nothing" else 1 << 30)
 
     samples = samples_of(base, data)
     rows: list[Rows] = [samples[:2], [(samples[2], samples[3])], samples[4:], samples[::-2], [tuple(samples[1:4])]]
-    plain, ahead = Collator.of(base, images()), Collator.of(base, images())
-    found = list(ReadAhead(iter(rows), ahead, threads))
+    plain, early = Collator.of(base, images()), Collator.of(base, images())
+    with ThreadPoolExecutor(workers) as threads:
+        found = list(ReadAhead(iter(rows), early, threads))
     assert len(found) == len(rows)
     for each, batch in zip(rows, found, strict=True):
         expected = plain(each)
@@ -114,14 +120,18 @@ def test_pictures_are_decoded_once_while_they_are_near_and_forgotten_after(
     assert sorted(decoded) == ["0.png", "0.png", "1.png", "1.png", "2.png"]
 
 
+@pytest.mark.parametrize("features", [False, True])
 def test_a_picture_that_cannot_be_read_is_told_with_its_record_when_its_batch_comes(
-    base: HubCheckpoint, tmp_path: Path, threads: ThreadPoolExecutor
+    features: bool, base: HubCheckpoint, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
     data = write_records(tmp_path / "data", records=RECORDS[:3])
     samples = samples_of(base, data)
     spoilt = data.parent / "2.png"
     spoilt.write_bytes(spoilt.read_bytes()[:-200])
-    ahead = ReadAhead(iter([[sample] for sample in samples]), Collator.of(base, PixelInputs(base.spec)), threads)
+    images: ImageInputs = PixelInputs(base.spec)
+    if features:
+        images = FeatureInputs(base.load_model(torch.float32), base.spec, 0, ahead=True)
+    ahead = ReadAhead(iter([[sample] for sample in samples]), Collator.of(base, images), threads)
     next(ahead), next(ahead)
     with pytest.raises(ImageError, match=rf"^data\.jsonl:3: {spoilt}: broken or truncated image"):
         next(ahead)
@@ -136,3 +146,21 @@ def test_training_ends_with_one_line_at_a_broken_picture(qwen3_vl: Path, tmp_pat
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: data.jsonl:2: {spoilt}: broken or truncated image")
     assert len(done.stderr.splitlines()) == 2  # and how to mend it
+
+
+def test_features_are_forgotten_with_their_batch(base: HubCheckpoint, data: Path, threads: ThreadPoolExecutor) -> None:
+    """Computed ahead and not kept, only those of the batch and the next ones are in memory."""
+    samples = [sample for sample in samples_of(base, data) if sample.images]
+    images = FeatureInputs(base.load_model(torch.float32), base.spec, 0, ahead=True)
+    begun: list[Any] = []
+    begin = images.begin
+
+    def noted(paths: Sequence[Path], pool: ThreadPoolExecutor) -> object:
+        future = begin(paths, pool)
+        begun.append(weakref.ref(future))
+        return future
+
+    images.begin = noted  # type: ignore[method-assign, assignment]
+    for _ in ReadAhead(iter([[sample] for sample in samples]), Collator.of(base, images), threads, batches=1):
+        gc.collect()
+        assert sum(future() is not None for future in begun) <= 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from transformers.utils.generic import ModelOutput
@@ -28,7 +30,7 @@ class ImageInputs(Protocol):
         """
 
     def begin(self, paths: Sequence[Path], threads: Executor) -> object:
-        """Have threads decode images that a later call asks for; they are forgotten with what this returns."""
+        """Have threads prepare a later call with these images; what they made is forgotten with what this returns."""
 
 
 PIXELS = "pixel_values"
@@ -124,6 +126,10 @@ class _Features:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.pooled, *self.deepstack))
 
+    def record_stream(self, stream: Any) -> None:
+        for tensor in (self.pooled, *self.deepstack):
+            tensor.record_stream(stream)
+
     def to(self, device: torch.device | str, *, copy: bool = False) -> _Features:
         levels = tuple(level.to(device, copy=copy) for level in self.deepstack)
         return _Features(self.arrays, self.pooled.to(device, copy=copy), levels)
@@ -132,15 +138,18 @@ class _Features:
 class FeatureInputs:
     """The image features of a frozen vision tower, computed once per image while they fit into a budget.
 
-    Valid only while nothing that the tower computes with is trained.
+    Valid only while nothing that the tower computes with is trained. On a GPU a batch that was begun gets its features
+    in a thread, on a stream of its own, so that neither the tower nor copies of what is kept delay a training step.
 
     Args:
         model: a transformers model with `get_image_features`, which takes them back as `mm_encoder_outputs`.
         spec: the checkpoint's preprocessing.
         budget_bytes: memory for kept features, in the model's dtype on the CPU.
+        ahead: compute features of batches that were begun; None does so on GPUs alone, for on a CPU they would take the
+            cores from the training.
     """
 
-    def __init__(self, model: Any, spec: Preprocessing, budget_bytes: int) -> None:
+    def __init__(self, model: Any, spec: Preprocessing, budget_bytes: int, *, ahead: bool | None = None) -> None:
         self._model = model
         self._spec = spec
         self._pixels = PixelInputs(spec)
@@ -148,10 +157,25 @@ class FeatureInputs:
         self._kept: dict[Path, _Features] = {}
         self._form: Callable[[list[torch.Tensor]], Any] = list
         self._output_class: type[ModelOutput] | None = None  # known after the first image
+        self._ahead = ahead
+        self._stream: torch.cuda.Stream | None = None
+        self._coming: WeakValueDictionary[tuple[Path, ...], Future[dict[Path, _Features]]] = WeakValueDictionary()
+        self._last: Callable[[], Future[Any] | None] = lambda: None  # what was begun last, while somebody holds it
+        self._one_at_a_time = Lock()
 
-    def begin(self, paths: Sequence[Path], threads: Executor) -> list[Future[_Picture]]:
-        """As `PixelInputs.begin`, for images whose features are not kept."""
-        return self._pixels.begin([path for path in paths if path not in self._kept], threads)
+    def begin(self, paths: Sequence[Path], threads: Executor) -> object:
+        """As `PixelInputs.begin`, for images whose features are not kept; on a GPU these are computed as well.
+
+        A thread waits only for what was begun before, so that any number of them will do.
+        """
+        begun = self._pixels.begin([path for path in paths if path not in self._kept], threads)
+        if not paths or not (self._on_gpu if self._ahead is None else self._ahead):
+            return begun
+        last = self._last()
+        before = [*begun] if last is None else [last, *begun]
+        future = self._coming.get(tuple(paths)) or threads.submit(self._prepare, paths, before)
+        self._coming[tuple(paths)], self._last = future, ref(future)
+        return future
 
     def __call__(self, paths: Sequence[Path]) -> dict[str, Any]:
         """Return mm_encoder_outputs (what `get_image_features` returns), and what the model takes beside pixels.
@@ -159,15 +183,11 @@ class FeatureInputs:
         Raises:
             ImageError: an image cannot be read.
         """
-        device = self._model.device
-        known = {path: self._kept[path].to(device) for path in paths if path in self._kept}
-        missing = list(dict.fromkeys(path for path in paths if path not in known))
-        if missing:
-            for path, features in zip(missing, self._compute(missing), strict=True):
-                known[path] = features
-                if features.nbytes <= self._room:
-                    self._room -= features.nbytes
-                    self._kept[path] = features.to("cpu", copy=True)  # of a part of what the tower gave for many images
+        begun = self._coming.get(tuple(paths))
+        known = self._features(paths) if begun is None else begun.result()
+        if self._stream is not None:  # or their memory could be used again while the training reads them
+            for features in known.values():
+                features.record_stream(torch.cuda.current_stream(self._model.device))
         chosen = [known[path] for path in paths]
         fields: dict[str, Any] = {"pooler_output": self._form([item.pooled for item in chosen])}
         if chosen[0].deepstack:
@@ -178,6 +198,34 @@ class FeatureInputs:
             "mm_encoder_outputs": {"image": self._output_class(**fields)},
             **{name: torch.from_numpy(array) for name, array in beside.items()},
         }
+
+    @property
+    def _on_gpu(self) -> bool:
+        return bool(self._model.device.type == "cuda")
+
+    def _prepare(self, paths: Sequence[Path], before: Sequence[Future[Any]]) -> dict[Path, _Features]:
+        """Return images' features after those of the batch before, so that the tower sees the same groups of them."""
+        wait(before)
+        return self._features(paths)
+
+    def _features(self, paths: Sequence[Path]) -> dict[Path, _Features]:
+        """Return images' features on the model's device, and keep those that are new."""
+        device = self._model.device
+        if self._stream is None and self._on_gpu:
+            self._stream = torch.cuda.Stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # the model may be on its way there
+        apart: AbstractContextManager[Any] = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with self._one_at_a_time, apart:
+            known = {path: self._kept[path].to(device) for path in paths if path in self._kept}
+            missing = list(dict.fromkeys(path for path in paths if path not in known))
+            for path, features in zip(missing, self._compute(missing) if missing else [], strict=True):
+                known[path] = features
+                if features.nbytes <= self._room:
+                    self._room -= features.nbytes
+                    self._kept[path] = features.to("cpu", copy=True)  # of a part of what the tower gave for many images
+            if self._stream is not None:
+                self._stream.synchronize()
+        return known
 
     @torch.no_grad()
     def _compute(self, paths: Sequence[Path]) -> list[_Features]:
