@@ -22,7 +22,14 @@ from warm import WarmPython
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let all processes of a run start from one that has imported torch, where there is one to import."""
+    """Let all processes of a run start from one that has imported torch, where there is one to import.
+
+    What they note in the user's cache goes to a folder of the run.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        cache = tempfile.TemporaryDirectory(prefix="edgetune-cache-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["XDG_CACHE_HOME"] = cache.name
     if sys.platform == "linux" and find_spec("torch") is not None and "EDGETUNE_WARM" not in os.environ:
         stack = ExitStack()
         config.add_cleanup(stack.close)

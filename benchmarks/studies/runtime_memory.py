@@ -25,8 +25,6 @@ import numpy as np
 
 SYSTEMS = ("as it is", "one chunk", "arena", "heap")
 QUESTION = "Where is the left clock?"
-TOKENS = 16
-"""Longest answer: the memory of a longer one is a few hundred kilobytes a token more."""
 WARM = 50
 """Pictures after which memory has to be flat."""
 
@@ -75,7 +73,7 @@ def work(options: argparse.Namespace, picture: tuple[int, int]) -> dict[str, Any
 
     def answer(image: Any) -> float:
         before = time.process_time()
-        session.ask(image, QUESTION, max_new_tokens=TOKENS)
+        session.ask(image, QUESTION, max_new_tokens=options.tokens)
         return time.process_time() - before
 
     largest = next(random_pictures(1, picture))
@@ -86,17 +84,20 @@ def work(options: argparse.Namespace, picture: tuple[int, int]) -> dict[str, Any
     for image in random_pictures(options.pictures, picture):
         answer(image)
         row["residents_mb"].append(memory()["resident_mb"])
+        if (done := len(row["residents_mb"])) % WARM == 0:
+            print(f"{done} pictures: {row['residents_mb'][-1]:.0f} MB resident", file=sys.stderr, flush=True)
     return row
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All systems; many pictures by the first alone."""
     rows = []
-    for number, system in enumerate(SYSTEMS):
+    for number, system in enumerate(SYSTEMS[: options.systems]):
         # With a setting of its own glibc is left alone, and this one is its default.
         tuned = {"GLIBC_TUNABLES": "glibc.malloc.check=0"} if system == "heap" else {}
         command = [sys.executable, __file__, str(options.bundle), "--work", system, "--picture", options.picture]
-        numbers = {"threads": options.threads, "rounds": options.rounds, "pictures": 0 if number else options.pictures}
+        numbers = {"threads": options.threads, "rounds": options.rounds, "tokens": options.tokens}
+        numbers["pictures"] = 0 if number else options.pictures
         words = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
         done = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True, env=os.environ | tuned)
         rows.append(json.loads(done.stdout))
@@ -111,7 +112,9 @@ def main() -> None:
     parser.add_argument("--picture", default="1024x1024", help="width and height of the largest picture")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="answers about the largest picture")
+    parser.add_argument("--tokens", type=int, default=16, help="longest answer; one more is a few hundred kilobytes")
     parser.add_argument("--pictures", type=int, default=0, help="then this many pictures of mixed sizes")
+    parser.add_argument("--systems", type=int, default=len(SYSTEMS), help="rows to measure, from the first on")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--work", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()

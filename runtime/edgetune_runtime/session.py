@@ -33,6 +33,7 @@ from edgetune_runtime.rope import mrope_positions
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
+from edgetune_runtime.verified import verify_once
 
 Texts = list[str] | tuple[str, ...]
 
@@ -40,6 +41,9 @@ _CACHED_BYTES = 64 << 20
 """Most memory of the features of earlier pictures; those of the last one are kept in any case."""
 _NUMBERS = (".data", ".safetensors")
 """Ends of names of files that only hold numbers: one that was changed gives wrong answers, but can do nothing else."""
+
+_HEAD_START = 0.2
+"""Seconds before a tokenizer is read beside an engine that loads."""
 
 _NO_GRID = np.empty((0, 3), np.int64)
 
@@ -127,7 +131,8 @@ class Session:
             device: "cpu", "cuda", or one of several GPUs such as "cuda:1".
             threads: CPU threads; None leaves the choice to the engine.
             engine: name of an installed engine (see `load_backend`) in place of the runtime's own for the format.
-            verify: compare all files with their sha256; weights are compared while the engine loads them.
+            verify: compare all files with their sha256; weights while the engine loads them, and not again once they
+                passed on this machine, unless they were touched since.
             cached_images: how many images' features are kept, so that further questions about them skip the encoder;
                 fewer where they are over 64 MiB together.
             max_pixels: largest area of a resized picture, where less than the bundle's own is enough: time and
@@ -145,16 +150,20 @@ class Session:
         if max_pixels is not None:
             bundle = bundle.bounded(max_pixels)
 
-        def read_beside() -> TextTokenizer:
-            verify_files(bundle.folder, names=weights)
+        def read_beside(loaded: threading.Event) -> TextTokenizer:
+            verify_once(bundle.folder, weights)
+            # It is read under Python's lock, which an engine no longer needs once its threads are at their graphs.
+            loaded.wait(_HEAD_START)
             return TextTokenizer(bundle.files["tokenizer"])
 
         with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(read_beside)
+            loaded = threading.Event()
+            reading = pool.submit(read_beside, loaded)
             try:
                 if backend is None:
                     backend = load_backend(bundle, device=device, threads=threads, engine=engine)
             finally:
+                loaded.set()
                 tokenizer = reading.result()  # raises here: a changed file explains what else went wrong
         return_freed_memory()  # reading a large vocabulary leaves 50 MB behind
         return cls(bundle, backend, tokenizer, cached_images=cached_images)
