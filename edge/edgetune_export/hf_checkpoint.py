@@ -18,31 +18,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from edgetune_core.checkpoint import INDEX, weight_files
 from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules, Prefixes, file_name
-from edgetune_runtime.json_file import read_json
 from edgetune_runtime.quant.blocks import BlockWeight
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 Pack = Callable[[BlockWeight, str], dict[str, npt.NDArray[Any]]]
 """A layout's tensors for a weight, by the names that follow the layer's."""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint.
-
-    Raises:
-        InputError: there are none in the safetensors format.
-    """
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder}: no {WEIGHTS}", hint="save the checkpoint with save_pretrained of transformers")
-    return [folder / WEIGHTS]
 
 
 def write_checkpoint(

@@ -13,14 +13,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgetune_core.weightset import WeightSet
+from edgetune_core.checkpoint import SINGLE
+from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.embed import build_embed
 from edgetune_export.decoder.linear import Linear
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import GraphBuilder, leave_out, save_model
-from edgetune_export.hf_checkpoint import WEIGHTS, write_checkpoint, write_json
+from edgetune_export.hf_checkpoint import write_checkpoint, write_json
 from edgetune_export.hf_config import awq_config, compressed_config, gptq_config
 from edgetune_export.job import ExportJob
 from edgetune_export.onnx_bundle import FILES, check_graphs
@@ -92,7 +93,7 @@ def _export(
         job.copy_files()
     else:
         shutil.copyfile(checkpoint.folder / FILES["tokenizer"], work / FILES["tokenizer"])
-    prefixes = modules.hub_prefixes if options.names == "hub" else ()
+    prefixes = modules.hub_prefixes if options.tensor_names == "hub" else ()
     names = write_checkpoint(
         checkpoint.folder,
         work,
@@ -110,7 +111,8 @@ def _export(
     job.progress("decoder")
     decoder, products = _write_decoder(job)
     job.progress("embeddings")
-    save_model(build_embed(job.decoder, options.table, decoder), work / FILES["embed"], job.tell)
+    shared = None if HEAD in weights else decoder  # a head of the set is in the checkpoint's layout
+    save_model(build_embed(job.decoder, options.table, shared), work / FILES["embed"], job.tell)
     filled = read_weights([work / name for name in names], layout, products, half=options.half, prefixes=prefixes)
     measured = check_graphs(job, filled)
     graphs = dict(FILES)
@@ -128,7 +130,7 @@ def _export(
     told: dict[str, Any] = {"for": [name for name, wanted in (("lean", lean), ("server", server)) if wanted]}
     if server:
         formats = {name: weights.format(name) for name in weights.names}
-        names_told = options.names if modules.hub_prefixes else None
+        names_told = options.tensor_names if modules.hub_prefixes else None
         told["readers"] = readers_of(format_, formats, checkpoint.family.name, names_told)
     level = options.accuracy_level
     return job.result(format_, {**graphs, **roles}, measured, accuracy_level=level, packed=packed, **told)
@@ -173,6 +175,6 @@ def _write_decoder(job: ExportJob) -> tuple[ir.Model, dict[str, dict[str, Any]]]
             "symmetric": fmt.symmetric,
         }
         kinds = ("codes", "scales") if fmt.symmetric else ("codes", "scales", "zeros")
-        leave_out(model, [f"{linear.name}.weight_{kind}" for kind in kinds], WEIGHTS)
+        leave_out(model, [f"{linear.name}.weight_{kind}" for kind in kinds], SINGLE)
     save_model(model, job.work / FILES["decoder"], job.tell)
     return model, products

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
+from edgetune_core.checkpoint import weight_files
 from edgetune_core.weightset import HEAD, Order, WeightSet
-from edgetune_export.hf_checkpoint import weight_files
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.json_file import read_json

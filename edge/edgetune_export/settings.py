@@ -39,8 +39,8 @@ class ExportSettings(Options):
             names RTX GPUs.
         trt_targets: compute capabilities, such as "8.6", to build TensorRT-RTX engines for.
         max_length: prompt and answer together, in tokens; None derives it from the image limit.
-        names: of tensors in formats that are checkpoints: those of the family's published ones ("hub"), or those of
-            the modules in transformers.
+        names: of tensors in formats that are checkpoints: those of the family's published ones ("hub", which None
+            stands for), or those of the modules in transformers.
         purposes: what a bundle that can be several things is written for; empty is all of them.
         min_pixels: smallest area of a resized picture; None is the checkpoint's.
         max_pixels: largest area, likewise.
@@ -96,10 +96,11 @@ class ExportSettings(Options):
         help="Longest prompt and answer together, in tokens; by default the largest image and 1024 more.",
         minimum=1,
     )
-    names: Names = option(
-        "hub",
+    names: Names | None = option(
+        None,
         help="Names of tensors in checkpoints: those of the family's published ones, which servers know, or those of "
         "the modules in transformers, which GPTQModel needs.",
+        shown="hub",
     )
     purposes: tuple[Purpose, ...] = option(
         (),
@@ -141,8 +142,20 @@ class ExportSettings(Options):
         return self.precision == "fp16" or self.target == "cuda"
 
     @property
+    def for_servers(self) -> bool:
+        """Whether a checkpoint is written for servers alone, without graphs."""
+        return self.purposes == ("server",)
+
+    @property
+    def tensor_names(self) -> Names:
+        """Names of tensors in formats that are checkpoints."""
+        return self.names or "hub"
+
+    @property
     def vision(self) -> str:
         """Precision of the vision encoder; on CUDA, where int8 saves no time, float16 takes its place by default."""
+        if self.for_servers:
+            return "fp32"  # they run the checkpoint's own, which is not rounded
         if self.vision_precision is not None:
             return self.vision_precision
         if self.target == "cuda" and self.precision != "fp32":
@@ -196,4 +209,5 @@ class ExportSettings(Options):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with defaults resolved, as JSON values."""
-        return {**asdict(self), "vision_precision": self.vision, "head_precision": self.head}
+        resolved = {"vision_precision": self.vision, "head_precision": self.head, "names": self.tensor_names}
+        return {**asdict(self), **resolved}

@@ -47,8 +47,9 @@ def mixed(name: str) -> BlockFormat:
 
 
 def export(checkpoint: Path, weights: Path, output: Path, format_: str, *more: str) -> Path:
-    arguments = ["--checkpoint", str(checkpoint), "--weights", str(weights), "--vision-precision", "fp32"]
-    cli.main(["export", *arguments, "--format", format_, "--output", str(output), *more], standalone_mode=False)
+    arguments = ["--checkpoint", str(checkpoint), "--weights", str(weights), "--format", format_, *more]
+    vision = [] if "server" in more else ["--vision-precision", "fp32"]
+    cli.main(["export", *arguments, *vision, "--output", str(output)], standalone_mode=False)
     return output
 
 
@@ -183,7 +184,9 @@ def test_for_servers_alone_there_are_no_graphs(
     assert "warning: this bundle is refused by LMDeploy 0.18.0: groups of 32 in format awq" in told.err
     assert contents(server) == {name: data for name, data in contents(both).items() if not name.startswith("onnx/")}
     bundle = Bundle.load(server)
-    assert bundle.manifest["result"]["bundle"]["parity"]["exact"]["token_agreement"] == 1.0
+    fields = bundle.manifest["result"]["bundle"]
+    assert fields["parity"]["exact"]["token_agreement"] == 1.0
+    assert fields["vision_precision"] == "fp32" and fields["parity"]["vision_max_abs_diff"] < 1e-4
     with pytest.raises(BundleError, match="was exported for servers only and has no graphs") as caught:
         Session.load(server)
     assert "--for lean" in str(caught.value.hint)
@@ -209,9 +212,12 @@ def test_a_format_for_servers_is_chosen_by_the_set(
     [
         (["--format", "onnx", "--for", "server"], "format onnx cannot be written for server"),
         (["--for", "server"], "format compressed-tensors is written from a weight set"),
+        (["--for", "server", "--vision-precision", "int8"], "--vision-precision has no effect on a bundle for servers"),
+        (["--names", "hub"], "--names has no effect on format onnx, which is no checkpoint"),
+        (["--format", "trt", "--names", "transformers"], "--names has no effect on format trt"),
     ],
 )
-def test_what_no_server_reads_is_refused(qwen3_vl: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_servers_cannot_use_is_refused(qwen3_vl: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cli.main(
             ["export", "--checkpoint", str(qwen3_vl), "--output", str(tmp_path), *arguments], standalone_mode=False

@@ -66,7 +66,12 @@ class ExportOptions(ExportSettings, _Places):
             raise InputError(
                 "--data needs --formats: the weight set is written beside the bundles", hint="--formats onnx"
             )
-        if self.formats or self.format or self.purposes != ("server",):
+        if self.for_servers and self.vision_precision:
+            raise InputError(
+                "--vision-precision has no effect on a bundle for servers: they run the checkpoint's own tower",
+                hint="leave it out, or give --for lean,server",
+            )
+        if self.formats or self.format or not self.for_servers:
             names = self.formats or (self.format or "onnx",)
         else:  # which of the formats that servers read is told by the weight set
             names = CHECKPOINTS[:1]
@@ -75,6 +80,11 @@ class ExportOptions(ExportSettings, _Places):
             if other := [purpose for purpose in self.purposes if purpose not in known.purposes]:
                 raise InputError(
                     f"format {name} cannot be written for {other[0]}", hint=f"--format {', '.join(CHECKPOINTS)}"
+                )
+            if self.names and "server" not in known.purposes:
+                raise InputError(
+                    f"--names has no effect on format {name}, which is no checkpoint",
+                    hint=f"leave it out, or --format {', '.join(CHECKPOINTS)}",
                 )
             if known.needs_weights and not (self.weights or self.data):
                 raise InputError(
@@ -133,7 +143,7 @@ def export(options: ExportOptions) -> StageResult:
 
 def _format(options: ExportOptions) -> str:
     """The chosen format, or for servers alone the one that most of them read."""
-    if options.format or options.purposes != ("server",):
+    if options.format or not options.for_servers:
         return options.format or "onnx"
     from edgetune_core.checkpoint import HubCheckpoint
     from edgetune_core.weightset import WeightSet

@@ -21,12 +21,13 @@ def build_embed(decoder: DecoderWeights, precision: str, written: ir.Model | Non
     Args:
         decoder: whose token table [V, H] it is; a part of it is in memory at a time.
         precision: how the table is stored: "fp32", "fp16", or "int8" with one scale a token.
-        written: the decoder's graph, saved beside the one to be. Where its head is the token table (tied weights) in
-            blocks of int8, the table is not stored again: this graph reads the head's from the decoder's data file.
+        written: the decoder's graph, saved beside the one to be with the head in its data file. Where the head is the
+            token table (tied weights) in blocks, the table is not stored again: this graph reads the head's.
     """
     head = decoder.head()
     if written is not None and precision == "int8" and decoder.tied and _stores_table(head):
-        tensors = [written.graph.initializers[f"{head.name}.weight_{kind}"].const_value for kind in ("codes", "scales")]
+        values = [written.graph.initializers.get(f"{head.name}.weight_{kind}") for kind in ("codes", "scales", "zeros")]
+        tensors = [value.const_value for value in values if value is not None]
         if all(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
             return _build_shared(head, *tensors)
     graph = GraphBuilder("embed_tokens")
@@ -54,28 +55,28 @@ def build_embed(decoder: DecoderWeights, precision: str, written: ir.Model | Non
 
 
 def _stores_table(head: Linear) -> bool:
-    """Whether a head's weight is the token table, rounded to whole blocks of 8 bits without zero points."""
+    """Whether a head's weight is the token table in whole blocks, its columns in the model's order."""
     fmt = head.format
-    if fmt is None or head.calibrated:
-        return False
-    return (fmt.bits, fmt.symmetric, head.columns % fmt.block) == (8, True, 0)
+    return fmt is not None and head.columns % fmt.block == 0 and head.order is None
 
 
-def _build_shared(head: Linear, codes: Any, scales: Any) -> ir.Model:
-    """The table in the tensors of the head's MatMulNBits: uint8 codes, and a scale a block.
+def _build_shared(head: Linear, codes: Any, scales: Any, *zeros: Any) -> ir.Model:
+    """The table in the tensors of the head's MatMulNBits: uint8 codes, a scale a block, and its zero points if any.
 
-    GatherBlockQuantized, an operator of onnxruntime's own, takes 128 for zero where it is given no zero points, as
-    MatMulNBits does.
+    GatherBlockQuantized, an operator of onnxruntime's own, takes 2^(bits - 1) for zero where it has no zero points,
+    as MatMulNBits does.
     """
-    assert head.format is not None
+    fmt = head.format
+    assert fmt is not None
     graph = GraphBuilder("embed_tokens")
     ids = graph.input("input_ids", ir.DataType.INT64, ("batch_size", "length"))
-    places = [
-        graph.stored("embed_tokens.codes", codes, (head.rows, head.columns)),
-        graph.stored("embed_tokens.scales", scales, tuple(scales.shape)),
+    table = graph.stored("embed_tokens.codes", codes, (head.rows, head.columns * fmt.bits // 8))
+    others = [
+        graph.stored(f"embed_tokens.{kind}", tensor, tuple(tensor.shape.numpy()))
+        for kind, tensor in zip(("scales", "zeros"), (scales, *zeros), strict=False)
     ]
-    sizes = {"bits": 8, "block_size": head.format.block, "gather_axis": 0, "quantize_axis": 1}
-    embeds = graph.op("GatherBlockQuantized", places[0], ids, places[1], domain=MICROSOFT, **sizes)
+    sizes = {"bits": fmt.bits, "block_size": fmt.block, "gather_axis": 0, "quantize_axis": 1}
+    embeds = graph.op("GatherBlockQuantized", table, ids, *others, domain=MICROSOFT, **sizes)
     if scales.dtype != ir.DataType.FLOAT:
         embeds = graph.op("Cast", embeds, to=ir.DataType.FLOAT)
     graph.output(embeds, "inputs_embeds", ir.DataType.FLOAT, ("batch_size", "length", head.columns))
