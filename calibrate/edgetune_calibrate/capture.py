@@ -40,19 +40,23 @@ class VisionCache:
     def __init__(self, tower: nn.Module, kept: Activations, device: torch.device) -> None:
         self.tower, self._real, self._kept, self._device = tower, tower.forward, kept, device
         self.batch = 0
+        self._seen: set[int] = set()
         self._replaced = ExitStack()
         self._replaced.enter_context(_forwards({tower: self._forward}))
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         key = ("vision", self.batch)
-        if key not in self._kept:
+        if self.batch not in self._seen:
             self._kept[key] = self._real(*args, **kwargs)
+            self._seen.add(self.batch)
         # A copy each time: models put results of their own into the fields.
         return self._kept.get(key, self._device)
 
     def close(self) -> None:
-        """Give the tower its own forward back."""
+        """Give the tower its own forward back, and keep nothing of it any more."""
         self._replaced.close()
+        for number in self._seen:
+            self._kept.drop(("vision", number))
 
 
 class Surroundings:

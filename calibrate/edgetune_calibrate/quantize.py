@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -86,6 +86,7 @@ def quantize_decoder(
     token_weights: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
     held: Held | None = None,
+    watched: AbstractContextManager[object] | None = None,
     kept: Activations | None = None,
     finished: Sequence[SolvedBlock] = (),
     solve: Solver = solve_group,
@@ -104,6 +105,7 @@ def quantize_decoder(
         device: where to compute.
         held: loads the weights of a block, of the head or of the vision tower of a model that has them in files; they
             are needed only for the time of it.
+        watched: entered while the vision tower reads each batch, which it does once, whatever is left to solve.
         kept: where activations rest; by default in memory, on the device or as the settings say.
         finished: the first blocks' solutions from an earlier run, which are taken as they are.
         solve: finds the codes of linears that share an input.
@@ -118,7 +120,7 @@ def quantize_decoder(
         model.to(where)
     kept = kept or Activations("cpu" if settings.offload else where)
     walk = _Walk(model, modules, batches, settings, token_weights, where, held or nullcontext, kept, solve, factors)
-    return walk.blocks(finished)
+    return walk.blocks(finished, watched or nullcontext())
 
 
 class _Walk:
@@ -158,20 +160,20 @@ class _Walk:
         if self._settings.head:
             check_columns(*self._head(), self._settings.head)
 
-    def blocks(self, finished: Sequence[SolvedBlock]) -> Iterator[SolvedBlock]:
+    def blocks(self, finished: Sequence[SolvedBlock], watched: AbstractContextManager[object]) -> Iterator[SolvedBlock]:
         """Yield what is left to solve after the finished blocks."""
         start, last = len(finished), len(self._blocks)
         remaining = range(start, last + (self._settings.head is not None))
-        if not remaining:
-            return
         vision = None
         if self._modules.vision_root:
             tower = self._model.get_submodule(self._modules.vision_root)
             vision = VisionCache(tower, self._kept, self._device)
         try:
             around = Surroundings(self._model, self._blocks, self._batches, vision, self._kept, self._device)
-            with self._held(vision.tower) if vision is not None else nullcontext():
+            with self._held(vision.tower) if vision is not None else nullcontext(), watched:
                 around.survey()
+            if not remaining:
+                return
             stream = Stream(around, "quantized")
             original = Stream(around, "original") if self._settings.compensate else None
             for index, solved in enumerate(finished):

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,7 +24,7 @@ from edgetune_calibrate.models import open_model, quantized_model
 from edgetune_calibrate.quantize import SolvedBlock, quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
-from edgetune_calibrate.vision import Ranges, vision_ranges
+from edgetune_calibrate.vision import InputRanges, Ranges
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
 from edgetune_core.weightset import SCHEMA
@@ -128,13 +129,7 @@ def _solve(
             choice = planner.choose(weights, lambda done: tell(-(-done // kinds), total))
             solve = settings.decoder(choice.formats, head)
             del measured
-        with streamed.loaded(streamed.model.get_submodule(source.modules.vision_root)):
-            ranges = vision_ranges(
-                streamed.model,
-                source.modules.vision_root,
-                lambda: ((one["pixel_values"], one["image_grid_thw"]) for one in batches if "pixel_values" in one),
-                device=settings.device,
-            )
+        ranges = InputRanges(streamed.model, source.modules.vision_root)
         solved = quantize_decoder(
             streamed.model,
             source.modules,
@@ -143,17 +138,27 @@ def _solve(
             token_weights=weights,
             device=settings.device,
             held=streamed.loaded,
+            watched=_tower_runs(ranges, None if settings.chooses else batches),
             kept=kept,
             finished=finished,
         )
         for done in _written(solved, journal):
             tell(before + done, total)
         if planner is None or choice is None:
-            return ranges, None
+            return ranges.ranges(), None
         quantized = quantized_model(source, journal.weights(), dtype, settings.device)
-        return ranges, choice.to_dict(settings, planner.finish(quantized))
+        return ranges.ranges(), choice.to_dict(settings, planner.finish(quantized))
     finally:
         kept.close()
+
+
+@contextmanager
+def _tower_runs(ranges: InputRanges, batches: _Batches | None) -> Iterator[None]:
+    """Watch the vision tower; afterwards drop the pixels of batches that no other model will read."""
+    with ranges:
+        yield
+    if batches is not None:
+        batches.forget_pixels()
 
 
 def _written(solved: Iterable[SolvedBlock], journal: Journal) -> Iterator[int]:
@@ -202,6 +207,12 @@ class _Batches(Sequence[dict[str, Any]]):
             raise IndexError(number)
         found: dict[str, Any] = self._kept.get(("batch", number))
         return found
+
+    def forget_pixels(self) -> None:
+        """Leave no more of the pictures than that there are some, for when the vision tower is not run any more."""
+        for number, one in enumerate(self):
+            if "pixel_values" in one:
+                self._kept["batch", number] = one | {"pixel_values": one["pixel_values"][:0].clone()}
 
 
 def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgetune.cli import cli
-from edgetune_calibrate.vision import vision_ranges
+from edgetune_calibrate.vision import InputRanges
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
@@ -38,9 +38,10 @@ def test_a_weight_set_with_its_head_and_int8_vision(qwen3_vl: Path, tmp_path: Pa
     model = load_model(qwen3_vl)
     grids = torch.tensor([[1, 8, 8]])
     patches = torch.randn(64, 3 * 2 * model.config.vision_config.patch_size**2)
-    ranges = vision_ranges(model, "model.visual", lambda: [(patches, grids)])
+    with torch.no_grad(), InputRanges(model, "model.visual") as watched:
+        model.model.visual(patches, grids)
     weights = build_weight_set(
-        qwen3_vl, tmp_path / "set", choose=lambda name: G64, head=G64, extra={"vision_ranges": ranges}
+        qwen3_vl, tmp_path / "set", choose=lambda name: G64, head=G64, extra={"vision_ranges": watched.ranges()}
     )
     output = tmp_path / "bundle"
     fields = export(qwen3_vl, output, "--weights", str(weights), "--vision-precision", "int8", "--trt-profile", "10.16")

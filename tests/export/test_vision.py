@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
-from edgetune_calibrate.vision import vision_ranges
+from edgetune_calibrate.vision import InputRanges
 from edgetune_export.graph import save_model
 from edgetune_export.vision.attention import FusedAttention, MaskedAttention, SegmentedAttention
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
@@ -133,6 +133,13 @@ def names_of(tower: Any) -> list[str]:
     return [f"tower.{name}.weight" for name in layers if name.startswith("blocks.")]
 
 
+def ranges_of(tower: Any, patches: torch.Tensor, grids: torch.Tensor) -> dict[str, Range]:
+    """What the tower's linear layers read, by the names of their weights."""
+    with torch.no_grad(), InputRanges(torch.nn.ModuleDict({"tower": tower}), "tower") as watched:
+        tower(patches, grids)
+    return {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in watched.ranges().items()}
+
+
 def patch_size(tower: Any) -> int:
     """Numbers in a flat patch."""
     return int(tower.patch_embed.proj.weight[0].numel())
@@ -144,8 +151,7 @@ def test_int8_layers_stay_close(qwen3_vl: Path, tmp_path: Path, scheme: str) -> 
     attention = SegmentedAttention if "standard" in scheme else FusedAttention
     grids, model = torch.tensor([[1, 8, 8], [1, 4, 6]]), write_tower("qwen3_vl", tower, attention)
     patches = random_patches(grids.tolist(), patch_size(tower))
-    spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
-    ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
+    ranges = ranges_of(tower, patches, grids)
     names, slow = frozenset(names_of(tower)), by_block(BlockFormat(8, 32, symmetric=True))
     if scheme == "dynamic":
         assert dynamic_layers(tower, [(patches, grids)]) == names
@@ -219,8 +225,7 @@ def test_a_range_that_is_too_short_sends_the_layer_to_block_scales(qwen3_vl: Pat
     tower = load_model(qwen3_vl).model.visual
     grids = torch.tensor([[1, 8, 8]])
     patches = random_patches(grids.tolist(), patch_size(tower))
-    spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: [(patches, grids)])
-    ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
+    ranges = ranges_of(tower, patches, grids)
     ranges["tower.blocks.1.attn.qkv.weight"] = Range.of(-0.1, 0.1)
     fixed = static_layers(tower, [(patches, grids)], ranges)
     assert set(names_of(tower)) - fixed == {"tower.blocks.1.attn.qkv.weight"}
