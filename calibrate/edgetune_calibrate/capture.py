@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetune_calibrate.activations import Activations, moved
+from edgetune_calibrate.parts import Parts
 
 Held = Callable[[nn.Module], AbstractContextManager[object]]
 """Has the weights of a module in memory while the returned context is entered."""
@@ -219,7 +220,7 @@ class Stream:
                 self._put(number, around.hidden(number, index, self._hidden(number)))
         self._index, self._block = index, around.target(index)
 
-    def inputs(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
+    def inputs(self, number: int, names: Sequence[str], parts: Parts | None = None) -> dict[str, Tensor]:
         """Return the input [B, S, K] of layers of the entered block for a batch.
 
         The block runs until all are known, unless it was left with them kept; then each is given once.
@@ -227,25 +228,31 @@ class Stream:
         Args:
             number: of the batch.
             names: relative to the block, "" for itself.
+            parts: of the block, where layers before these do not change any more: what the last one of a part is given
+                is kept, and the part runs no more.
         """
         if (self._name, number, names[0]) in self.around.kept:
             return {name: self._take(number, name) for name in names}
         found: dict[str, Tensor] = {}
-        try:
-            with self._watched(names, found, stop=True):
-                self._call(number)
-        except _Stop:
-            return found
-        raise AssertionError(f"the block calls only {sorted(found)} of {sorted(names)}")
+        with self._watched(names, found, stop=True), suppress(_Stop):
+            self._call(number, parts)
+        if len(found) < len(names):
+            raise AssertionError(f"the block calls only {sorted(found)} of {sorted(names)}")
+        for part, last in (parts.last if parts is not None else {}).items():
+            if last in found:
+                self.around.kept[self._name, number, part] = found[last]
+        return found
 
-    def leave(self, keep: Sequence[str] = ()) -> None:
+    def leave(self, keep: Sequence[str] = (), parts: Parts | None = None) -> None:
         """Run the entered block on all batches and keep what it returns, and what its layers `keep` are given."""
         for number in range(len(self.around)):
             found: dict[str, Tensor] = {}
             with self._watched(keep, found):
-                self._put(number, self._call(number))
+                self._put(number, self._call(number, parts))
             for name, given in found.items():
                 self.around.kept[self._name, number, name] = given
+            for part in parts.last if parts is not None else ():
+                self.around.kept.drop((self._name, number, part))
 
     def close(self) -> None:
         """Keep nothing of the stream any more."""
@@ -286,9 +293,15 @@ class Stream:
         self.around.kept[key] = hidden
 
     @torch.no_grad()
-    def _call(self, number: int) -> Tensor:
+    def _call(self, number: int, parts: Parts | None = None) -> Tensor:
         args, kwargs = self.around.rest(number, self._index)
-        output: Tensor = self._block(self._hidden(number), *args, **kwargs)
+        with ExitStack() as stack:
+            if parts is not None:
+                kept, keys = self.around.kept, {part: (self._name, number, part) for part in parts.last}
+                given = {part: kept.get(key, self.around.device) for part, key in keys.items() if key in kept}
+                stack.enter_context(_forwards(parts.stand_ins(given)))
+                stack.enter_context(parts.watched())
+            output: Tensor = self._block(self._hidden(number), *args, **kwargs)
         return output
 
 

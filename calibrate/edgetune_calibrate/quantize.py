@@ -19,6 +19,7 @@ from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, 
 from edgetune_calibrate.fold import fold, seams
 from edgetune_calibrate.linears import check_columns, group_of, input_groups, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments, TokenWeights, relative_error
+from edgetune_calibrate.parts import Parts
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_calibrate.solve.awq import search_factors
 from edgetune_runtime.errors import InputError
@@ -192,29 +193,32 @@ class _Walk:
         """Take all batches through a block (or up to the head), solving it on the way unless it is solved."""
         streams = [stream] if original is None else [original, stream]
         head = index == len(self._blocks)
+        parts = (
+            None if head or solved or not self._settings.true_sequential else Parts(self._blocks[index], self._modules)
+        )
         with self._held(self._head()[1] if head else self._blocks[index]):
             for each in streams:
                 each.enter(index)
             if index == 0:
                 stream.around.forget_first()
             if original is not None and not head:  # while the block is what it was
-                original.leave(keep=[] if solved else [group[0] for group in self._groups])
+                original.leave([] if solved else [group[0] for group in self._groups], parts)
             if solved is not None:
                 self._apply(solved)
             elif head:
                 solved = self._solve_head(stream, original)
             else:
-                solved = self._solve_block(index, stream, original)
+                solved = self._solve_block(index, stream, original, parts)
             if not head:
-                stream.leave()
+                stream.leave(parts=parts)
         return solved
 
-    def _solve_block(self, index: int, stream: Stream, original: Stream | None) -> SolvedBlock:
+    def _solve_block(self, index: int, stream: Stream, original: Stream | None, parts: Parts | None) -> SolvedBlock:
         """Solve the groups of a block in order; their dequantized weights are in the block afterwards."""
         solved = SolvedBlock(index, {}, {}, {"error": {}, "tokens": {}})
         divisors = self._fold(index, stream, solved) if self._settings.solve.method == "awq" else {}
         for groups in [[group] for group in self._groups] if self._settings.true_sequential else [self._groups]:
-            moments = self._moments([group[0] for group in groups], stream, original, divisors)
+            moments = self._moments([group[0] for group in groups], stream, original, divisors, parts)
             for group in groups:
                 linears = {self._name(index, name): self._blocks[index].get_submodule(name) for name in group}
                 self._solve(linears, moments[group[0]], self._settings.of(next(iter(linears))), solved)
@@ -251,15 +255,21 @@ class _Walk:
         return solved
 
     def _moments(
-        self, names: Sequence[str], stream: Stream, original: Stream | None, divisors: Mapping[str, Tensor] = _NONE
+        self,
+        names: Sequence[str],
+        stream: Stream,
+        original: Stream | None,
+        divisors: Mapping[str, Tensor] = _NONE,
+        parts: Parts | None = None,
     ) -> dict[str, Moments]:
         """Run the entered block on all batches and add up the moments of what its linears `names` read.
 
-        The original stream's inputs are divided by `divisors`, as those of a folded block are already.
+        The original stream's inputs are divided by `divisors`, as those of a folded block are already. With `parts`
+        the linears before `names` are as they will be.
         """
         moments = {name: Moments() for name in names}
         for number, weights in enumerate(self._weights):
-            inputs = stream.inputs(number, names)
+            inputs = stream.inputs(number, names, parts)
             originals = original.inputs(number, names) if original is not None else {}
             for name in names:
                 plain = originals.get(name)

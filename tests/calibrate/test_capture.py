@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,24 @@ def test_tokens_count_as_much_as_their_weights(model: nn.Module, modules: Module
     for group, inputs in references(model, groups, blocks, batches):
         assert close(group.hessian, second_moments(inputs, weights)), group.names
         assert group.tokens == sum(batch["input_ids"].numel() for batch in batches) - 1
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_no_layer_of_a_block_runs_again_but_the_last_of_a_part(
+    model: nn.Module, modules: Modules, compensate: bool
+) -> None:
+    """Without the unquantized stream's run, what a part returns is seen in the first batch."""
+    batches = picture_batches(model)
+    calls: Counter[str] = Counter()
+    for name in modules.linears:
+        layer = model.get_submodule(f"{modules.blocks}.1.{name}")
+        layer.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    walk(model, modules, batches, DecoderSettings(RTN, compensate=compensate))
+    count = len(batches)
+    runs = dict.fromkeys(modules.linears, count + (count if compensate else 1))
+    runs["self_attn.o_proj"] = 3 * count + (count if compensate else 0)  # for gate and up, for down, for the output
+    runs["mlp.down_proj"] = count + (count if compensate else 0)
+    assert calls == runs
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])
