@@ -113,38 +113,6 @@ def test_weights_are_mapped_where_they_lie(qwen3_vl_bundle: Path) -> None:
     assert str(qwen3_vl_bundle / "onnx/vision_encoder.onnx.data") in printed(MAPPED, qwen3_vl_bundle)
 
 
-UNTOUCHED = """
-import sys
-import numpy as np
-from edgetune_runtime import Session
-
-def found():
-    path, sizes = "", {"Rss": 0, "Anonymous": 0}
-    for line in open("/proc/self/smaps"):
-        name, *words = line.split()
-        if "-" in name:
-            path = words[-1] if len(words) == 5 else ""
-        elif path.endswith(".onnx.data") and name[:-1] in sizes:
-            sizes[name[:-1]] += int(words[0])
-    return sizes
-
-session = Session.load(sys.argv[1], threads=1)
-print(found()["Rss"])
-session.ask(np.zeros((64, 64, 3), np.uint8), "Where?", max_new_tokens=2)
-print(found()["Anonymous"])
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="mapped files are read from /proc")
-@pytest.mark.parametrize("fixture", ["qwen3_vl_bundle", "int4_bundle"])
-def test_nothing_of_the_files_is_in_memory_after_loading_and_nothing_is_written_to_them(
-    fixture: str, request: pytest.FixtureRequest
-) -> None:
-    resident, written = map(int, printed(UNTOUCHED, request.getfixturevalue(fixture)))
-    assert resident == 0
-    assert written == 0  # onnxruntime maps them for itself alone and could; then they would not be let go
-
-
 FREED = """
 import numpy as np
 from edgetune_runtime.memory import return_freed_memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
-from edgetune_runtime.memory import let_go_of_mapped, return_freed_memory
+from edgetune_runtime.memory import return_freed_memory
 
 if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle
@@ -22,9 +22,6 @@ Array = npt.NDArray[Any]
 
 INT8_ACTIVATIONS = 4
 """Accuracy level at which products with 4- and 8-bit weights round their input to int8 by block, the fast path."""
-
-LOOK_S = 0.1
-"""Seconds between looks at what is in memory of mapped files while they are loaded."""
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
@@ -68,13 +65,6 @@ class OnnxBackend(Backend):
                 pool.submit(open_graph, embed, Device("cpu"), threads),  # a look-up: not worth a trip to the GPU
                 pool.submit(open_graph, decoder, place, threads, weights, accuracy_level),
             )
-            # Weights that were arranged anew are not read again, but what was read of their files would stay in memory.
-            mapped = [path.with_name(f"{path.name}.data") for path in (vision, decoder)]
-            while place.kind == "cpu":
-                loading = wait(opened, timeout=LOOK_S).not_done
-                let_go_of_mapped(mapped)
-                if not loading:
-                    break
         self._vision, self._embed, self._decoder = (graph.result() for graph in opened)
         super().__init__(_shape(self._vision, self._decoder, vision, decoder))
         _require_input(self._embed, "input_ids", embed)
