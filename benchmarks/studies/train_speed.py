@@ -8,7 +8,7 @@ linear, gradient checkpointing off. `plain` is what one writes with transformers
 processor prepares in worker processes, padded batches of 8, the model's own loss. `padded` and `packed` are ours; they
 keep the features of the frozen tower after the first pass, as in any run of several epochs; each pass of `packed, first
 epoch` starts with none: it decodes every picture, computes its features, as `plain` always does, and keeps them.
-`attention` keeps packed samples apart.
+`attention` keeps packed samples apart. The vision tower of `plain` is as transformers made it.
 
 A round is one pass over the records with each system, one after the other; a first round warms up and is not counted.
 Seconds are the median of the rounds; memory is the most that the system's own tensors took. The loss is that of the
@@ -41,6 +41,7 @@ from edgetune_train.batch import IGNORE, Collator
 from edgetune_train.packing import Packs
 from edgetune_train.progress import LogSchedule
 from edgetune_train.settings import TrainSettings
+from edgetune_train.tower import as_published
 from edgetune_train.trainer import GroundingTrainer
 from edgetune_train.vision import FeatureInputs, PixelInputs
 
@@ -157,6 +158,7 @@ def build(
             data: Any = Packs(samples, pack, seed=0, epochs=1) if packed else samples
             shared = {"model": adapted.model, "args": arguments}
             if layout == "plain":
+                as_published(adapted.model.get_submodule(f"base_model.model.{checkpoint.modules.vision_root}"))
                 usual = pad(collate.image_id, collate.pad_id)
                 options = {**shared, "train_dataset": Prepared(samples, checkpoint), "data_collator": usual}
                 make = _maker(Trainer, options)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
+from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from edgetune_core.checkpoint import HubCheckpoint
@@ -26,6 +27,7 @@ from edgetune_train.lora import lora_config, resolve_targets
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs, best_fit
 from edgetune_train.settings import LoraSettings
+from edgetune_train.tower import as_published, quicken
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
 from families.checkpoints import (
     build_idefics3,
@@ -192,6 +194,44 @@ def test_varlen_attention_computes_padded_batches_as_sdpa_does(base: HubCheckpoi
         found.append((logits[batch["labels"] != -100], output))
     torch.testing.assert_close(found[1][0], found[0][0], atol=1e-5, rtol=1e-5)
     assert torch.equal(found[1][1], found[0][1])
+
+
+@torch.no_grad()
+def test_a_quickened_tower_computes_the_same_and_tells_varlen_attention_where_pictures_and_windows_begin(
+    base: HubCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of torch's kernel, which is for CUDA, stands what its documentation says, in plain words."""
+
+    def spelt_out(
+        q: Any, k: Any, v: Any, starts: Any, _: Any, longest: int, *__: Any, scale: float, **more: Any
+    ) -> Any:
+        assert more["window_size"] == (-1, -1) and longest == int((starts[1:] - starts[:-1]).max())
+        parts = [slice(*ends) for ends in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+        rows = [
+            torch.softmax(scale * q[part].transpose(0, 1) @ k[part].permute(1, 2, 0), -1) @ v[part].transpose(0, 1)
+            for part in parts
+        ]
+        return torch.cat([part.transpose(0, 1) for part in rows])
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", spelt_out)
+    sizes = ((64, 96), (320, 200), (112, 64))
+    pictures = [base.spec.arrays(Image.effect_noise(size, 80).convert("RGB")) for size in sizes]
+    inputs = {key: torch.from_numpy(array) for key, array in base.spec.join(pictures).items()}
+    model = base.load_model(torch.float32)
+    tower = model.get_submodule(base.modules.vision_root)
+    found = []
+    for attention in ("", "sdpa", "torch_varlen"):
+        as_published(tower)
+        if attention:
+            quicken(tower, attention)
+        assert (tower.config._attn_implementation == "sdpa") == (attention != "torch_varlen")
+        assert ("forward" in tower.patch_embed.proj.__dict__) == bool(attention)
+        output = model.get_image_features(**inputs, return_dict=True)
+        levels = getattr(output, "deepstack_features", None) or []
+        found.append([*output.pooler_output, *(feature for level in levels for feature in level)])
+    for ours in found[1:]:
+        for one, other in zip(ours, found[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for CUDA")

@@ -19,6 +19,7 @@ from edgetune_train.attention import choose_attention, use_attention
 from edgetune_train.launch import is_sharded
 from edgetune_train.lora import in_vision, lora_config, resolve_targets
 from edgetune_train.settings import TrainSettings
+from edgetune_train.tower import quicken
 from edgetune_train.unfreeze import check_apart, resolve_unfreeze, to_float32
 from edgetune_train.vision import FeatureInputs, ImageInputs, PixelInputs
 
@@ -68,8 +69,10 @@ def adapted_model(
         if is_sharded(arguments):
             raise InputError("--quantize cannot be combined with FSDP or DeepSpeed", hint="use DDP (torchrun)")
         quantization = _nf4(checkpoint, dtype)
-    attention = choose_attention(settings.attention, dtype) if settings.pack else "sdpa"
+    fastest = choose_attention(settings.attention, dtype)
+    attention = fastest if settings.pack else "sdpa"
     model = checkpoint.load_model(dtype, quantization)
+    quicken(model.get_submodule(checkpoint.modules.vision_root), fastest)
     names = resolve_targets(model, checkpoint.modules, settings.lora.targets, vision=settings.lora.vision)
     whole = resolve_unfreeze(model, checkpoint.modules, settings.unfreeze)
     check_apart(names, whole)

@@ -1,4 +1,4 @@
-"""Attention over packed samples: each sees only itself.
+"""Attention over packed samples, and over the pictures of a batch (`tower`): each sees only itself.
 
 Three ways to the same result, the fastest that is there:
 
@@ -23,7 +23,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 from edgetune_runtime.errors import MissingDependency
 from edgetune_train.settings import Attention
 
-_VARLEN = "torch_varlen"
+VARLEN = "torch_varlen"
 
 
 def choose_attention(wanted: Attention, dtype: torch.dtype) -> str:
@@ -35,7 +35,7 @@ def choose_attention(wanted: Attention, dtype: torch.dtype) -> str:
     there = {
         "flash_attention_3": is_flash_attn_3_available(),
         "flash_attention_2": is_flash_attn_2_available(),
-        _VARLEN: torch.cuda.is_available() and {"scale", "window_size"} <= _varlen_options(),
+        VARLEN: torch.cuda.is_available() and {"scale", "window_size"} <= _varlen_options(),
     }
     usable = [name for name, found in there.items() if found and dtype != torch.float32]
     if wanted == "auto":
@@ -64,11 +64,11 @@ def use_attention(model: Any, name: str) -> bool:
     """
     if name == "sdpa":
         return False
-    if name == _VARLEN:
+    if name == VARLEN:
         registry: Any = AttentionInterface
-        registry.register(_VARLEN, _varlen_attention)
+        registry.register(VARLEN, varlen_attention)
         registry = AttentionMaskInterface
-        registry.register(_VARLEN, _varlen_mask)
+        registry.register(VARLEN, _varlen_mask)
     model.set_attn_implementation({"text_config": name})
     return True
 
@@ -78,7 +78,7 @@ def _varlen_mask(*, attention_mask: torch.Tensor | None = None, **rest: Any) -> 
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **rest)
 
 
-def _varlen_attention(
+def varlen_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -88,13 +88,16 @@ def _varlen_attention(
     scaling: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    is_causal: bool | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention within each sample of a pack, [1, L, heads, D], for query, key, value [1, heads, L, D].
+    """Return attention within each sample or picture, [1, L, heads, D], for query, key, value [1, heads, L, D].
 
-    Without segments it is SDPA: validation runs padded batches and generates with a cache.
+    It is causal unless `is_causal` is False. Without segments it is SDPA: validation runs padded batches and generates
+    with a cache.
     """
     if cu_seq_lens_q is None or max_length_q is None:
+        rest["is_causal"] = is_causal
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
         return output, None
     from torch.nn.attention.varlen import varlen_attn
@@ -108,6 +111,6 @@ def _varlen_attention(
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     attended = varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-        scale=scaling, window_size=(-1, 0), **options,
+        scale=scaling, window_size=(-1, -1 if is_causal is False else 0), **options,
     )  # fmt: skip
     return cast(torch.Tensor, attended)[None], None

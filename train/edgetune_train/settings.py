@@ -135,7 +135,7 @@ class TrainSettings(RunSettings):
         minimum=0,
     )
     attention: Attention = option(
-        "auto", help="Attention implementation when packing; auto is the fastest that is installed."
+        "auto", help="Attention implementation for packs and vision towers; auto is the fastest that is installed."
     )
     quantize: Quantization = option(
         "none",
