@@ -125,3 +125,20 @@ def test_accelerate_accepts_each_config(config: str) -> None:
         ("fsdp2.yaml", "FSDP"),
         ("zero3.yaml", "DEEPSPEED"),
     }
+
+
+def test_a_process_that_takes_too_long_writes_its_stacks_and_runs_on(tmp_path: Path) -> None:
+    """The script waits for them itself, in a function whose name they must hold."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\nfrom pathlib import Path\n"
+        "def waits_for_stacks():\n    while not Path(sys.argv[1]).read_text():\n        time.sleep(0.05)\n"
+        "waits_for_stacks()\n"
+    )
+    watched = REPOSITORY / "benchmarks" / "studies" / "watched.py"
+    words = [sys.executable, str(watched), "0.2", str(tmp_path), str(script), str(tmp_path / "rank3.txt")]
+    done = subprocess.run(
+        words, env=os.environ | {"RANK": "3"}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "in waits_for_stacks" in (tmp_path / "rank3.txt").read_text()

@@ -171,9 +171,7 @@ class FeatureInputs:
         begun = self._pixels.begin([path for path in paths if path not in self._kept], threads)
         if not paths or not (self._on_gpu if self._ahead is None else self._ahead):
             return begun
-        last = self._last()
-        before = [*begun] if last is None else [last, *begun]
-        future = self._coming.get(tuple(paths)) or threads.submit(self._prepare, paths, before)
+        future = self._coming.get(tuple(paths)) or threads.submit(self._prepare, paths, begun, [self._last()])
         self._coming[tuple(paths)], self._last = future, ref(future)
         return future
 
@@ -203,9 +201,12 @@ class FeatureInputs:
     def _on_gpu(self) -> bool:
         return bool(self._model.device.type == "cuda")
 
-    def _prepare(self, paths: Sequence[Path], before: Sequence[Future[Any]]) -> dict[Path, _Features]:
-        """Return images' features after those of the batch before, so that the tower sees the same groups of them."""
-        wait(before)
+    def _prepare(self, paths: Sequence[Path], _: object, last: list[Future[Any] | None]) -> dict[Path, _Features]:
+        """Return images' features after those of the batch before, so that the tower sees the same groups of them.
+
+        The pictures are held until they were used; the batch before only until it is there.
+        """
+        wait([future for future in (last.pop(),) if future is not None])
         return self._features(paths)
 
     def _features(self, paths: Sequence[Path]) -> dict[Path, _Features]:
