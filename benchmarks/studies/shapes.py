@@ -140,6 +140,14 @@ SHAPES: dict[str, Shape] = {
         tied=False,
         rotary=(16, 24, 24),
     ),
+    "qwen2.5-vl-0.29b": _qwen2_5(
+        {"hidden_size": 768, "intermediate_size": 2560, "num_hidden_layers": 10, "vocab_size": 151936}
+        | {"num_attention_heads": 12, "num_key_value_heads": 2},
+        {"depth": 12, "hidden_size": 768, "intermediate_size": 2048, "num_heads": 12}
+        | {"fullatt_block_indexes": [2, 5, 8, 11]},
+        tied=True,
+        rotary=(8, 12, 12),
+    ),
     "small-qwen3-vl": _qwen3(
         _SMALL | _SMALL_HEADS | {"head_dim": 16},
         _SMALL_TOWER | {"deepstack_visual_indexes": [1, 2]},
@@ -153,7 +161,7 @@ SHAPES: dict[str, Shape] = {
         rotary=(2, 3, 3),
     ),
 }
-"""Published sizes by the model's name on the hub, and two of no model, for tests."""
+"""Published sizes by the model's name on the hub, one for small machines (0.29 B), and two for tests, of no model."""
 
 
 def config_of(shape: Shape, ids: dict[str, int] | None = None) -> Any:

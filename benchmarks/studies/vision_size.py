@@ -27,14 +27,18 @@ from shapes import SHAPES
 SYSTEMS = ("transformers float32", "edgetune float32", "edgetune int8")
 
 
-def build(shape: str) -> Any:
-    """The tower of transformers with random weights."""
+def build(shape: str, layers: int | None = None) -> Any:
+    """The tower of transformers with random weights; of the first so many layers where a number is given."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     sizes = SHAPES[shape]
     text = {"hidden_size": sizes.vision["out_hidden_size"], "num_hidden_layers": 1, "intermediate_size": 64}
     vision = dict(sizes.vision)
+    if layers is not None:
+        vision["depth"] = layers
+        if "deepstack_visual_indexes" in vision:
+            vision["deepstack_visual_indexes"] = [at for at in vision["deepstack_visual_indexes"] if at < layers]
     config = AutoConfig.for_model(sizes.family, vision_config=vision, text_config=text | {"vocab_size": 64})
     torch.manual_seed(0)
     return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").model.visual.float().eval()

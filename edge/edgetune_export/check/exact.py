@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgetune_runtime.backends import Device, Float, Int
-from edgetune_runtime.backends.onnx.engine import open_graph
+from edgetune_runtime.backends.onnx.graphs import open_graph
 from edgetune_runtime.decode import Prompt
 
 STEPS = 256

@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.onnx.cache import make_cache
-from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
-from edgetune_runtime.memory import return_freed_memory
+from edgetune_runtime.backends.onnx.encoder import VisionEncoder
+from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, onnxruntime, open_graph
+from edgetune_runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle
-
-Array = npt.NDArray[Any]
-
-INT8_ACTIVATIONS = 4
-"""Accuracy level at which products with 4- and 8-bit weights round their input to int8 by block, the fast path."""
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
@@ -60,13 +55,13 @@ class OnnxBackend(Backend):
     ) -> None:
         place = Device.parse(device)
         with ThreadPoolExecutor(3) as pool:  # onnxruntime prepares a graph's weights outside of Python's lock
-            opened = (
-                pool.submit(open_graph, vision, place, threads),
+            encoder = pool.submit(VisionEncoder, vision, place, threads)
+            graphs = (
                 pool.submit(open_graph, embed, Device("cpu"), threads),  # a look-up: not worth a trip to the GPU
                 pool.submit(open_graph, decoder, place, threads, weights, accuracy_level),
             )
-        self._vision, self._embed, self._decoder = (graph.result() for graph in opened)
-        super().__init__(_shape(self._vision, self._decoder, vision, decoder))
+        self._vision, (self._embed, self._decoder) = encoder.result(), (graph.result() for graph in graphs)
+        super().__init__(_shape(self._vision.session, self._decoder, vision, decoder))
         _require_input(self._embed, "input_ids", embed)
         names = [node.name for node in self._decoder.get_inputs()]
         self._deepstack = sorted(name for name in names if name.startswith("deepstack_embeds."))
@@ -89,8 +84,7 @@ class OnnxBackend(Backend):
 
     def encode_images_impl(self, images: Arrays) -> ImageFeatures:
         """Run the vision encoder, whose inputs have the arrays' names."""
-        first, *others = self._vision.run(None, dict(images))
-        return ImageFeatures(first, tuple(others))
+        return self._vision(images)
 
     def embed_impl(self, token_ids: Int) -> Float:
         """Look up token embeddings."""
@@ -132,7 +126,7 @@ class OnnxBackend(Backend):
         self._cache.after()
 
     def _bind_logits(self) -> None:
-        self._binding.bind_ortvalue_output("logits", _onnxruntime().OrtValue.ortvalue_from_numpy(self._logits))
+        self._binding.bind_ortvalue_output("logits", onnxruntime().OrtValue.ortvalue_from_numpy(self._logits))
 
     def close_impl(self) -> None:
         """Drop the graphs and the buffers bound to them."""
@@ -182,69 +176,3 @@ def _require_input(graph: Any, name: str, path: Path) -> Any:
     if name not in found:
         raise BundleError(f"{path}: the graph has no input {name}", hint="export the bundle again")
     return found[name]
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            "onnxruntime is not installed",
-            hint=install_command("onnx", "edgetune-runtime") + " (or [onnx-gpu] for CUDA)",
-        ) from error
-    return onnxruntime
-
-
-def open_graph(
-    path: Path,
-    device: Device,
-    threads: int | None,
-    weights: Mapping[str, Array] | None = None,
-    accuracy_level: int = INT8_ACTIVATIONS,
-) -> Any:
-    """Open one graph as a session of onnxruntime.
-
-    Args:
-        path: of the graph.
-        device: where it computes.
-        threads: CPU threads of each operator; None is onnxruntime's own choice.
-        weights: values of weights that the graph leaves out, by name.
-        accuracy_level: of products whose weights the graph dequantizes with standard operators.
-
-    Raises:
-        BundleError: onnxruntime cannot load it.
-        MissingDependency: onnxruntime is not installed, or its provider for the device.
-    """
-    if not path.is_file():
-        raise BundleError(f"{path}: the model file is missing")
-    ort = _onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: the rest speaks of onnxruntime's own optimiser
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
-    if device.kind == "cpu":
-        # An arena grows by doubling and gives nothing back: what one large picture took, the process keeps.
-        options.enable_cpu_mem_arena = False
-        return_freed_memory()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if weights:
-        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
-        options.add_external_initializers(list(weights), values)
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.kind]
-    settings: Any = (
-        [provider] if device.kind == "cpu" else [(provider, {"device_id": device.number}), "CPUExecutionProvider"]
-    )
-    gpu = install_command("onnx-gpu", "edgetune-runtime")
-    missing = MissingDependency(
-        f"onnxruntime {ort.__version__} cannot run on {device.kind}: its {provider} is not there",
-        hint=f"pip uninstall onnxruntime, then {gpu}, with its CUDA libraries",
-    )
-    if provider not in ort.get_available_providers():
-        raise missing
-    try:
-        session = ort.InferenceSession(str(path), options, providers=settings)
-    except Exception as error:  # onnxruntime has no common base class for its errors
-        raise BundleError(f"{path}: onnxruntime {ort.__version__} cannot load it: {str(error)[:300]}") from error
-    if provider not in session.get_providers():  # without CUDA's libraries it falls back to the CPU with a warning
-        raise missing
-    return session
