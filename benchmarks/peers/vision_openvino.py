@@ -40,7 +40,7 @@ def write(shape: str, layers: int | None, folder: Path) -> None:
     import torch
     from vision_size import build
 
-    from edgetune_calibrate.vision import vision_ranges
+    from edgetune_calibrate.vision import InputRanges
     from edgetune_export.graph import save_model
     from edgetune_export.vision.attention import FusedAttention, SegmentedAttention
     from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
@@ -54,8 +54,9 @@ def write(shape: str, layers: int | None, folder: Path) -> None:
     pictures = [(torch.from_numpy(picture["pixel_values"]), torch.from_numpy(picture["image_grid_thw"]))]
     dynamic, slow = Dynamic(), by_block(BlockFormat(8, 32, symmetric=True))
     free = dynamic_layers(tower, pictures)
-    spans = vision_ranges(torch.nn.ModuleDict({"tower": tower}), "tower", lambda: pictures)
-    ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in spans.items()}
+    with torch.no_grad(), InputRanges(torch.nn.ModuleDict({"tower": tower}), "tower") as watched:
+        tower(*pictures[0])
+    ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in watched.ranges().items()}
     fixed = static_layers(tower, pictures, ranges)
     schemes = {
         OURS: (FusedAttention, lambda name: dynamic if name in free else slow),
