@@ -229,6 +229,7 @@ def build_qwen2_5_vl(
     heads: int = 4,
     kv_heads: int = 2,
     tied: bool = False,
+    vocabulary: int | None = None,
     min_pixels: int = 56 * 56,
     max_pixels: int = 252 * 252,
 ) -> Path:
@@ -242,7 +243,7 @@ def build_qwen2_5_vl(
     eighth = hidden // heads // 8
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
+            "vocab_size": len(tokenizer) if vocabulary is None else vocabulary,
             "hidden_size": hidden,
             "intermediate_size": hidden * 2,
             "num_hidden_layers": layers,

@@ -1,7 +1,8 @@
-"""A bundle in onnxruntime-genai: python read_genai.py JOB.json, text only.
+"""Bundles in onnxruntime-genai: python read_genai.py JOB.json ...
 
-Its pipeline of embedding and decoder is set up by a genai_config.json beside the bundle's files. A decoder with
-DeepStack wants inputs that this engine does not know; for text they are zeros, made by a graph that joins the pipeline.
+The engine wants a genai_config.json and a graph of token embeddings that takes a picture's features too. Both are
+written here, around the bundle's own graphs. It knows no DeepStack, whose features travel as further columns. Prompts
+are counted by the engine's own processor; answered are the job's tensors, for it resizes in another way.
 """
 
 from __future__ import annotations
@@ -16,51 +17,74 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime_genai
-from onnx import TensorProto, helper
-from reader_job import Answer, read_job, tell
+from joined_graphs import EMBEDS, FEATURES, join, rename
+from onnx import TensorProto, helper, numpy_helper
+from reader_job import Answer, answer_jobs
 
 LONGEST = 1024
 
 
-def answers(folder: Path, job: dict[str, Any]) -> Iterable[Answer]:
-    """Greedy answers."""
-    write_config(folder)
+def answers(job: dict[str, Any]) -> Iterable[Answer]:
+    """Greedy answers from a copy of the bundle."""
+    with tempfile.TemporaryDirectory() as place:
+        yield from answer(Path(shutil.copytree(job["folder"], Path(place) / "bundle")), job)
+
+
+def answer(folder: Path, job: dict[str, Any]) -> Iterable[Answer]:
+    """Greedy answers from a bundle, whose graphs are rewritten."""
+    columns = join(folder / "onnx")
+    place_features(folder / "onnx/embed_tokens.onnx", job["image"], columns)
+    write_config(folder, columns)
+    write_processor(folder)
     model = onnxruntime_genai.Model(str(folder))
+    processor = model.create_multimodal_processor()
     for record in job["records"]:
+        own = processor(record["prompt"], images=onnxruntime_genai.Images.open(record["picture"]))
         parameters = onnxruntime_genai.GeneratorParams(model)
         parameters.set_search_options(max_length=LONGEST, do_sample=False)
         generator = onnxruntime_genai.Generator(model, parameters)
-        generator.append_tokens(np.array(record["ids"], np.int32))
+        inputs = onnxruntime_genai.NamedTensors()
+        inputs["input_ids"] = np.array([record["ids"]], np.int32)
+        inputs["pixel_values"] = np.fromfile(record["pixels"], np.float32).reshape(record["shape"])
+        inputs["image_grid_thw"] = np.array(record["grid"])
+        inputs["num_image_tokens"] = np.array([record["ids"].count(job["image"])])
+        generator.set_inputs(inputs)
         tokens: list[int] = []
         while len(tokens) < job["new_tokens"] and not (tokens and tokens[-1] in job["stop"]):
             generator.generate_next_token()
             tokens.append(int(generator.get_next_tokens()[0]))
-        yield len(record["ids"]), tokens
+        yield own["input_ids"].as_numpy().size, tokens
 
 
-def write_config(folder: Path) -> None:
-    """Describe a bundle's graphs in the engine's own words."""
+def place_features(path: Path, image: int, columns: int) -> None:
+    """Make the graph of token embeddings put a picture's features in the places of its tokens."""
+    table = onnx.load(path, load_external_data=False)
+    rename(table.graph, EMBEDS, "text")
+    table.graph.initializer.append(numpy_helper.from_array(np.asarray(image), "image"))
+    table.graph.input.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["tokens", columns]))
+    table.graph.node.extend(
+        [
+            helper.make_node("Equal", ["input_ids", "image"], ["is_image"]),
+            helper.make_node("NonZero", ["is_image"], ["places_across"]),
+            helper.make_node("Transpose", ["places_across"], ["places"]),
+            helper.make_node("ScatterND", ["text", "places", FEATURES], [EMBEDS]),
+        ]
+    )
+    onnx.save(table, path)
+
+
+def write_config(folder: Path, columns: int) -> None:
+    """Describe the joined graphs in the engine's own words."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text = config["text_config"]
-    layers, hidden = text["num_hidden_layers"], text["hidden_size"]
-    cache = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
-    extra = _deepstack_zeros(folder, hidden)
-    stages = {
-        "embeddings": ("embed_tokens", ["input_ids"], ["inputs_embeds"]),
-        **({"deepstack": ("deepstack_zeros", ["inputs_embeds"], extra)} if extra else {}),
-        "text": (
-            "decoder_model_merged",
-            ["inputs_embeds", "attention_mask", "position_ids", *extra, *(f"past_key_values.{name}" for name in cache)],
-            ["logits", *(f"present.{name}" for name in cache)],
-        ),
-    }
+    text, vision = config["text_config"], config["vision_config"]
     decoder = {
         "session_options": {"provider_options": []},
-        "head_size": text.get("head_dim") or hidden // text["num_attention_heads"],
-        "hidden_size": hidden,
+        "filename": "onnx/decoder_model_merged.onnx",
+        "head_size": text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+        "hidden_size": columns,
         **{name: text[name] for name in ("num_attention_heads", "num_hidden_layers", "num_key_value_heads")},
         "inputs": {
-            **{name: name for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids")},
+            **{name: name for name in (EMBEDS, "attention_mask", "position_ids")},
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
@@ -69,10 +93,6 @@ def write_config(folder: Path) -> None:
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
         },
-        "pipeline": [
-            {name: {"filename": f"onnx/{file}.onnx", "inputs": inputs, "outputs": outputs}}
-            for name, (file, inputs, outputs) in stages.items()
-        ],
     }
     ids = ("image_token_id", "video_token_id", "vision_start_token_id")
     model = {
@@ -84,6 +104,18 @@ def write_config(folder: Path) -> None:
         "vocab_size": text["vocab_size"],
         **{name: config[name] for name in ids},
         "decoder": decoder,
+        "embedding": {
+            "filename": "onnx/embed_tokens.onnx",
+            "inputs": {name: name for name in ("input_ids", FEATURES)},
+            "outputs": {EMBEDS: EMBEDS},
+        },
+        "vision": {
+            "filename": "onnx/vision_encoder.onnx",
+            "config_filename": "processor_config.json",
+            **{name: vision[name] for name in ("spatial_merge_size", "patch_size")},
+            "inputs": {name: name for name in ("pixel_values", "image_grid_thw")},
+            "outputs": {FEATURES: FEATURES},
+        },
     }
     search = {"do_sample": False, "max_length": LONGEST, "past_present_share_buffer": False}
     (folder / "genai_config.json").write_text(
@@ -91,27 +123,28 @@ def write_config(folder: Path) -> None:
     )
 
 
-def _deepstack_zeros(folder: Path, hidden: int) -> list[str]:
-    """Write the graph that makes zeros for the decoder's DeepStack inputs; returns their names."""
-    decoder = onnx.load(folder / "onnx/decoder_model_merged.onnx", load_external_data=False)
-    names = [value.name for value in decoder.graph.input if value.name.startswith("deepstack")]
-    shape: list[str | int | None] = ["batch_size", "length", hidden]
-    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
-    graph = helper.make_graph(
-        [helper.make_node("Mul", ["inputs_embeds", "zero"], [name]) for name in names],
-        "deepstack_zeros",
-        [helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names],
-        [zero],
-    )
-    if names:
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        onnx.save(model, folder / "onnx/deepstack_zeros.onnx")
-    return names
+def write_processor(folder: Path) -> None:
+    """Say the checkpoint's preprocessing in the words of the engine's processor."""
+    config = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    size = config.get("size") or {}
+    sizes = {name: config[name] for name in ("patch_size", "merge_size")}
+    limits = {
+        "min_pixels": config.get("min_pixels") or size["shortest_edge"],
+        "max_pixels": config.get("max_pixels") or size["longest_edge"],
+    }
+    steps: dict[str, dict[str, Any]] = {
+        "DecodeImage": {"color_space": "RGB"},
+        "ConvertRGB": {},
+        "Resize": {"width": 540, "height": 360, "smart_resize": 1, **limits, **sizes},
+        "Rescale": {"rescale_factor": 1 / 255},
+        "Normalize": {"mean": config["image_mean"], "std": config["image_std"], family: 1},
+        "PatchImage": {**sizes, "temporal_patch_size": config["temporal_patch_size"]},
+    }
+    transforms = [{"operation": {"name": kind, "type": kind, "attrs": given}} for kind, given in steps.items()]
+    whole = {"processor": {"name": f"{family}_image_processor", "transforms": transforms}}
+    (folder / "processor_config.json").write_text(json.dumps(whole), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    asked = read_job()
-    with tempfile.TemporaryDirectory() as place:
-        copy = Path(shutil.copytree(asked["folder"], Path(place) / "bundle"))
-        tell(answers(copy, asked))
+    answer_jobs(answers, "onnxruntime-genai", "onnxruntime")

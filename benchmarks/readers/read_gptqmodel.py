@@ -1,4 +1,4 @@
-"""A bundle in GPTQModel itself, with its plain kernels: python read_gptqmodel.py JOB.json."""
+"""Bundles in GPTQModel itself, with its plain kernels: python read_gptqmodel.py JOB.json ..."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reader_job import answer_with_torch, read_job, tell
+from reader_job import answer_jobs, answer_with_torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "peers"))
 
@@ -24,5 +24,4 @@ def load(job: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    job = read_job()
-    tell(answer_with_torch(load(job), job))
+    answer_jobs(lambda job: answer_with_torch(load(job), job), "gptqmodel", "transformers", "torch")

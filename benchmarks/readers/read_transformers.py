@@ -1,4 +1,4 @@
-"""A bundle in transformers, which reads weights by GPTQModel and compressed-tensors: read_transformers.py JOB.json.
+"""Bundles in transformers, which reads weights by GPTQModel and compressed-tensors: read_transformers.py JOB.json ...
 
 GPTQModel's plain kernels are chosen: those that it picks for a CPU compute in bfloat16.
 """
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reader_job import answer_with_torch, read_job, tell
+from reader_job import answer_jobs, answer_with_torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "peers"))
 
@@ -38,5 +38,5 @@ def load(job: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    job = read_job()
-    tell(answer_with_torch(load(job), job))
+    packages = ("transformers", "gptqmodel", "compressed-tensors", "torch")
+    answer_jobs(lambda job: answer_with_torch(load(job), job), *packages)

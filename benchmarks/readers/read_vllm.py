@@ -1,4 +1,4 @@
-"""A bundle in vLLM: python read_vllm.py JOB.json. vLLM's own processor prepares prompts and pictures."""
+"""Bundles in vLLM: python read_vllm.py JOB.json ... vLLM's own processor prepares prompts and pictures."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from reader_job import Answer, read_job, tell
+from reader_job import Answer, answer_jobs
 
 
 def answers(job: dict[str, Any]) -> Iterable[Answer]:
     """Greedy answers, one record at a time."""
     from PIL import Image
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]
+    from vllm.distributed import cleanup_dist_env_and_memory  # type: ignore[import-not-found, unused-ignore]
 
+    cleanup_dist_env_and_memory()  # what the job before left
     model = LLM(
         model=job["folder"],
         dtype=job["dtype"],
@@ -23,7 +25,7 @@ def answers(job: dict[str, Any]) -> Iterable[Answer]:
         limit_mm_per_prompt={"image": 1, "video": 0},
         skip_mm_profiling=True,
     )
-    settings = SamplingParams(temperature=0, max_tokens=job["new_tokens"], stop_token_ids=job["stop"])
+    settings = SamplingParams(temperature=0, max_tokens=job["new_tokens"], stop_token_ids=job["stop"], detokenize=False)
     for record in job["records"]:
         with Image.open(record["picture"]) as picture:
             prompt = {"prompt": record["prompt"], "multi_modal_data": {"image": picture.convert("RGB")}}
@@ -40,4 +42,4 @@ if __name__ == "__main__":
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    tell(answers(read_job()))
+    answer_jobs(answers, "vllm", "torch")

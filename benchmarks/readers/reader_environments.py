@@ -26,6 +26,10 @@ for _name in ("nms", "qnms"):
 """What torchvision's module lacks where its compiled part does not fit torch for the CPU; no model here calls it."""
 
 
+class Unavailable(Exception):
+    """An environment that cannot be made here."""
+
+
 def python(root: Path, name: str) -> Path:
     """The interpreter of an environment, "vllm" or "gptqmodel" (with transformers and compressed-tensors)."""
     return _once(root / name, _RECIPES[name]) / "bin" / "python"
@@ -34,7 +38,7 @@ def python(root: Path, name: str) -> Path:
 def node(root: Path) -> Path:
     """A folder in which transformers.js is installed."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        sys.exit("error: transformers.js needs node and npm: install Node.js 20 or newer")
+        raise Unavailable("transformers.js needs node and npm: install Node.js 20 or newer")
     return _once(root / "node", _node)
 
 
@@ -56,7 +60,7 @@ def _run(*command: object, folder: Path | None = None, variables: Mapping[str, s
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         reason = next((line for line in reversed(lines) if "rror" in line), lines[-1])
-        sys.exit(f"error: the environment cannot be made: {' '.join(words[-4:])}: {reason.strip()[:300]}")
+        raise Unavailable(f"the environment cannot be made: {' '.join(words[-4:])}: {reason.strip()[:300]}")
 
 
 def _pip(folder: Path, *words: str, **variables: str) -> None:

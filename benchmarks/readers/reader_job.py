@@ -9,19 +9,22 @@ A job is a JSON file:
     stop        ids that end one
     pad         an id that fills up
     image       id of an image token
+    image_token as text
     records     a list of {"prompt": text with one image token, "ids": prompt with all of its image tokens,
-                "picture": file, "pixels": float32 file, "shape": of it, "grid": [[1, rows, columns]]}; of records
-                without a picture only "ids" is there
+                "picture": file, "pixels": float32 file, "shape": of it, "grid": [[1, rows, columns]]}
 
-A reader prints a line of JSON for each record, in order: {"prompt_tokens": N, "tokens": [ids of the answer]}. Imports
-nothing of ours.
+A reader is given several jobs, for an engine is slow to import. It prints lines of JSON: its "versions"; for each job
+{"job": file}; then for each record, in order, {"prompt_tokens": what its own processor makes of the prompt and the
+picture, "tokens": [ids of the answer]}, or {"error": text} where it stops. Imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +32,43 @@ Answer = tuple[int, list[int]]
 """How many tokens the reader made of the prompt, and the answer's."""
 
 
-def read_job() -> dict[str, Any]:
-    """The job that the command line names."""
-    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    return job
-
-
-def tell(answers: Iterable[Answer]) -> None:
-    """Print answers as they come."""
-    for count, tokens in answers:
-        print(json.dumps({"prompt_tokens": count, "tokens": tokens}), flush=True)
+def answer_jobs(answers: Callable[[dict[str, Any]], Iterable[Answer]], *packages: str) -> None:
+    """Print what an engine made of these packages answers to the jobs that the command line names."""
+    print(json.dumps({"versions": {name: version(name) for name in packages}}), flush=True)
+    for path in sys.argv[1:]:
+        print(json.dumps({"job": path}), flush=True)
+        try:
+            for count, tokens in answers(json.loads(Path(path).read_text(encoding="utf-8"))):
+                print(json.dumps({"prompt_tokens": count, "tokens": tokens}), flush=True)
+        except Exception as error:  # whatever an engine raises is its answer
+            traceback.print_exc()
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
 
 
 def answer_with_torch(model: Any, job: dict[str, Any]) -> Iterable[Answer]:
-    """Greedy answers of a model of transformers, to prompts and pictures as tensors."""
-    import numpy as np
-    import torch
+    """Greedy answers of a model of transformers, to what its image processor and tokenizer make of each record.
 
+    They are joined here as transformers' processors of both families join them, which want torchvision for videos.
+    """
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(job["folder"])
+    images: Any = AutoImageProcessor.from_pretrained(job["folder"], backend="pil")
     for record in job["records"]:
-        ids = torch.tensor([record["ids"]])
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "pixels" in record:
-            pixels = torch.from_numpy(np.fromfile(record["pixels"], np.float32).reshape(record["shape"]))
-            inputs |= {"pixel_values": pixels, "image_grid_thw": torch.tensor(record["grid"])}
-            inputs["mm_token_type_ids"] = (ids == job["image"]).int()
+        with Image.open(record["picture"]) as picture:
+            made = images(picture.convert("RGB"), return_tensors="pt")
+        count = int(made["image_grid_thw"].prod()) // images.merge_size**2
+        text = record["prompt"].replace(job["image_token"], job["image_token"] * count)
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             found = model.generate(
-                **inputs,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == job["image"]).int(),
+                pixel_values=made["pixel_values"],
+                image_grid_thw=made["image_grid_thw"],
                 do_sample=False,
                 max_new_tokens=job["new_tokens"],
                 eos_token_id=job["stop"],

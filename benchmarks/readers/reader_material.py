@@ -13,16 +13,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from joined_graphs import join
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+import edgetune
 from edgetune_core.checkpoint import HubCheckpoint
-from edgetune_core.weightset import WeightSet
+from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_runtime.images.smart import preprocess
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.records import read_records
@@ -39,13 +42,16 @@ RECORDS, NEW_TOKENS = 24, 24
 ODD = ((97, 131), (61, 333), (400, 75), (129, 127), (255, 257), (33, 290), (512, 95), (181, 181), (70, 71))
 """Sizes of the last records' pictures, none a multiple of a patch."""
 
-_MIXED = (BlockFormat(4, 32, symmetric=True), BlockFormat(4, 128, symmetric=True))
-SETS: dict[str, Callable[[str], BlockFormat]] = {
-    "g128": lambda name: BlockFormat(4, 128, symmetric=False),
-    "g32 symmetric": lambda name: _MIXED[0],
-    "g32 and g128": lambda name: _MIXED["down_proj" in name],
+_G32, _G128 = (BlockFormat(4, block, symmetric=True) for block in (32, 128))
+SETS: dict[str, Callable[[str], BlockFormat | None]] = {
+    "g128": lambda name: None if name == HEAD else BlockFormat(4, 128, symmetric=False),
+    "g32 symmetric": lambda name: None if name == HEAD else _G32,
+    "g32 and g128": lambda name: None if name == HEAD else (_G128 if "down_proj" in name else _G32),
+    "3 bits": lambda name: None if name == HEAD else BlockFormat(3, 128, symmetric=True),
+    "8 bits": lambda name: None if name == HEAD else BlockFormat(8, 128, symmetric=True),
+    "quantized head": lambda name: _G128,
 }
-"""Formats of the weight sets; the first is what `edgetune calibrate` makes. vLLM has no kernel for 8 bits on CPUs."""
+"""Formats of the weight sets' layers; the first is what `edgetune calibrate` makes, all others have no zero points."""
 
 
 def checkpoint(work: Path, family: str) -> Path:
@@ -55,7 +61,8 @@ def checkpoint(work: Path, family: str) -> Path:
         if family == "qwen3_vl":
             shutil.copytree(TINY / "model", folder)
         else:  # in 16 bits, as published ones are: what is not quantized is the same in every reader
-            build_qwen2_5_vl(folder, layers=4, hidden=256, heads=4, kv_heads=2, dtype=torch.bfloat16)
+            sizes = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "vocabulary": 2048}
+            build_qwen2_5_vl(folder, **sizes, dtype=torch.bfloat16)
     return folder
 
 
@@ -63,27 +70,37 @@ def weight_set(work: Path, family: str, name: str) -> Path:
     """A weight set of the checkpoint, made once."""
     folder = work / family / name.replace(" ", "-") / "weights"
     if not folder.is_dir():
-        build_weight_set(checkpoint(work, family), folder, choose=SETS[name])
+        build_weight_set(checkpoint(work, family), folder, choose=SETS[name], head=SETS[name](HEAD))
     return folder
 
 
-def bundle(work: Path, family: str, name: str, format_: str, *options: str) -> Path:
-    """A bundle, made or kept by the verb; of format "onnx" one that rounds nothing but the decoder's weights."""
+def bundle(work: Path, family: str, name: str, format_: str, names: str = "hub") -> Path:
+    """A bundle, made or kept; of format "onnx" one that rounds nothing but the decoder's weights.
+
+    Its self-check is left out, for it is checked by its readers.
+
+    Raises:
+        InputError: export refuses to write it.
+    """
     weights = weight_set(work, family, name)
-    folder = weights.with_name("-".join([format_, *(word.strip("-") for word in options)]))
+    folder = weights.with_name(format_ if names == "hub" else f"{format_}-{names}")
+    options: dict[str, Any] = {"purposes": ("server",), "names": names}
     if format_ == "onnx":
-        options = (*options, "--accuracy-level", "0", "--vision-precision", "fp32", "--head-precision", "fp32")
-    else:
-        options = (*options, "--for", "server", "--vision-precision", "fp32")
-    places = ["--checkpoint", checkpoint(work, family), "--weights", weights, "--output", folder]
-    command = [sys.executable, "-m", "edgetune", "export", *map(str, places), "--format", format_, *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+        options = {"accuracy_level": 0, "head_precision": "fp32"}
+    places = {"checkpoint": checkpoint(work, family), "weights": weights, "output": folder}
+    return edgetune.export(**places, format=format_, vision_precision="fp32", check="none", **options).folder
+
+
+def joined(bundle: Path) -> Path:
+    """A copy of an ONNX bundle whose graphs are joined, see joined_graphs.py."""
+    folder = bundle.with_name(f"{bundle.name}-joined")
+    shutil.copytree(bundle, folder, dirs_exist_ok=True)
+    join(folder / "onnx")
     return folder
 
 
-def job(work: Path, family: str, *, pictures: bool) -> dict[str, Any]:
+@cache
+def job(work: Path, family: str) -> dict[str, Any]:
     """The records of a job and what is the same for every bundle of a family, see reader_job.py."""
     source = HubCheckpoint.open(checkpoint(work, family))
     tokenizer = TextTokenizer(source.folder / "tokenizer.json")
@@ -95,10 +112,6 @@ def job(work: Path, family: str, *, pictures: bool) -> dict[str, Any]:
     records: list[dict[str, Any]] = []
     for number, record in enumerate(read_records(folder / "test.jsonl")):
         text = record.prompt(source.family)
-        if not pictures:
-            plain = f"{chat.prefix}{text}{chat.suffix}"
-            records.append({"ids": [int(token) for token in tokenizer.encode(plain)]})
-            continue
         picture = Image.open(record.image).convert("RGB")
         if number >= RECORDS - len(ODD):
             picture = picture.resize(ODD[number - RECORDS + len(ODD)])
@@ -119,7 +132,14 @@ def job(work: Path, family: str, *, pictures: bool) -> dict[str, Any]:
             }
         )
     stop = [tokenizer.encode(token)[0] for token in source.family.stop_tokens]
-    return {"new_tokens": NEW_TOKENS, "stop": stop, "pad": pad, "image": image, "records": records}
+    return {
+        "new_tokens": NEW_TOKENS,
+        "stop": stop,
+        "pad": pad,
+        "image": image,
+        "image_token": chat.image_token,
+        "records": records,
+    }
 
 
 def reference(work: Path, family: str, name: str, dtype: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,10 +147,9 @@ def reference(work: Path, family: str, name: str, dtype: str, asked: dict[str, A
 
     An "onnx" bundle's table of token embeddings is int8, and takes the model's place too.
     """
-    kind = "pictures" if "pixels" in asked["records"][0] else "text"
     weights = weight_set(work, family, name)
     table = "-table" if asked["format"] == "onnx" else ""
-    path = weights.with_name(f"reference-{dtype}-{kind}{table}.json")
+    path = weights.with_name(f"reference-{dtype}{table}.json")
     if path.is_file():
         found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return found
@@ -158,19 +177,21 @@ def _replace_table(model: Any, graph: Path) -> None:
     model.get_output_embeddings().weight = torch.nn.Parameter(model.get_output_embeddings().weight.clone())
     ids = np.arange(own.num_embeddings)[None]
     (table,) = onnxruntime.InferenceSession(str(graph)).run(None, {"input_ids": ids})
-    own.weight = torch.nn.Parameter(torch.from_numpy(table[0]))
+    own.weight = torch.nn.Parameter(
+        torch.from_numpy(table[0, :, : own.embedding_dim].copy())
+    )  # joined graphs have more
 
 
 @torch.no_grad()
 def _answer(model: Any, asked: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     ids = torch.tensor([record["ids"]])
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "pixels" in record:
-        pixels = torch.from_numpy(np.fromfile(record["pixels"], np.float32).reshape(record["shape"]))
-        inputs |= {"pixel_values": pixels.to(model.dtype), "image_grid_thw": torch.tensor(record["grid"])}
-        inputs["mm_token_type_ids"] = (ids == asked["image"]).int()
+    pixels = torch.from_numpy(np.fromfile(record["pixels"], np.float32).reshape(record["shape"]))
     told = model.generate(
-        **inputs,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == asked["image"]).int(),
+        pixel_values=pixels.to(model.dtype),
+        image_grid_thw=torch.tensor(record["grid"]),
         do_sample=False,
         max_new_tokens=asked["new_tokens"],
         eos_token_id=asked["stop"],

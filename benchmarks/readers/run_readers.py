@@ -4,7 +4,7 @@
 
 Makes bundles of two families and several weight sets, has every engine answer 24 records from them, and compares its
 answers with those of transformers with the dequantized weights. What an engine reads has to be what `edgetune export`
-says of it. Prints a table; exits with 1 where an answer or a claim is wrong.
+says of it. Prints the table of docs/peers.md; exits with 1 where an answer or a claim is wrong or an engine is missing.
 """
 
 from __future__ import annotations
@@ -12,20 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import reader_environments
 import reader_material as material
+from reader_environments import Unavailable
 from reader_material import FAMILIES, SETS
+
+from edgetune_runtime.errors import InputError
 
 HERE = Path(__file__).resolve().parent
 TIE = 0.03
 """Answers may part where the reference's two largest logits are closer than this: other kernels round otherwise."""
+LIMIT_S = 900
+"""Seconds that an engine has for a bundle; a tiny model takes a few."""
+JOINED = "onnx, joined"
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,10 @@ class Reader:
         environment: where it is installed; None is ours.
         dtype: that it computes in.
         formats: of the bundles that it is tried on.
-        pictures: whether it is asked about pictures.
-        refuses: families whose ONNX graphs it is known not to run; of checkpoints the manifest tells.
+        sets: names of the weight sets that it is tried on.
+        refuses: families whose ONNX graphs it is known not to run as they are; of checkpoints the manifest tells.
+        needs_gpu: weight sets that it reads on a GPU only, having no kernel for a CPU.
+        other_lengths: how many prompts of a family its own processor is known to make of another length.
     """
 
     title: str
@@ -47,20 +57,74 @@ class Reader:
     environment: str | None
     dtype: str
     formats: tuple[str, ...]
-    pictures: bool = True
+    sets: tuple[str, ...] = tuple(SETS)
     refuses: tuple[str, ...] = ()
+    needs_gpu: tuple[str, ...] = ()
+    other_lengths: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 CHECKPOINTS = ("gptq", "awq", "compressed-tensors")
+_ONNX: dict[str, Any] = {
+    "dtype": "float32",
+    "sets": tuple(SETS)[:1],
+    "other_lengths": {"qwen2_5_vl": 1},  # half a patch is rounded up, where transformers rounds to even
+}
 READERS = {
-    "vllm": Reader("vLLM", "read_vllm.py", "vllm", "float16", CHECKPOINTS),
+    "vllm": Reader("vLLM", "read_vllm.py", "vllm", "float16", CHECKPOINTS, needs_gpu=("8 bits",)),
     "transformers": Reader("transformers", "read_transformers.py", "gptqmodel", "float32", CHECKPOINTS),
     "gptqmodel": Reader("GPTQModel", "read_gptqmodel.py", "gptqmodel", "float32", ("gptq", "awq")),
-    "genai": Reader("onnxruntime-genai", "read_genai.py", None, "float32", ("onnx",), pictures=False),
+    "genai": Reader("onnxruntime-genai", "read_genai.py", None, formats=(JOINED,), **_ONNX),
     "transformers.js": Reader(
-        "transformers.js", "read_transformers_js.mjs", "node", "float32", ("onnx",), refuses=("qwen3_vl",)
+        "transformers.js",
+        "read_transformers_js.mjs",
+        "node",
+        formats=("onnx", JOINED),
+        refuses=("qwen3_vl",),
+        **_ONNX,
     ),
 }
+
+
+@dataclass
+class Row:
+    """A row of the table.
+
+    Attributes:
+        format: of the bundles, and how they were written.
+        set: name of the weight set.
+        asked: the job of each family, or why there is none.
+    """
+
+    format: str
+    set: str
+    asked: dict[str, Path | str]
+
+
+@dataclass
+class Told:
+    """What an engine made of a job: why it stopped, which says nothing where all answers are there, and its answers."""
+
+    error: str
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """A run, and what it came to.
+
+    Attributes:
+        work: folder of everything.
+        families: that are tried.
+        wrong: how many cells are not as they have to be.
+        versions: of what the engines are made of.
+        unwritten: formats and weight sets that export refuses, and why.
+    """
+
+    work: Path
+    families: Sequence[str]
+    wrong: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    unwritten: dict[str, str] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -73,23 +137,44 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join((*CHECKPOINTS, "onnx")))
     parser.add_argument("--sets", default=",".join(SETS), help="weight sets")
     options = parser.parse_args()
-    work, formats, sets = options.work.absolute(), options.formats.split(","), options.sets.split(",")
-    print("| family | format | weights | reader | dtype | expected | reference's answers | prompt lengths | |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    wrong = 0
-    for name in options.readers.split(","):
-        reader = READERS[name]
-        command = _command(reader, options.environments.absolute())
-        for family in options.families.split(","):
-            for format_, set_, bundle in _bundles(work, family, reader, formats, sets):
-                row = _row(work, family, set_, bundle, reader, command)
-                wrong += row[-1] != "ok"
-                print(f"| {' | '.join([family, format_, set_, reader.title, reader.dtype, *row])} |", flush=True)
-    sys.exit(wrong > 0)
+    run = Run(options.work.absolute(), options.families.split(","))
+    formats, sets = options.formats.split(","), options.sets.split(",")
+    print(f"| engine | dtype | format | weights | {' | '.join(run.families)} |")
+    print("|---|---|---|---|" + "---|" * len(run.families), flush=True)
+    for reader in (READERS[name] for name in options.readers.split(",")):
+        try:
+            command = _command(reader, options.environments.absolute())
+        except Unavailable as error:
+            run.wrong += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            continue
+        rows = [
+            row
+            for set_ in reader.sets
+            for format_ in reader.formats
+            if set_ in sets and format_.split(",")[0] in formats
+            for row in _rows(run, reader, format_, set_)
+        ]
+        jobs = [asked for row in rows for asked in row.asked.values() if isinstance(asked, Path)]
+        print(f"{reader.title} is asked about {len(jobs)} bundles", file=sys.stderr, flush=True)
+        told = ask(command, jobs, run)
+        for row in rows:
+            cells = [_cell(run, reader, row, family, told) for family in run.families]
+            print(f"| {' | '.join([reader.title, reader.dtype, row.format, row.set, *cells])} |", flush=True)
+    print("".join(f"\n{what} is not written: {why}" for what, why in run.unwritten.items()))
+    print(", ".join(f"{name} {version}" for name, version in sorted(run.versions.items())))
+    print(f"{_commit()}, Python {platform.python_version()}; {run.wrong} wrong")
+    sys.exit(run.wrong > 0)
+
+
+def _commit() -> str:
+    asked = ("git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*")
+    done = subprocess.run(asked, capture_output=True, text=True) if shutil.which("git") else None
+    return f"commit {done.stdout.strip()}" if done is not None and done.returncode == 0 else "no commit"
 
 
 def _command(reader: Reader, root: Path) -> list[str]:
-    """What runs a job; the environment is made first."""
+    """What runs jobs; the environment is made first."""
     script = HERE / reader.script
     if reader.environment is None:
         return [sys.executable, str(script)]
@@ -101,50 +186,92 @@ def _command(reader: Reader, root: Path) -> list[str]:
     return [str(reader_environments.python(root, reader.environment)), str(script)]
 
 
-def _bundles(
-    work: Path, family: str, reader: Reader, formats: Sequence[str], sets: Sequence[str]
-) -> Iterator[tuple[str, str, Path]]:
-    """What a reader is tried on: the format, the weight set and the bundle."""
-    for set_ in sets:
-        for format_ in (name for name in reader.formats if name in formats):
-            if format_ in ("awq", "onnx") and set_ == "g32 and g128":
-                continue  # has no form in AWQ, and export refuses it; in onnx every product says its own bits
-            if format_ in ("awq", "onnx") and set_ == "g32 symmetric":
-                continue  # written as with zero points
-            yield format_, set_, material.bundle(work, family, set_, format_)
-            if reader.title == "GPTQModel" and family == "qwen2_5_vl":
-                names = ("--names", "transformers")
-                yield f"{format_}, {' '.join(names)}", set_, material.bundle(work, family, set_, format_, *names)
+def _rows(run: Run, reader: Reader, format_: str, set_: str) -> Iterator[Row]:
+    """A row for each kind of tensors' names that the engine is tried on; none where export refuses to write it."""
+    two = reader.title == "GPTQModel" and "qwen2_5_vl" in run.families  # the only family whose names differ
+    for names in ("hub", "transformers") if two else ("hub",):
+        row = Row(format_ if names == "hub" else f"{format_}, `--names {names}`", set_, {})
+        for family in run.families:
+            if names != "hub" and family != "qwen2_5_vl":
+                row.asked[family] = "the same names"
+                continue
+            try:
+                bundle = material.bundle(run.work, family, set_, format_.split(",")[0], names)
+            except InputError as error:
+                run.unwritten[f"{format_} of {set_}"] = row.asked[family] = str(error)
+                continue
+            if format_ == JOINED:
+                bundle = material.joined(bundle)
+            told = _manifest(bundle)
+            job = material.job(run.work, family) | {"format": told["format"], "dtype": reader.dtype}
+            path = bundle.with_name(f"{bundle.name}.{reader.title}.json")
+            path.write_text(json.dumps(job | {"folder": str(bundle)}), encoding="utf-8")
+            row.asked[family] = path
+        if any(isinstance(asked, Path) for asked in row.asked.values()):
+            yield row
 
 
-def _row(work: Path, family: str, set_: str, bundle: Path, reader: Reader, command: list[str]) -> list[str]:
-    """What export says of the reader, how many answers are right, how many prompts are as long as ours, the verdict."""
-    told = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["result"]["bundle"]
-    read = family not in reader.refuses
-    if "readers" in told:
-        read = any(name.startswith(f"{reader.title} ") for name in told["readers"]["read"])
-    claim = "read" if read else "refused"
-    asked = material.job(work, family, pictures=reader.pictures)
-    asked |= {"folder": str(bundle), "format": told["format"], "dtype": reader.dtype}
-    expected = material.reference(work, family, set_, reader.dtype, asked)
-    path = bundle.with_name(f"{bundle.name}.{reader.title}.json")
-    path.write_text(json.dumps(asked), encoding="utf-8")
-    done = subprocess.run(
-        [*command, str(path)], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    path.with_suffix(".log").write_text(done.stdout + done.stderr, encoding="utf-8")
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"prompt_tokens"')]
-    if done.returncode or len(lines) != len(expected):
-        return [claim, f"does not load: {_reason(done.stderr)}", "", "WRONG" if read else "ok"]
-    answers = [json.loads(line) for line in lines]
-    same = [compare(one, found["tokens"]) for one, found in zip(expected, answers, strict=True)]
-    exact, tied = same.count("same"), same.count("tie")
-    lengths = sum(
-        found["prompt_tokens"] == len(one["ids"]) for one, found in zip(asked["records"], answers, strict=True)
-    )
-    right = exact + tied == len(same) and lengths == len(same)
-    count = f"{exact} of {len(same)}" + (f", {tied} part at a tie" if tied else "")
-    return [claim, count, f"{lengths} of {len(same)}", "ok" if right == read else "WRONG"]
+def _manifest(bundle: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["result"]["bundle"]
+    return told
+
+
+def ask(command: Sequence[str], jobs: Sequence[Path], run: Run) -> dict[Path, Told]:
+    """What an engine makes of jobs: one process is given all, and where it dies the next one those that are left."""
+    told: dict[Path, Told] = {}
+    while left := [job for job in jobs if job not in told]:
+        words = [*command, *map(str, left)]
+        try:
+            done = subprocess.run(
+                words,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                timeout=LIMIT_S * len(left),
+            )
+            out, errors, died = done.stdout, done.stderr, f"exit code {done.returncode}"
+        except subprocess.TimeoutExpired as late:
+            out, errors = (bytes(part or b"").decode() for part in (late.stdout, late.stderr))
+            died = f"no end after {LIMIT_S * len(left)} s"
+        left[0].with_suffix(".log").write_text(out + errors, encoding="utf-8")
+        current = told.setdefault(left[0], Told(f"{died}: {_telling(errors)}"))
+        for line in out.splitlines():
+            if line.startswith('{"versions"'):
+                run.versions |= json.loads(line)["versions"]
+            elif line.startswith('{"job"'):
+                current = told[Path(json.loads(line)["job"])] = Told(f"{died}: {_telling(errors)}")
+            elif line.startswith('{"prompt_tokens"'):
+                current.answers.append(json.loads(line))
+            elif line.startswith('{"error"'):
+                current.error = _telling(json.loads(line)["error"])
+    return told
+
+
+def _cell(run: Run, reader: Reader, row: Row, family: str, told: Mapping[Path, Told]) -> str:
+    """What came of a bundle in an engine; counts what is not as it has to be."""
+    path = row.asked[family]
+    if isinstance(path, str):
+        return path
+    asked = json.loads(path.read_text(encoding="utf-8"))
+    readers = _manifest(Path(asked["folder"])).get("readers")
+    read = row.format == JOINED or family not in reader.refuses
+    if readers is not None:
+        read = any(name.startswith(f"{reader.title} ") for name in readers["read"])
+    expected = material.reference(run.work, family, row.set, reader.dtype, asked)
+    answers = told[path].answers
+    if len(answers) != len(expected):
+        right = not read or row.set in reader.needs_gpu
+        how = "refused, as said" if not read else "not on a CPU" if right else "WRONG: refused"
+        run.wrong += not right
+        return f"{how}: `{told[path].error}`"
+    same = [compare(one, given["tokens"]) for one, given in zip(expected, answers, strict=True)]
+    lengths = [given["prompt_tokens"] == len(one["ids"]) for one, given in zip(asked["records"], answers, strict=True)]
+    exact, tied, others = same.count("same"), same.count("tie"), lengths.count(False)
+    cell = f"{exact} of {len(same)}" + (f", {tied} part at a tie" if tied else "")
+    cell += f"; {others} prompts of another length" if others else ""
+    right = (exact + tied == len(same) and others == reader.other_lengths.get(family, 0)) == read
+    run.wrong += not right
+    return (cell if read else f"{cell}, as said") if right else f"WRONG: {cell}"
 
 
 def compare(expected: dict[str, Any], tokens: list[int]) -> str:
@@ -161,11 +288,12 @@ def compare(expected: dict[str, Any], tokens: list[int]) -> str:
     return "tie" if gap is not None and gap < TIE else "other"
 
 
-def _reason(stderr: str) -> str:
+def _telling(text: str) -> str:
     """The line of an error that says most."""
-    lines = [line.strip() for line in stderr.splitlines() if "rror" in line] or stderr.strip().splitlines() or [""]
-    told = [line for line in lines if "Unsupported" in line or "not support" in line]
-    return (told or lines)[-1][:160].replace("|", "/")
+    lines = text.strip().splitlines() or [""]
+    refusing = [line for line in lines if "nsupported" in line or "not support" in line]
+    failing = [line for line in lines if "rror" in line]
+    return (refusing or failing or lines)[-1].strip()[:200].replace("|", "/").replace("`", "'")
 
 
 if __name__ == "__main__":

@@ -144,11 +144,25 @@ class ExportJob:
 
 def bound_pixels(folder: Path, spec: ImageSpec) -> None:
     """Write a rule's limits of pictures into a folder's preprocessor config, in both spellings that are read."""
+    size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+    _add_preprocessing(folder, {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels, "size": size})
+
+
+def spell_out_steps(folder: Path, spec: ImageSpec) -> None:
+    """Write the steps that published preprocessor configs leave to their class into a folder's.
+
+    transformers.js does none that is not asked for: it would neither normalise a picture nor, where there is no "size",
+    resize it.
+    """
+    steps = dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True)
+    _add_preprocessing(folder, {**steps, "rescale_factor": spec.rescale, "resample": spec.resample})
+
+
+def _add_preprocessing(folder: Path, fields: Mapping[str, Any]) -> None:
     path, _ = read_preprocessor(folder)
     told = read_json(path)
     config = told["image_processor"] if path.name == "processor_config.json" else told
-    config |= {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels}
-    config["size"] = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+    config |= fields
     write_json(path, told)
 
 

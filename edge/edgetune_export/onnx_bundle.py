@@ -15,7 +15,7 @@ from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.dialects.plain import PlainDialect
 from edgetune_export.decoder.embed import build_embed
 from edgetune_export.graph import save_model
-from edgetune_export.job import ExportJob
+from edgetune_export.job import ExportJob, spell_out_steps
 from edgetune_export.vision.graph import build_vision
 from edgetune_runtime.backends.onnx.cache import GROWING, METADATA
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
@@ -49,6 +49,7 @@ def export_onnx(job: ExportJob) -> dict[str, Any]:
     shared = decoder if options.dialect == "ort" else None
     save_model(build_embed(job.decoder, options.table, shared), work / FILES["embed"], job.tell)
     job.copy_files()
+    spell_out_steps(job.work, job.checkpoint.spec)
     measured = check_graphs(job)
     return job.result("onnx", FILES, measured, accuracy_level=options.accuracy_level, dialect=options.dialect)
 

@@ -98,8 +98,13 @@ def test_the_folder_serves_other_loaders_and_can_be_moved(qwen3_vl: Path, int4_b
     shutil.copytree(int4_bundle, moved)
     assert AutoConfig.from_pretrained(moved).model_type == "qwen3_vl"
     assert AutoTokenizer.from_pretrained(moved).chat_template == AutoTokenizer.from_pretrained(qwen3_vl).chat_template
-    for name in ("config.json", "preprocessor_config.json", "tokenizer.json", "generation_config.json"):
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
         assert (moved / name).read_bytes() == (qwen3_vl / name).read_bytes()
+    # transformers.js does no step that the file leaves to transformers' class
+    told, original = (json.loads((folder / "preprocessor_config.json").read_text()) for folder in (moved, qwen3_vl))
+    images: Any = AutoImageProcessor.from_pretrained(qwen3_vl, backend="pil")
+    steps = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "rescale_factor", "resample")
+    assert told == original | {name: getattr(images, name) for name in steps}
     for path in (moved / "onnx").glob("*.onnx"):
         graph = onnx.load(path, load_external_data=False).graph
         places = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
