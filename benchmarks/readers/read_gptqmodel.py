@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-from reader_job import answer_jobs, answer_with_torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "peers"))
+from reader_job import answer_jobs, answer_with_torch, import_gptqmodel
 
 
 def load(job: dict[str, Any]) -> Any:
     """The model, on the CPU."""
     import torch
-    from with_gptqmodel import import_library
 
-    library = import_library()
+    library = import_gptqmodel()
     backend = library.BACKEND.AWQ_TORCH if job["format"] == "awq" else library.BACKEND.GPTQ_TORCH
     dtype = getattr(torch, job["dtype"])
     loaded = library.GPTQModel.load(job["folder"], device="cpu", dtype=torch.float16, backend=backend)

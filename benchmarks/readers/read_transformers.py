@@ -5,21 +5,16 @@ GPTQModel's plain kernels are chosen: those that it picks for a CPU compute in b
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-from reader_job import answer_jobs, answer_with_torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "peers"))
+from reader_job import answer_jobs, answer_with_torch, import_gptqmodel
 
 
 def load(job: dict[str, Any]) -> Any:
     """The model, on the CPU."""
     import torch
-    from with_gptqmodel import import_library
 
-    import_library()
+    import_gptqmodel()
     from transformers import AutoModelForImageTextToText, AwqConfig, GPTQConfig
 
     awq: Any = AwqConfig

@@ -21,9 +21,11 @@ picture, "tokens": [ids of the answer]}, or {"error": text} where it stops. Impo
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,20 @@ def answer_jobs(answers: Callable[[dict[str, Any]], Iterable[Answer]], *packages
         except Exception as error:  # whatever an engine raises is its answer
             traceback.print_exc()
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+
+
+def import_gptqmodel() -> Any:
+    """GPTQModel, whose plain kernels keep the weights that they dequantized, which is most of their time."""
+    os.environ["GPTQ_TORCH_CACHE_WEIGHTS"] = "1"
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "peers"))
+    from with_gptqmodel import import_library
+
+    library = import_library()
+    import gptqmodel.nn_modules.qlinear.torch_awq as awq  # type: ignore[import-not-found, unused-ignore]
+
+    if not hasattr(awq.dequantize_gemm, "cache_info"):
+        awq.dequantize_gemm = cache(awq.dequantize_gemm)
+    return library
 
 
 def answer_with_torch(model: Any, job: dict[str, Any]) -> Iterable[Answer]:

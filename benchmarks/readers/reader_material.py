@@ -52,6 +52,11 @@ SETS: dict[str, Callable[[str], BlockFormat | None]] = {
     "quantized head": lambda name: _G128,
 }
 """Formats of the weight sets' layers; the first is what `edgetune calibrate` makes, all others have no zero points."""
+UNWRITTEN = (
+    *(("awq", name) for name in ("g32 and g128", "3 bits", "8 bits", "quantized head")),
+    ("compressed-tensors", "3 bits"),
+)
+"""Formats and weight sets that export refuses."""
 
 
 def checkpoint(work: Path, family: str) -> Path:
@@ -61,7 +66,7 @@ def checkpoint(work: Path, family: str) -> Path:
         if family == "qwen3_vl":
             shutil.copytree(TINY / "model", folder)
         else:  # in 16 bits, as published ones are: what is not quantized is the same in every reader
-            sizes = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "vocabulary": 2048}
+            sizes: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "vocabulary": 2048}
             build_qwen2_5_vl(folder, **sizes, dtype=torch.bfloat16)
     return folder
 
@@ -86,9 +91,9 @@ def bundle(work: Path, family: str, name: str, format_: str, names: str = "hub")
     folder = weights.with_name(format_ if names == "hub" else f"{format_}-{names}")
     options: dict[str, Any] = {"purposes": ("server",), "names": names}
     if format_ == "onnx":
-        options = {"accuracy_level": 0, "head_precision": "fp32"}
-    places = {"checkpoint": checkpoint(work, family), "weights": weights, "output": folder}
-    return edgetune.export(**places, format=format_, vision_precision="fp32", check="none", **options).folder
+        options = {"accuracy_level": 0, "head_precision": "fp32", "vision_precision": "fp32"}
+    options |= {"checkpoint": checkpoint(work, family), "weights": weights, "output": folder}
+    return edgetune.export(**options, format=format_, check="none").folder
 
 
 def joined(bundle: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 import reader_environments
 import reader_material as material
 from reader_environments import Unavailable
-from reader_material import FAMILIES, SETS
+from reader_material import FAMILIES, SETS, UNWRITTEN
 
 from edgetune_runtime.errors import InputError
 
@@ -198,6 +198,8 @@ def _rows(run: Run, reader: Reader, format_: str, set_: str) -> Iterator[Row]:
             try:
                 bundle = material.bundle(run.work, family, set_, format_.split(",")[0], names)
             except InputError as error:
+                if (format_, set_) not in UNWRITTEN:
+                    raise
                 run.unwritten[f"{format_} of {set_}"] = row.asked[family] = str(error)
                 continue
             if format_ == JOINED:
@@ -220,22 +222,22 @@ def ask(command: Sequence[str], jobs: Sequence[Path], run: Run) -> dict[Path, To
     """What an engine makes of jobs: one process is given all, and where it dies the next one those that are left."""
     told: dict[Path, Told] = {}
     while left := [job for job in jobs if job not in told]:
-        words = [*command, *map(str, left)]
-        try:
-            done = subprocess.run(
-                words,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
-                timeout=LIMIT_S * len(left),
-            )
-            out, errors, died = done.stdout, done.stderr, f"exit code {done.returncode}"
-        except subprocess.TimeoutExpired as late:
-            out, errors = (bytes(part or b"").decode() for part in (late.stdout, late.stderr))
-            died = f"no end after {LIMIT_S * len(left)} s"
-        left[0].with_suffix(".log").write_text(out + errors, encoding="utf-8")
+        log = left[0].with_suffix(".log")
+        with log.open("w") as out, log.with_suffix(".errors").open("w") as err:
+            try:
+                done = subprocess.run(
+                    [*command, *map(str, left)],
+                    stdout=out,
+                    stderr=err,
+                    env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                    timeout=LIMIT_S * len(left),
+                )
+                died = f"exit code {done.returncode}"
+            except subprocess.TimeoutExpired:
+                died = f"no end after {LIMIT_S * len(left)} s"
+        errors = log.with_suffix(".errors").read_text(encoding="utf-8", errors="replace")
         current = told.setdefault(left[0], Told(f"{died}: {_telling(errors)}"))
-        for line in out.splitlines():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith('{"versions"'):
                 run.versions |= json.loads(line)["versions"]
             elif line.startswith('{"job"'):

@@ -158,7 +158,7 @@ def spell_out_steps(folder: Path, spec: ImageSpec) -> None:
     _add_preprocessing(folder, {**steps, "rescale_factor": spec.rescale, "resample": spec.resample})
 
 
-def _add_preprocessing(folder: Path, fields: Mapping[str, Any]) -> None:
+def _add_preprocessing(folder: Path, fields: dict[str, Any]) -> None:
     path, _ = read_preprocessor(folder)
     told = read_json(path)
     config = told["image_processor"] if path.name == "processor_config.json" else told
