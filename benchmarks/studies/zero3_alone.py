@@ -3,8 +3,8 @@
     accelerate launch --config_file examples/accelerate/zero3.yaml --num_processes 2 \
         benchmarks/studies/zero3_alone.py CHECKPOINT [--steps 4]
 
-A LoRA adapter on all linear layers of the decoder learns random tokens, with the same picture before them in every
-process; `Trainer` does the rest. `train_multi_gpu.py` runs it, with what it measures, as the row `zero3 alone`.
+A LoRA adapter on all linear layers of a Qwen3-VL's decoder learns random tokens, with the same picture before them in
+every process; `Trainer` does the rest. `train_multi_gpu.py` runs it as the row `zero3 alone`.
 """
 
 from __future__ import annotations
@@ -15,38 +15,41 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from torch.utils.data import Dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 
 class Asked(Dataset[dict[str, Any]]):
-    """One question about one picture, followed by random tokens that are learned."""
+    """One picture of noise, followed by random tokens that are learned: what a Qwen3-VL model takes."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 320, 3), np.uint8))
-        said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
-        text = processor.apply_chat_template(said, add_generation_prompt=True)
-        self._inputs = dict(processor(text=[text], images=[picture], return_tensors="pt"))
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        vision, rows, columns = config.vision_config, 16, 20
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        self._pixels = torch.randn(rows * columns, values, generator=torch.Generator().manual_seed(0))
+        self._grid = torch.tensor([[1, rows, columns]])
+        tokens = rows * columns // vision.spatial_merge_size**2
+        self._picture = torch.tensor([[config.vision_start_token_id, *[config.image_token_id] * tokens]])
         self._count = count
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(index)
-        answer = torch.randint(100, 200, (1, 64), generator=generator)
-        ids = torch.cat([self._inputs["input_ids"], answer], 1)
-        labels = torch.cat([torch.full_like(self._inputs["input_ids"], -100), answer], 1)
-        found = {**self._inputs, "input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in found:
-            types = found["mm_token_type_ids"]
-            found["mm_token_type_ids"] = torch.cat([types, types.new_zeros(answer.shape)], 1)
-        return found
+        answer = torch.randint(100, 200, (1, 64), generator=torch.Generator().manual_seed(index))
+        ids = torch.cat([self._picture, answer], 1)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": torch.cat([torch.full_like(self._picture, -100), answer], 1),
+            "mm_token_type_ids": (ids == self._picture[0, -1]).long(),
+            "pixel_values": self._pixels,
+            "image_grid_thw": self._grid,
+        }
 
 
 def main() -> None:
@@ -56,6 +59,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--cpu", action="store_true", help="over gloo, for a trial without GPUs")
     options = parser.parse_args()
+    if options.cpu:  # accelerate takes DeepSpeed to GPUs alone, though it knows CPUs (DS_ACCELERATOR=cpu)
+        state: Any = PartialState
+        state._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=1, max_steps=options.steps, logging_steps=1, save_strategy="no",

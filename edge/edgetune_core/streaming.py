@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,17 @@ class Tensors(Protocol):
 
     def parts(self, name: str, rows: int) -> Iterator[Tensor]:
         """A tensor's rows in order, so many at a time; those that nobody holds any more take no memory."""
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """A tensor that is made when it is asked for, whole or so many rows at a time."""
+
+    def __call__(self) -> Tensor:
+        """The tensor."""
+
+    def parts(self, rows: int) -> Iterator[Tensor]:
+        """Its rows in order, so many at a time."""
 
 
 class FileTensors:
@@ -113,8 +124,12 @@ class Replaced:
         return self._values[name]() if name in self._values else self._base.read(name)
 
     def parts(self, name: str, rows: int) -> Iterator[Tensor]:
-        """Rows in order, of the replacing tensor, which is made once, or of the one below."""
-        yield from self._values[name]().split(rows) if name in self._values else self._base.parts(name, rows)
+        """Rows in order, of the replacing tensor, made once or in parts if it can be, or of the one below."""
+        if name not in self._values:
+            yield from self._base.parts(name, rows)
+            return
+        values = self._values[name]
+        yield from values.parts(rows) if isinstance(values, Parted) else values().split(rows)
 
 
 def own_values(parameter: Tensor) -> Tensor:

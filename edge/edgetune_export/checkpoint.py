@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.streaming import FileTensors, Replaced, StreamedModel, Tensors, skeleton
 from edgetune_core.weightset import HEAD
-from edgetune_export.dequantize import dequantized
+from edgetune_export.dequantize import Dequantized
 from edgetune_export.prequantized import PrequantizedSet, declared_quantization, read_prequantized
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Family, Modules
@@ -105,7 +104,7 @@ def _dequantized(config: Any, quantized: PrequantizedSet, files: Tensors) -> tup
         bias = f"{name}.bias"
         if bias in files.shapes() and model.get_submodule(name).bias is None and not files.read(bias).any():
             without.add(bias)  # some writers give every quantized layer one
-    values = {f"{name}.weight": partial(dequantized, quantized, name) for name in quantized.layers}
+    values = {f"{name}.weight": Dequantized.of(quantized, name) for name in quantized.layers}
     shapes = {f"{name}.weight": layer.shape for name, layer in quantized.layers.items()}
     return config, Replaced(files, values, shapes, without)
 

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgetune_core.streaming import Replaced, StreamedModel
-from edgetune_core.weightset import HEAD, WeightSet
-from edgetune_export.decoder.linear import Linear
+from edgetune_core.weightset import HEAD, Order, WeightSet
 from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_runtime.families.base import Modules
+from edgetune_runtime.quant.blocks import BlockWeight
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """A linear layer's weight [out, in] in float32, made of its codes when it is asked for.
+
+    Attributes:
+        blocks: reads the codes.
+        order: which input each of their columns reads; None for the model's order.
+    """
+
+    blocks: Callable[[], BlockWeight]
+    order: Callable[[], Order | None] = lambda: None
+
+    @classmethod
+    def of(cls, weights: WeightSet, name: str) -> Dequantized:
+        """A layer of a weight set."""
+        return cls(partial(weights.weight, name), partial(weights.order, name))
+
+    def __call__(self) -> Tensor:
+        """The whole weight."""
+        (whole,) = self.parts(sys.maxsize)
+        return whole
+
+    def parts(self, rows: int) -> Iterator[Tensor]:
+        """Its rows in order, so many at a time; in memory as a whole are the codes alone."""
+        weight, order = self.blocks(), self.order()
+        columns = slice(None) if order is None else np.argsort(order)
+        for first in range(0, len(weight.codes), rows):
+            yield torch.from_numpy(weight.rows(first, first + rows).dequantize()[:, columns])
 
 
 def written(
@@ -31,9 +64,9 @@ def written(
     """
     values: dict[str, Callable[[], Tensor]] = {}
     for linear in decoder.rounded():
-        values[f"{linear.parts[0].name}.weight"] = partial(_rounded, linear)
+        values[f"{linear.parts[0].name}.weight"] = Dequantized(linear.blocks)
     if weights is not None:
-        values |= {f"{name}.weight": partial(dequantized, weights, name) for name in weights.names}
+        values |= {f"{name}.weight": Dequantized.of(weights, name) for name in weights.names}
         values |= {name: partial(_override, weights, name) for name in weights.overrides}
     config, shapes = copy.deepcopy(streamed.model.config), {}
     if f"{HEAD}.weight" in values:
@@ -44,14 +77,5 @@ def written(
     )
 
 
-def dequantized(weights: WeightSet, name: str) -> Tensor:
-    """A layer's weight [out, in] in float32."""
-    return torch.from_numpy(weights.dequantized(name))
-
-
 def _override(weights: WeightSet, name: str) -> Tensor:
     return torch.from_numpy(weights.override(name))
-
-
-def _rounded(linear: Linear) -> Tensor:
-    return torch.from_numpy(linear.blocks().dequantize())

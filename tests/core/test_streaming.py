@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,7 +18,9 @@ from torch import Tensor
 from builders import copy_checkpoint
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.streaming import FileTensors, Replaced, StreamedModel
+from edgetune_export.dequantize import Dequantized
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
 from families import checkpoints
 from families.reference import question
 from reference import load_model
@@ -182,6 +185,21 @@ def test_a_large_head_is_multiplied_part_by_part(name: str, request: pytest.Fixt
         assert torch.equal(streamed.model(**inputs).logits, ours)
     with streamed.loaded(streamed.model):
         assert not head.weight.is_meta
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_dequantized_rows_are_those_of_the_whole(symmetric: bool) -> None:
+    """Also where columns are in another order than the model's."""
+    generator = np.random.default_rng(0)
+    weight = round_to_nearest(generator.normal(size=(10, 48)).astype(np.float32), BlockFormat(4, 16, symmetric))
+    order = generator.permutation(48)
+    values = Dequantized(lambda: weight, lambda: order)
+    parts = [part.numpy() for part in values.parts(4)]
+    assert [len(part) for part in parts] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate(parts)[:, order], weight.dequantize())
+    np.testing.assert_array_equal(values().numpy(), np.concatenate(parts))
+    tensors = Replaced(Replaced(None, {}), {"w": values}, {"w": (10, 48)})  # type: ignore[arg-type]
+    assert [len(part) for part in tensors.parts("w", 4)] == [4, 4, 2]
 
 
 def test_rows_of_a_file_come_in_order(qwen3_vl: Path) -> None:

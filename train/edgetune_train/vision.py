@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -206,7 +206,11 @@ class FeatureInputs:
 
         The pictures are held until they were used; the batch before only until it is there.
         """
-        wait([future for future in (last.pop(),) if future is not None])
+        before = last.pop()
+        if before is not None:
+            with suppress(Exception):  # which is told where its own batch is asked for
+                before.result()
+            del before
         return self._features(paths)
 
     def _features(self, paths: Sequence[Path]) -> dict[Path, _Features]:

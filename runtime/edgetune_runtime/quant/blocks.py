@@ -53,6 +53,11 @@ class BlockWeight:
             return np.full(self.scales.shape, 1 << (self.bits - 1), np.uint8)
         return self.zero_points
 
+    def rows(self, first: int, end: int) -> BlockWeight:
+        """Rows of the weight, from the first to before the end."""
+        zeros = None if self.zero_points is None else self.zero_points[first:end]
+        return replace(self, codes=self.codes[first:end], scales=self.scales[first:end], zero_points=zeros)
+
     def dequantize(self) -> Float:
         """The float32 [N, K] that the codes stand for."""
         blocks = self.codes.astype(np.float32)
