@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from edgetune_core.weightset import WeightSet
 from edgetune_export.job import ExportJob
 from edgetune_export.vision.attention import FusedAttention, SegmentedAttention
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
+from edgetune_export.vision.int8_attention import Int8Attention, accurate_attention
 from edgetune_export.vision.products import (
     Dynamic,
     Product,
@@ -21,7 +23,7 @@ from edgetune_export.vision.products import (
     static_standard,
     weights_only,
 )
-from edgetune_export.vision.tower import write_tower
+from edgetune_export.vision.tower import AttentionFactory, write_tower
 from edgetune_runtime.errors import InputError
 
 
@@ -36,13 +38,27 @@ def build_vision(job: ExportJob) -> ir.Model:
     model = write_tower(
         checkpoint.config["model_type"],
         checkpoint.model.model.visual,
-        SegmentedAttention if options.dialect == "plain" else FusedAttention,
+        _attention(job),
         dtype=ir.DataType.FLOAT16 if options.vision == "fp16" else ir.DataType.FLOAT,
         values=checkpoint.streamed.values,
     )
     if options.vision.startswith("int8"):
         quantize_linears(model, _schemes(job, ranges))
     return model
+
+
+def _attention(job: ExportJob) -> AttentionFactory:
+    if job.options.dialect == "plain":
+        return SegmentedAttention
+    if job.options.vision != "int8" or job.options.target != "cpu":
+        return FusedAttention
+    return partial(Int8Attention, layers=accurate_attention(job.checkpoint.model.model.visual, _images(job)))
+
+
+def _images(job: ExportJob) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Patches and grids of the self-check's pictures."""
+    pixels = [case.pixels for case in job.cases.pictures]
+    return [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
 
 
 def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Product]:
@@ -52,8 +68,7 @@ def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Pro
     plain = job.options.dialect == "plain"
     slow = weights_only if plain else by_block(fmt)
     tower = job.checkpoint.model.model.visual
-    pixels = [case.pixels for case in job.cases.pictures]
-    images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
+    images = _images(job)
     if ranges:
         fixed, write = static_layers(tower, images, ranges), static_standard if plain else static
         return lambda name: write(ranges[name]) if name in fixed else slow
