@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from edgetune_core.generation import GENERATION_CONFIG, copy_generation_config
 from edgetune_core.progress import Tell, no_one
@@ -90,6 +93,7 @@ class ExportJob:
             head_format=options.block_format(options.head),
             weights=weights,
             values=checkpoint.streamed.values,
+            device=options.device,
         )
         asked = None if options.check == "none" else weights
         records, source = ([], "") if asked is None else record_cases(checkpoint, asked, longest)
@@ -101,6 +105,11 @@ class ExportJob:
     def rounds(self) -> bool:
         """Whether the decoder's weights are written in blocks."""
         return self.weights is not None or "int" in self.options.precision + self.options.head
+
+    def pictures(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Patches float32 [P, K] and grid int64 [1, 3] of each generated picture, where the model computes."""
+        given = partial(torch.as_tensor, device=self.checkpoint.streamed.device)
+        return [(given(case.pixels.pixel_values), given(case.pixels.grid_thw)) for case in self.cases.pictures]
 
     def copy_files(self) -> None:
         """Copy what other loaders of the checkpoint look for."""
@@ -114,12 +123,12 @@ class ExportJob:
             config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
             write_json(self.work / "config.json", config)
 
-    def check(self, load: Open, exact: Callable[[], Decoder] | None) -> dict[str, Any]:
+    def check(self, load: Open, exact: Callable[[], Decoder]) -> dict[str, Any]:
         """Compare what was written with transformers.
 
         Args:
             load: loads the bundle as it will be used.
-            exact: loads the same weights with activations that are not rounded; it is used where `rounds`.
+            exact: loads the same decoder with activations that are not rounded, by `for_every_step`.
 
         Returns:
             The manifest's "parity".
@@ -131,8 +140,8 @@ class ExportJob:
         self.progress("parity")
         if self.options.check == "none":
             return {"check": "none"}
-        check = SelfCheck(self.checkpoint, self.decoder, self.weights, self.options, self.cases, self.tell)
-        return check.run(load, exact if self.rounds else None)
+        check = SelfCheck(self.checkpoint, self.decoder, self.weights, self.options, self.cases, self.rounds, self.tell)
+        return check.run(load, exact)
 
     def result(
         self, format_: str, files: Mapping[str, str], measured: Mapping[str, Any], **more: Any

@@ -45,7 +45,7 @@ class ExportSettings(Options):
         min_pixels: smallest area of a resized picture; None is the checkpoint's.
         max_pixels: largest area, likewise.
         check: how much of the self-check is done, see docs/export.md.
-        device: where the self-check's reference computes.
+        device: where weights are rounded to nearest and the self-check's reference computes.
     """
 
     precision: Precision = option(
@@ -126,7 +126,9 @@ class ExportSettings(Options):
         help="Self-check against transformers: fast asks fewer questions and does not look for the model's own answers "
         "where they differ; none leaves the bundle unchecked, which its manifest says.",
     )
-    device: Literal["cpu", "cuda"] = option("cpu", help="Device on which transformers computes for the self-check.")
+    device: Literal["cpu", "cuda"] = option(
+        "cpu", help="Device on which weights are rounded to nearest and transformers computes for the self-check."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

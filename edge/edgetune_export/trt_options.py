@@ -43,6 +43,7 @@ def resolve(job: ExportJob) -> tuple[ExportJob, type[DecomposedTrtDialect] | typ
         head_format=options.block_format(options.head),
         weights=job.weights,
         values=job.checkpoint.streamed.values,
+        device=options.device,
     )
     if not options.trt_targets:
         for linear in _linears(decoder):

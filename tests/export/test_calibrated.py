@@ -174,7 +174,7 @@ def test_weights_that_are_not_the_references_are_noticed(qwen3_vl: Path, int4_bu
     decoder, answers = GraphDecoder(path), Answers(checkpoint)
     prompts = [answers.prompt(one.case, ImageFeatures(one.features[0], one.features[1:])) for one in samples]
     read = [
-        read_answer(decoder, lambda ids: table[ids], prompt, sample.tokens)
+        read_answer(decoder, lambda ids: table[ids], prompt, sample.tokens)[0]
         for prompt, sample in zip(prompts, samples, strict=True)
     ]
     exact = measure_exact(answers, samples, read)

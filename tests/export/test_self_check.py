@@ -84,7 +84,7 @@ def test_a_few_calls_give_the_logits_of_many(dialect: str, qwen3_vl: Path, tmp_p
         sample = answers.ask(backend, case)
         for count in (1, 2, len(sample.tokens)):
             prompt = answers.prompt(case, ImageFeatures(sample.features[0], sample.features[1:]))
-            logits = read_answer(decoder, backend.embed, prompt, sample.tokens[:count])
+            logits, _ = read_answer(decoder, backend.embed, prompt, sample.tokens[:count])
             np.testing.assert_allclose(logits, sample.logits[:count], atol=2e-5)
 
     for case in generated_cases(opened):

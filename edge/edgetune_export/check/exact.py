@@ -1,4 +1,7 @@
-"""The written decoder without rounded activations, read at every step of an answer in a few calls."""
+"""The written decoder without rounded activations, read at every step of an answer in a few calls.
+
+It tells logits, and hidden states after each of its blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgetune_export.check.blocks import watched
+from edgetune_export.decoder.builder import BLOCK
 from edgetune_runtime.backends import Device, Float, Int
 from edgetune_runtime.backends.onnx.graphs import open_graph
 from edgetune_runtime.decode import Prompt
@@ -17,22 +22,36 @@ from edgetune_runtime.decode import Prompt
 STEPS = 256
 """Logits that the graph gives of the last tokens of a call: the check's longest answer is shorter."""
 
+WATCH, STATES = "watched_tokens", "hidden_states"
+"""Names of the input and the outputs that `for_every_step` adds."""
+
 Embed = Callable[[Int], Float]
 """Rows [S, H] of the token table, in float32 and not rounded as the export's."""
 
 
 class Decoder(Protocol):
-    """A decoder with a cache."""
+    """A decoder with a cache.
+
+    Attributes:
+        half: whether it computes in float16.
+    """
+
+    half: bool
 
     def reset(self, length: int) -> None:
         """Begin a sequence of at most so many tokens."""
 
-    def read(self, states: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
-        """Append tokens [S, H] at positions [3, S]; returns logits [at most S, V] of the last ones."""
+    def read(self, states: Float, positions: Int, deepstack: Sequence[Float], watch: Int) -> tuple[Float, Float]:
+        """Append tokens [S, H] at positions [3, S].
+
+        Returns:
+            Logits [at most S, V] of the last ones, and states [blocks, W, H] after each block of those W tokens whose
+            numbers are in `watch`.
+        """
 
 
-def read_answer(decoder: Decoder, embed: Embed, prompt: Prompt, tokens: Sequence[int]) -> Float:
-    """Logits [steps, V] along an answer.
+def read_answer(decoder: Decoder, embed: Embed, prompt: Prompt, tokens: Sequence[int]) -> tuple[Float, Float]:
+    """Logits [steps, V] along an answer, and states [blocks, W, H] of its watched tokens.
 
     The prompt is read in one call, the first token alone, and the others in one call more: the cache is used with one
     new token and with several.
@@ -52,14 +71,21 @@ def read_answer(decoder: Decoder, embed: Embed, prompt: Prompt, tokens: Sequence
         for features in prompt.image.deepstack:
             deepstack.append(np.zeros_like(states))
             deepstack[-1][places] = features
-    rows = [decoder.read(states, prompt.positions, deepstack)[-1:]]
+    count = len(states)
+    watch = watched(count, len(tokens) - 1)
+    logits, kept = decoder.read(states, prompt.positions, deepstack, watch[watch < count])
+    rows, hidden = [logits[-1:]], [kept]
     start = prompt.next_position
     for part in (tokens[:1], tokens[1:-1]) if len(tokens) > 1 else ():
         if part:
             positions = np.broadcast_to(np.arange(start, start + len(part)), (3, len(part)))
-            rows.append(decoder.read(embed(np.array(part, np.int64)), positions, ()))
+            here = watch[(watch >= count) & (watch < count + len(part))] - count
+            logits, kept = decoder.read(embed(np.array(part, np.int64)), positions, (), here)
+            rows.append(logits)
+            hidden.append(kept)
             start += len(part)
-    return np.concatenate(rows)
+            count += len(part)
+    return np.concatenate(rows), np.concatenate(hidden, axis=1)
 
 
 class GraphDecoder:
@@ -76,38 +102,43 @@ class GraphDecoder:
         inputs = self._session.get_inputs()
         self._deepstack = [node.name for node in inputs if node.name.startswith("deepstack_embeds.")]
         self._caches = [node for node in inputs if node.name.startswith("past_key_values.")]
+        self.half = self._caches[0].type == "tensor(float16)"
         self._past: dict[str, Any] = {}
         self._length = 0
 
     def reset(self, length: int) -> None:
         """Begin an empty sequence."""
-        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-        self._past = {
-            node.name: np.zeros((1, node.shape[1], 0, node.shape[3]), types[node.type]) for node in self._caches
-        }
+        dtype = np.float16 if self.half else np.float32
+        self._past = {node.name: np.zeros((1, node.shape[1], 0, node.shape[3]), dtype) for node in self._caches}
         self._length = 0
 
-    def read(self, states: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
+    def read(self, states: Float, positions: Int, deepstack: Sequence[Float], watch: Int) -> tuple[Float, Float]:
         """Append tokens."""
         self._length += len(states)
         feeds = {
             "inputs_embeds": states[None],
             "position_ids": np.ascontiguousarray(positions[:, None]),
             "attention_mask": np.ones((1, self._length), np.int64),
+            WATCH: watch,
             **self._past,
         }
         for number, name in enumerate(self._deepstack):
             feeds[name] = deepstack[number][None] if deepstack else np.zeros_like(states[None])
         given = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
         self._past = {name: given[name.replace("past_key_values", "present")] for name in self._past}
-        logits: Float = given["logits"][0]
-        return logits
+        return given["logits"][0], block_states(given)
+
+
+def block_states(given: Mapping[str, NDArray[Any]]) -> Float:
+    """States [blocks, W, H] in float32 among the outputs of a graph, in their order; none unless `for_every_step`."""
+    return np.array([array[0] for name, array in given.items() if name.startswith(STATES)], np.float32)
 
 
 def for_every_step(model: ir.Model) -> ir.Model:
-    """Make a decoder's graph give logits of each call's last `STEPS` tokens, with activations that are not rounded.
+    """Make a decoder's graph tell what a check compares, with activations that are not rounded.
 
-    The graph is changed in place, and returned; its weights stay what they are.
+    It gives logits of each call's last `STEPS` tokens, and states [1, W, H] after each block of the tokens that its new
+    input numbers. The graph is changed in place, and returned; its weights stay what they are.
     """
     start = model.graph.initializers["slice.start"]
     start.const_value = ir.tensor(np.array([-STEPS]), name=start.name)
@@ -117,4 +148,22 @@ def for_every_step(model: ir.Model) -> ir.Model:
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+    _tell_states(model.graph)
     return model
+
+
+def _tell_states(graph: ir.Graph) -> None:
+    """Add the outputs of states: what a block adds, and what it is added to, of the watched tokens alone."""
+    watch = ir.Value(name=WATCH, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([WATCH]))
+    graph.inputs.append(watch)
+    values = {value.name: value for node in graph for value in node.outputs}
+    caches = [value for value in graph.outputs if value.name and value.name.startswith("present.")]
+    tape, told = ir.tape.Tape(graph), []
+    # onnxruntime goes for the result of the last node first: in this order no block's states wait for the others.
+    for layer in reversed(range(len(caches) // 2)):
+        parts = [values[f"{BLOCK}.{layer}.{part}"] for part in ("update", "residual")]
+        states = tape.op("Add", [tape.op("Gather", [part, watch], {"axis": 1}) for part in parts])
+        states.name, states.type = f"{STATES}.{layer}", caches[0].type
+        states.shape = ir.Shape([1, WATCH, None])
+        told.append(states)
+    graph.outputs.extend(reversed(told))

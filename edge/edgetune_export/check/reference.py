@@ -23,8 +23,9 @@ from edgetune_core.conversation import prepare
 from edgetune_core.progress import Tell, no_one
 from edgetune_core.streaming import StreamedModel
 from edgetune_core.weightset import WeightSet
+from edgetune_export.check.blocks import watched
 from edgetune_export.checkpoint import OpenCheckpoint
-from edgetune_export.decoder.linear import to_numpy
+from edgetune_export.decoder.rounding import to_numpy
 from edgetune_runtime.errors import EdgetuneError
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.images.smart import ImageSpec, Pixels, preprocess
@@ -81,12 +82,21 @@ class Cases:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model makes of a case and an answer: features [tokens, H] each, logits [steps, V], the answer's ids."""
+    """What a model makes of a case and an answer.
+
+    Attributes:
+        case: the question.
+        features: of its pictures, [image tokens, H] each.
+        logits: [steps, V].
+        tokens: the answer's ids.
+        states: [blocks, W, H] after each block of the decoder, of the watched tokens; None where they were not kept.
+    """
 
     case: Case
     features: tuple[Float, ...]
     logits: Float
     tokens: list[int]
+    states: Float | None = None
 
 
 def generated_cases(checkpoint: OpenCheckpoint) -> list[Case]:
@@ -176,6 +186,7 @@ class Reference:
         streamed: the model.
         checkpoint: that it is of, or whose weights were rounded in it.
         seen: what its vision tower made of the pictures, by the case's identity, where another reference has seen them.
+        keeps_states: whether the samples that it gives have states.
         tell: called with the number of a layer that is loaded and how many there are.
     """
 
@@ -185,6 +196,7 @@ class Reference:
         checkpoint: OpenCheckpoint,
         seen: dict[int, Any] | None = None,
         *,
+        keeps_states: bool = False,
         tell: Tell = no_one,
     ) -> None:
         self._tell = tell
@@ -194,6 +206,11 @@ class Reference:
         self._tower = streamed.model.get_submodule(checkpoint.modules.vision_root)
         self._encode = self._tower.forward
         self._tower.forward = self._see
+        if keeps_states:
+            blocks = streamed.model.get_submodule(checkpoint.modules.blocks)
+            # DeepStack is added after a block returns, so a block's states are what the next module is given.
+            for module in (*blocks[1:], streamed.model.get_submodule(checkpoint.modules.text_root).norm):
+                module.register_forward_pre_hook(self._keep)
 
     def read(self, cases: Sequence[Case], answers: Sequence[Sequence[int]]) -> list[Sample]:
         """Read an answer to each case: all of them in one pass over the weights, each in one pass over its tokens."""
@@ -201,21 +218,29 @@ class Reference:
         return self._streamed.run_together([partial(self._read, *pair) for pair in pairs], self._tell)
 
     def _read(self, case: Case, answer: Sequence[int]) -> Sample:
-        self._now.case = id(case)
-        ids = torch.from_numpy(np.concatenate([case.token_ids, np.array(answer[:-1], np.int64)]))[None]
+        self._now.case, self._now.states = id(case), []
+        given = partial(torch.as_tensor, device=self._streamed.device)
+        self._now.watched = given(watched(len(case.token_ids), len(answer) - 1))
+        ids = given(np.concatenate([case.token_ids, np.array(answer[:-1], np.int64)]))[None]
         result = self._streamed.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             mm_token_type_ids=(ids == self._image).int(),
-            pixel_values=torch.from_numpy(case.pixels.pixel_values),
-            image_grid_thw=torch.from_numpy(case.pixels.grid_thw),
+            pixel_values=given(case.pixels.pixel_values),
+            image_grid_thw=given(case.pixels.grid_thw),
             use_cache=False,
             logits_to_keep=len(answer),
         )
         seen = self.seen[id(case)]
         # DeepStack has one entry a layer; Qwen2.5-VL has none.
         features = (seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ()))
-        return Sample(case, tuple(to_numpy(part) for part in features), to_numpy(result.logits[0]), list(answer))
+        states = np.stack(self._now.states) if self._now.states else None
+        told = tuple(to_numpy(part) for part in features)
+        return Sample(case, told, to_numpy(result.logits[0]), list(answer), states)
+
+    def _keep(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Keep the watched tokens' states [W, H] of the ones that a module is given."""
+        self._now.states.append(to_numpy(inputs[0][0, self._now.watched]))
 
     def _see(self, *args: Any, **kwargs: Any) -> Any:
         """The tower's forward; its output is kept, and given as a copy because models put results of their own in."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgetune_core.progress import Tell, no_one
 from edgetune_core.weightset import WeightSet
-from edgetune_export.check import drift, parity
+from edgetune_export.check import blocks, drift, parity
 from edgetune_export.check.answers import PASSES, Answers, Open, own_answers
 from edgetune_export.check.exact import Decoder, read_answer
 from edgetune_export.check.reference import Cases, Reference, Sample
@@ -33,6 +33,7 @@ class SelfCheck:
         weights: the weight set it was written from.
         options: of the export.
         cases: the questions.
+        rounds: whether the decoder was rounded, so that it has to equal the checkpoint with its own weights.
         tell: called while the reference reads, with the number of a layer and how many there are.
     """
 
@@ -43,18 +44,19 @@ class SelfCheck:
         weights: WeightSet | None,
         options: ExportSettings,
         cases: Cases,
+        rounds: bool,
         tell: Tell = no_one,
     ) -> None:
         self._checkpoint, self._decoder, self._weights = checkpoint, decoder, weights
-        self._options, self._cases, self._tell = options, cases, tell
+        self._options, self._cases, self._rounds, self._tell = options, cases, rounds, tell
         self._answers = Answers(checkpoint)
 
-    def run(self, load: Open, exact: Callable[[], Decoder] | None) -> dict[str, Any]:
-        """Ask, and compare.
+    def run(self, load: Open, exact: Callable[[], Decoder]) -> dict[str, Any]:
+        """Ask, and compare: first block by block, so that a mistake is named where it is.
 
         Args:
             load: the bundle as it will be used.
-            exact: the same weights with activations that are not rounded; None where nothing was rounded.
+            exact: the same weights with activations that are not rounded.
 
         Returns:
             The manifest's "parity".
@@ -69,39 +71,48 @@ class SelfCheck:
             own = [self._answers.ask(shipped, case) for case in asked]
             arrays = [case.pixels.arrays for case in pictures]
             packed = shipped.encode_images({name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]})
-        reference = Reference(self._checkpoint.streamed, self._checkpoint, tell=self._tell)
+        keeps = not self._rounds
+        reference = Reference(self._checkpoint.streamed, self._checkpoint, keeps_states=keeps, tell=self._tell)
         theirs = reference.read(asked, [sample.tokens for sample in own])
         count = len(pictures)
         measured = parity.measure(own[:count], theirs[:count], packed)
-        parity.require(measured, self._options)
         told = {"check": self._options.check, **measured.to_dict()}
+        moved = None
         if self._weights is not None:
             first = count if records else 0  # without records the generated pictures stand in for them
-            theirs[first:], told["drift"] = self._drift(reference, load, own[first:], theirs[first:])
-        if exact is not None:
-            told["exact"] = asdict(self._exact(exact(), reference, theirs))
+            theirs[first:], moved = self._drift(reference, load, own[first:], theirs[first:])
+            told["drift"] = moved.to_dict()
+        told |= self._compare_written(exact(), reference, theirs)
+        parity.require(measured, self._options)
+        if moved is not None:
+            drift.require_close(moved)
         return told
 
     def _drift(
         self, reference: Reference, load: Open, own: list[Sample], theirs: list[Sample]
-    ) -> tuple[list[Sample], dict[str, Any]]:
+    ) -> tuple[list[Sample], drift.Drift]:
         """What the merged model makes of its own answers, and how far the export is from them."""
         passes = PASSES if self._options.check == "full" else 1
         ours, theirs = own_answers(self._answers, reference, load, own, theirs, passes)
         source = self._cases.source if self._cases.records else f"generated pictures: {self._cases.source}"
-        moved = drift.measure_drift(self._answers, own, ours, theirs, source)
-        drift.require_close(moved)
-        return theirs, moved.to_dict()
+        return theirs, drift.measure_drift(self._answers, own, ours, theirs, source)
 
-    def _exact(self, decoder: Decoder, merged: Reference, samples: list[Sample]) -> drift.Exactness:
-        """The written weights against the model that has them dequantized, along the answers of the merged one."""
-        model = written(self._checkpoint.streamed, self._checkpoint.modules, self._decoder, self._weights)
-        reference = Reference(model, self._checkpoint, merged.seen, tell=self._tell)
-        read = reference.read([sample.case for sample in samples], [sample.tokens for sample in samples])
-        logits = []
-        for sample in read:
+    def _compare_written(self, decoder: Decoder, merged: Reference, samples: list[Sample]) -> dict[str, Any]:
+        """The written decoder beside the model with its weights, along some answers: "blocks", if it rounds "exact"."""
+        if self._rounds:
+            model = written(self._checkpoint.streamed, self._checkpoint.modules, self._decoder, self._weights)
+            reference = Reference(model, self._checkpoint, merged.seen, keeps_states=True, tell=self._tell)
+            samples = reference.read([sample.case for sample in samples], [sample.tokens for sample in samples])
+        logits, states = [], []
+        for sample in samples:
             prompt = self._answers.prompt(sample.case, ImageFeatures(sample.features[0], sample.features[1:]))
-            logits.append(read_answer(decoder, self._decoder.embedded, prompt, sample.tokens))
-        exact = drift.measure_exact(self._answers, read, logits)
-        drift.require_exact(exact, half=self._options.half)
-        return exact
+            rows, hidden = read_answer(decoder, self._decoder.embedded, prompt, sample.tokens)
+            logits.append(rows)
+            states.append(hidden)
+        errors = blocks.compare(states, [sample.states for sample in samples if sample.states is not None])
+        errors.require(half=decoder.half)
+        if not self._rounds:
+            return {"blocks": errors.to_dict()}
+        exact = drift.measure_exact(self._answers, samples, logits)
+        drift.require_exact(exact, half=decoder.half)
+        return {"blocks": errors.to_dict(), "exact": asdict(exact)}

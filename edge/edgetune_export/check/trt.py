@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from edgetune_export.check.exact import WATCH, block_states
 from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int, ModelShape
 
 
@@ -15,15 +16,21 @@ class TrtDecoder:
     """A decoder in TensorRT's grammar, with a cache of fixed length.
 
     Args:
-        path: the graph.
+        path: the graph, as it ships or from `for_every_step`.
+
+    Attributes:
+        half: whether it computes in float16.
     """
 
     def __init__(self, path: Path) -> None:
         self._session = _open(path)
+        self._outputs = [node.name for node in self._session.get_outputs()]
         inputs = {node.name: node for node in self._session.get_inputs()}
         self.caches = {name: node for name, node in inputs.items() if name.startswith("past_key_values.")}
         self.deepstack = sorted(name for name in inputs if name.startswith("deepstack_embeds."))
-        self._dtype = np.float16 if inputs["inputs_embeds"].type == "tensor(float16)" else np.float32
+        self._watches = WATCH in inputs
+        self.half = inputs["inputs_embeds"].type == "tensor(float16)"
+        self._dtype = np.float16 if self.half else np.float32
         # No cache is cleared between sequences, as on a device.
         self.past = {name: np.zeros(node.shape, self._dtype) for name, node in self.caches.items()}
         self._length = 0
@@ -32,18 +39,19 @@ class TrtDecoder:
         """Begin a sequence: old rows are never seen."""
         self._length = 0
 
-    def read(self, states: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
-        """Append tokens [S, H]; returns the logits [.., V] that the graph gives."""
+    def read(self, states: Float, positions: Int, deepstack: Sequence[Float], watch: Int) -> tuple[Float, Float]:
+        """Append tokens [S, H]; returns the logits [.., V] that the graph gives, and the watched tokens' states."""
         wide = states[None].astype(self._dtype)
         rows = np.arange(self._length, self._length + len(states))
         feeds = {"inputs_embeds": wide, "position_ids": positions[:, None], "cache_position": rows, **self.past}
         for number, name in enumerate(self.deepstack):
             feeds[name] = deepstack[number][None].astype(self._dtype) if deepstack else np.zeros_like(wide)
-        logits, *present = self._session.run(None, feeds)
-        self.past = dict(zip(self.past, present, strict=True))
+        if self._watches:
+            feeds[WATCH] = watch
+        given = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+        self.past = {name: given[name.replace("past_key_values", "present")] for name in self.past}
         self._length += len(states)
-        found: Float = logits[0]
-        return found
+        return given["logits"][0], block_states(given)
 
 
 class OnnxTrtBackend(Backend):
@@ -94,7 +102,8 @@ class OnnxTrtBackend(Backend):
 
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens and return the last one's logits."""
-        last: Float = self._decoder.read(embeddings, positions, deepstack)[-1]
+        logits, _ = self._decoder.read(embeddings, positions, deepstack, np.empty(0, np.int64))
+        last: Float = logits[-1]
         return last
 
 

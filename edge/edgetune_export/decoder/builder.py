@@ -13,6 +13,10 @@ from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
 from edgetune_export.graph import GraphBuilder
 from edgetune_runtime.quant.blocks import Float
 
+BLOCK = "block"
+"""What a block adds to the states of its tokens, and what it adds that to, are called `block.{layer}.update` and
+`block.{layer}.residual` in the graph, so that a check can find them."""
+
 DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]
 
 
@@ -48,6 +52,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
         states = _feed_forward(dialect, weights, layer, states)
         if layer < spec.deepstack:
             states = graph.op("Add", states, activation(deepstack[layer]))
+        states.name, residual.name = f"{BLOCK}.{layer}.update", f"{BLOCK}.{layer}.residual"
     # Only the last token's logits are ever used, and the head is the largest product of the prefill.
     states, residual = _last_token(graph, states), _last_token(graph, residual)
     states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +11,12 @@ from torch import nn
 
 from edgetune_core.streaming import Values
 from edgetune_core.weightset import Order, WeightSet
+from edgetune_export.decoder.rounding import round_rows, to_numpy
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, in_nibbles, round_to_nearest
+from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight, Float, in_nibbles
 
 _ROWS = 2048
-"""Rows of a weight that are rounded at a time, on one thread."""
+"""Rows of a weight that are rounded at a time, on one thread where the CPU does it."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,20 @@ class Linear:
         name: of the product in the graph.
         parts: layers that read the same input.
         fallback: format of layers that the weight set does not hold, None for dense.
+        device: where weights are rounded to nearest.
 
     Raises:
         InputError: the weight set has the parts in different formats.
     """
 
-    def __init__(self, name: str, parts: Sequence[Part], fallback: BlockFormat | None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[Part],
+        fallback: BlockFormat | None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    ) -> None:
+        self.name, self._device = name, device
         self.parts = tuple(parts)
         formats = {part.format for part in parts}
         if len(formats) > 1:
@@ -132,7 +138,7 @@ class Linear:
         if self.calibrated:
             weights = [part.blocks() for part in self.parts]
         else:
-            weights = _round_rows([rows for part in self.parts for rows in part.split()], self.format)
+            weights = round_rows([rows for part in self.parts for rows in part.split()], self.format, self._device)
         zeros = [weight.zero_points for weight in weights if weight.zero_points is not None]
         return BlockWeight(
             codes=np.concatenate([weight.codes for weight in weights]),
@@ -172,20 +178,8 @@ def shared(linear: Linear, uses: int) -> Callable[[], BlockWeight]:
     return blocks
 
 
-def _round_rows(rows: Sequence[torch.Tensor], fmt: BlockFormat) -> list[BlockWeight]:
-    """Round parts of a weight to nearest, on all cores: rows do not depend on each other."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda part: round_to_nearest(to_numpy(part), fmt), rows))
-
-
 def parameter(name: str, tensor: torch.Tensor, weights: WeightSet | None, values: Values) -> Float:
     """A parameter as float32: the weight set's where it replaces it, else the checkpoint's."""
     if weights is None or name not in weights.overrides:
         return to_numpy(values(tensor))
     return weights.override(name)
-
-
-def to_numpy(tensor: torch.Tensor) -> Float:
-    """Float32 copy of a tensor on the CPU."""
-    array: Float = tensor.detach().to(device="cpu", dtype=torch.float32).numpy()
-    return array

@@ -13,7 +13,8 @@ from torch import nn
 
 from edgetune_core.streaming import Values, own_values
 from edgetune_core.weightset import HEAD, WeightSet
-from edgetune_export.decoder.linear import Linear, Part, parameter, to_numpy
+from edgetune_export.decoder.linear import Linear, Part, parameter
+from edgetune_export.decoder.rounding import to_numpy
 from edgetune_runtime.backends import Int
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, Float
@@ -71,6 +72,7 @@ class DecoderWeights:
         head_format: format of the language model head when `weights` does not hold it.
         weights: a weight set calibrated from this model; the layers, norms and biases in it take their place.
         values: what a parameter of the model holds.
+        device: where weights are rounded to nearest.
 
     Attributes:
         spec: its sizes.
@@ -88,9 +90,10 @@ class DecoderWeights:
         head_format: BlockFormat | None,
         weights: WeightSet | None = None,
         values: Values = own_values,
+        device: torch.device | str = "cpu",
     ) -> None:
         source: Any = model
-        self._values = values
+        self._values, self._device = values, torch.device(device)
         self._text = source.model.language_model
         self._head = source.lm_head
         self._layers_format, self._head_format = layers_format, head_format
@@ -109,11 +112,11 @@ class DecoderWeights:
             Part(f"{TEXT}.layers.{layer}.{role}", block.get_submodule(role), self._weights, self._values)
             for role in roles
         ]
-        return Linear(name, parts, self._layers_format)
+        return Linear(name, parts, self._layers_format, self._device)
 
     def head(self) -> Linear:
         """The language model head, tied or not."""
-        return Linear(HEAD, [Part(HEAD, self._head, self._weights, self._values)], self._head_format)
+        return Linear(HEAD, [Part(HEAD, self._head, self._weights, self._values)], self._head_format, self._device)
 
     def rounded(self) -> Iterator[Linear]:
         """The layers, head included, that are rounded to nearest because the weight set does not hold them."""
@@ -182,13 +185,14 @@ def _rope_matrix(rotary: Any) -> tuple[NDArray[np.float32], float]:
     """Read the rotary matrix off the module itself: a unit position on one axis turns only the columns of that axis."""
     half = rotary.inv_freq.shape[0]
     matrix = np.zeros((3, half), np.float32)
-    probe = torch.zeros(1, dtype=torch.float32)
+    frequencies = rotary.inv_freq.float()
+    probe = torch.zeros_like(frequencies[:1])
     for axis in range(3):
-        position = torch.zeros(3, 1, 1, dtype=torch.int64)
+        position = torch.zeros(3, 1, 1, dtype=torch.int64, device=frequencies.device)
         position[axis] = 1
         _, sin = rotary(probe, position)
         driven = sin[0, 0, :half] != 0
-        matrix[axis] = torch.where(driven, rotary.inv_freq.float(), 0.0).numpy()
+        matrix[axis] = to_numpy(torch.where(driven, frequencies, 0.0))
     if not (np.count_nonzero(matrix, axis=0) == 1).all():
         raise InputError("the checkpoint's rotary embedding does not split into time, height and width sections")
     return matrix, float(rotary.attention_scaling)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import onnx_ir as ir
-import torch
 
 from edgetune_core.weightset import WeightSet
 from edgetune_export.job import ExportJob
@@ -52,13 +51,7 @@ def _attention(job: ExportJob) -> AttentionFactory:
         return SegmentedAttention
     if job.options.vision != "int8" or job.options.target != "cpu":
         return FusedAttention
-    return partial(Int8Attention, layers=accurate_attention(job.checkpoint.model.model.visual, _images(job)))
-
-
-def _images(job: ExportJob) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Patches and grids of the self-check's pictures."""
-    pixels = [case.pixels for case in job.cases.pictures]
-    return [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
+    return partial(Int8Attention, layers=accurate_attention(job.checkpoint.model.model.visual, job.pictures()))
 
 
 def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Product]:
@@ -68,7 +61,7 @@ def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Pro
     plain = job.options.dialect == "plain"
     slow = weights_only if plain else by_block(fmt)
     tower = job.checkpoint.model.model.visual
-    images = _images(job)
+    images = job.pictures()
     if ranges:
         fixed, write = static_layers(tower, images, ranges), static_standard if plain else static
         return lambda name: write(ranges[name]) if name in fixed else slow

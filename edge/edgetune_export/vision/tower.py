@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgetune_core.streaming import Values, own_values
-from edgetune_export.decoder.linear import to_numpy
+from edgetune_export.decoder.rounding import to_numpy
 from edgetune_export.graph import Dim, GraphBuilder, cast_float
 from edgetune_export.vision.attention import Attention, Heads, Rotary
 from edgetune_export.vision.layout import Layout, Whole

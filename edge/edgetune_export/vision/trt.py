@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from edgetune_export.graph import cast_float
@@ -39,9 +38,8 @@ def build_trt_vision(job: ExportJob) -> ir.Model:
     limits = _limits(job) if job.options.vision == "int8-static" else {}
     tower = job.checkpoint.model.model.visual
     if limits:
-        pixels = [case.pixels for case in job.cases.pictures]
-        images = [(torch.from_numpy(p.pixel_values), torch.from_numpy(p.grid_thw)) for p in pixels]
-        accurate = static_layers(tower, images, {name: Range.of(-most, most) for name, most in limits.items()})
+        ranges = {name: Range.of(-most, most) for name, most in limits.items()}
+        accurate = static_layers(tower, job.pictures(), ranges)
         limits = {name: most for name, most in limits.items() if name in accurate}
     model = write_tower(
         job.checkpoint.config["model_type"],
