@@ -11,8 +11,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgetune_runtime.backends import load_backend
+from edgetune_runtime.backends import Device, load_backend
 from edgetune_runtime.backends.onnx.engine import PREFILL_CHUNK
+from edgetune_runtime.backends.onnx.graphs import open_graph
+from edgetune_runtime.backends.onnx.mapped import MappedWeights
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError
 
@@ -111,6 +113,51 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if ".onnx.data" in 
 def test_weights_are_mapped_where_they_lie(qwen3_vl_bundle: Path) -> None:
     # Mapped weights that were arranged anew for products are let go, so not every file is still there.
     assert str(qwen3_vl_bundle / "onnx/vision_encoder.onnx.data") in printed(MAPPED, qwen3_vl_bundle)
+
+
+UNTOUCHED = """
+import sys
+from edgetune_runtime import Session
+
+session, path, resident = Session.load(sys.argv[1], threads=1), "", 0
+for line in open("/proc/self/smaps"):
+    name, *words = line.split()
+    if "-" in name:
+        path = words[-1] if len(words) == 5 else ""
+    elif name == "Rss:" and path.endswith(("vision_encoder.onnx.data", "decoder_model_merged.onnx.data")):
+        resident += int(words[0])
+print(resident)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mapped files are read from /proc")
+@pytest.mark.parametrize("fixture", ["qwen3_vl_bundle", "int4_bundle"])
+def test_nothing_of_the_files_is_in_memory_after_loading(fixture: str, request: pytest.FixtureRequest) -> None:
+    assert printed(UNTOUCHED, request.getfixturevalue(fixture)) == ["0"]
+
+
+def test_a_session_reads_its_weights_where_they_are_mapped(qwen3_vl_bundle: Path, tmp_path: Path) -> None:
+    """Against the graph in onnxruntime alone; pages that were let go of come back as they were."""
+    graph = tmp_path / "vision_encoder.onnx"
+    for name in (graph.name, f"{graph.name}.data"):
+        (tmp_path / name).write_bytes((qwen3_vl_bundle / "onnx" / name).read_bytes())
+    mapped = MappedWeights(graph)
+    session = open_graph(graph, Device("cpu"), 1, mapped=mapped)
+    reference = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(0).standard_normal((16, session.get_inputs()[0].shape[1]), np.float32)
+    given = {"pixel_values": pixels, "image_grid_thw": np.array([[1, 4, 4]])}
+    expected = reference.run(None, given)
+    for _ in range(2):
+        for ours, theirs in zip(session.run(None, given), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        mapped.let_go()
+
+
+def test_a_graph_without_a_file_of_weights_and_an_older_onnxruntime_are_left_alone(tmp_path: Path) -> None:
+    for version, content in ((onnxruntime.__version__, b""), ("1.22.0", b"weights")):
+        (tmp_path / "graph.onnx.data").write_bytes(content)
+        MappedWeights(tmp_path / "graph.onnx").give(None, version)
+    MappedWeights(tmp_path / "other.onnx").let_go()
 
 
 FREED = """

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgetune_runtime.backends.base import Arrays, Device, ImageFeatures
 from edgetune_runtime.backends.onnx.graphs import onnxruntime, open_graph
+from edgetune_runtime.backends.onnx.mapped import MappedWeights
 
 SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 """Setting of a call: the arena gives back what it holds when the call is over."""
@@ -23,6 +24,7 @@ class VisionEncoder:
         path: of the graph.
         device: where it computes.
         threads: CPU threads of each operator; None is onnxruntime's own choice.
+        mapped: as of `open_graph`.
 
     Attributes:
         session: of onnxruntime.
@@ -32,8 +34,8 @@ class VisionEncoder:
         MissingDependency: onnxruntime is not installed, or its provider for the device.
     """
 
-    def __init__(self, path: Path, device: Device, threads: int | None) -> None:
-        self.session: Any = open_graph(path, device, threads, arena=True)
+    def __init__(self, path: Path, device: Device, threads: int | None, mapped: MappedWeights | None = None) -> None:
+        self.session: Any = open_graph(path, device, threads, arena=True, mapped=mapped)
         self._settings = onnxruntime().RunOptions()
         if device.kind == "cpu":
             self._settings.add_run_config_entry(*SHRINK)

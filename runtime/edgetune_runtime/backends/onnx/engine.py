@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,10 +13,14 @@ from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, Image
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.backends.onnx.encoder import VisionEncoder
 from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, onnxruntime, open_graph
+from edgetune_runtime.backends.onnx.mapped import MappedWeights
 from edgetune_runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle
+
+LOAD_STEP_S = 0.02
+"""Seconds after which what was read of mapped weights is let go of, again and again while they are loaded."""
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
@@ -54,12 +58,18 @@ class OnnxBackend(Backend):
         accuracy_level: int = INT8_ACTIVATIONS,
     ) -> None:
         place = Device.parse(device)
+        self._mapped = [MappedWeights(path) for path in (vision, decoder)]
         with ThreadPoolExecutor(3) as pool:  # onnxruntime prepares a graph's weights outside of Python's lock
-            encoder = pool.submit(VisionEncoder, vision, place, threads)
+            encoder = pool.submit(VisionEncoder, vision, place, threads, self._mapped[0])
             graphs = (
                 pool.submit(open_graph, embed, Device("cpu"), threads),  # a look-up: not worth a trip to the GPU
-                pool.submit(open_graph, decoder, place, threads, weights, accuracy_level),
+                pool.submit(open_graph, decoder, place, threads, weights, accuracy_level, mapped=self._mapped[1]),
             )
+            loading = True
+            while loading:
+                loading = bool(wait((encoder, *graphs), timeout=LOAD_STEP_S).not_done)
+                for file in self._mapped:
+                    file.let_go()
         self._vision, (self._embed, self._decoder) = encoder.result(), (graph.result() for graph in graphs)
         super().__init__(_shape(self._vision.session, self._decoder, vision, decoder))
         _require_input(self._embed, "input_ids", embed)
@@ -130,7 +140,7 @@ class OnnxBackend(Backend):
 
     def close_impl(self) -> None:
         """Drop the graphs and the buffers bound to them."""
-        del self._cache, self._binding, self._vision, self._embed, self._decoder
+        del self._cache, self._binding, self._vision, self._embed, self._decoder, self._mapped
 
 
 def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.backends.base import Device
+from edgetune_runtime.backends.onnx.mapped import MappedWeights
 from edgetune_runtime.errors import BundleError, MissingDependency, install_command
 from edgetune_runtime.memory import return_freed_memory
 
@@ -43,6 +44,7 @@ def open_graph(
     accuracy_level: int = INT8_ACTIVATIONS,
     *,
     arena: bool = False,
+    mapped: MappedWeights | None = None,
 ) -> Any:
     """Open one graph as a session of onnxruntime.
 
@@ -53,6 +55,7 @@ def open_graph(
         weights: values of weights that the graph leaves out, by name.
         accuracy_level: of products whose weights the graph dequantizes with standard operators.
         arena: on a CPU, whether activations are kept in onnxruntime's arena, which calls have to empty.
+        mapped: on a CPU, the graph's weights, kept for as long as the session; None lets onnxruntime map them.
 
     Raises:
         BundleError: onnxruntime cannot load it.
@@ -67,6 +70,8 @@ def open_graph(
     if device.kind == "cpu":
         options.enable_cpu_mem_arena = arena  # it gives nothing back unless a call asks for it
         return_freed_memory()
+        if mapped is not None:
+            mapped.give(options, ort.__version__)
     if threads is not None:
         options.intra_op_num_threads = threads
     if weights:
