@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -11,6 +13,10 @@ from edgetune_calibrate.settings import ROLES
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, token_id
 from edgetune_runtime.images.load import load_image
+from edgetune_runtime.threads import usable_cores
+
+THREADS = 8
+"""Most pictures that are decoded at a time."""
 
 
 def batch(sample: Sample, checkpoint: HubCheckpoint, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -40,6 +46,23 @@ def batch(sample: Sample, checkpoint: HubCheckpoint, dtype: torch.dtype) -> dict
         inputs["pixel_values"] = torch.from_numpy(pixels["pixel_values"]).to(dtype)
         inputs["image_grid_thw"] = torch.from_numpy(pixels["image_grid_thw"])
     return inputs
+
+
+def batches(samples: Sequence[Sample], checkpoint: HubCheckpoint, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """Yield the `batch` of each sample in order; the pictures of the next few are decoded meanwhile.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    threads = min(THREADS, usable_cores())
+    ready: deque[Future[dict[str, Tensor]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:  # Pillow and numpy let go of the interpreter's lock
+        for sample in samples:
+            ready.append(pool.submit(batch, sample, checkpoint, dtype))
+            if len(ready) > threads:
+                yield ready.popleft().result()
+        while ready:
+            yield ready.popleft().result()
 
 
 def roles(sample: Sample, checkpoint: HubCheckpoint) -> Tensor:

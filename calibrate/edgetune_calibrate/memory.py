@@ -13,6 +13,7 @@ from edgetune_calibrate.capture import output_head
 from edgetune_calibrate.linears import input_groups
 from edgetune_calibrate.quantize import DecoderSettings
 from edgetune_calibrate.solve.rows import PART
+from edgetune_calibrate.vision import COUNTS
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 
@@ -76,7 +77,11 @@ def needed(model: Any, modules: Modules, settings: DecoderSettings, *, device: s
 
 
 def _vision(model: nn.Module, modules: Modules) -> int:
-    return _bytes(model.get_submodule(modules.vision_root)) if modules.vision_root else 0
+    """Bytes of the vision tower, and of the counts of what its linears read."""
+    if not modules.vision_root:
+        return 0
+    tower = model.get_submodule(modules.vision_root)
+    return _bytes(tower) + COUNTS * sum(isinstance(layer, nn.Linear) for layer in tower.modules())
 
 
 def _bytes(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 
 from edgetune_calibrate.activations import Activations
-from edgetune_calibrate.batches import batch, roles, token_weights
+from edgetune_calibrate.batches import batches, roles, token_weights
 from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
 from edgetune_calibrate.journal import Journal, UnitLog
 from edgetune_calibrate.linears import input_groups
@@ -118,13 +118,13 @@ def _solve(
         finished = journal.finished()
         tell = progress or (lambda done, total: None)
         tell(len(finished), total)
-        batches = _Batches(kept, chosen.samples, source, dtype)
+        given = _Batches(kept, chosen.samples, source, dtype)
         weights = token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights)
         planner, choice = None, None
         if units is not None:
             # Units are measured in forwards of the whole model: weights that fit stay in memory for all of them.
             measured = open_model(source, dtype, settings.device, room if settings.device == "cpu" else 1 << 62)
-            planner, before = BoxPlanner(measured, source, chosen.samples, batches, settings, units, kept), blocks
+            planner, before = BoxPlanner(measured, source, chosen.samples, given, settings, units, kept), blocks
             kinds = len(input_groups(source.modules))
             choice = planner.choose(weights, lambda done: tell(-(-done // kinds), total))
             solve = settings.decoder(choice.formats, head)
@@ -133,12 +133,12 @@ def _solve(
         solved = quantize_decoder(
             streamed.model,
             source.modules,
-            batches,
+            given,
             solve,
             token_weights=weights,
             device=settings.device,
             held=streamed.loaded,
-            watched=_tower_runs(ranges, None if settings.chooses else batches),
+            watched=_tower_runs(ranges, None if settings.chooses else given),
             kept=kept,
             finished=finished,
         )
@@ -153,12 +153,12 @@ def _solve(
 
 
 @contextmanager
-def _tower_runs(ranges: InputRanges, batches: _Batches | None) -> Iterator[None]:
+def _tower_runs(ranges: InputRanges, given: _Batches | None) -> Iterator[None]:
     """Watch the vision tower; afterwards drop the pixels of batches that no other model will read."""
     with ranges:
         yield
-    if batches is not None:
-        batches.forget_pixels()
+    if given is not None:
+        given.forget_pixels()
 
 
 def _written(solved: Iterable[SolvedBlock], journal: Journal) -> Iterator[int]:
@@ -190,8 +190,8 @@ class _Batches(Sequence[dict[str, Any]]):
 
     def __init__(self, kept: Activations, samples: Sequence[Sample], source: HubCheckpoint, dtype: torch.dtype) -> None:
         self._kept, self._count = kept, len(samples)
-        for number, sample in enumerate(samples):
-            kept["batch", number] = batch(sample, source, dtype)
+        for number, one in enumerate(batches(samples, source, dtype)):
+            kept["batch", number] = one
 
     def __len__(self) -> int:
         return self._count

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from edgetune_runtime.images.load import image_hash, load_image, upright_size
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.records import AnyRecord, Record, place_of, read_entries
 from edgetune_runtime.records.dialogue import Dialogue, Name
+from edgetune_runtime.threads import usable_cores
 
 DEFAULT_SAMPLES = 128
 _MISSING = 1e9  # more than any shares' sum
@@ -190,8 +192,11 @@ def _sizes(records: Sequence[AnyRecord], spec: ImageSpec) -> tuple[list[tuple[Ge
 
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
+    pictures = list({path: None for sample in samples for path in sample.images})
+    with ThreadPoolExecutor(usable_cores()) as pool:  # Pillow decodes without holding the interpreter's lock
+        hashes = dict(zip(pictures, pool.map(lambda path: image_hash(load_image(path)), pictures), strict=True))
     for sample in samples:
-        pixels = " ".join(image_hash(load_image(path)) for path in sample.images)
+        pixels = " ".join(hashes[path] for path in sample.images)
         digest.update(f"{pixels} {sample.prompt_ids} {sample.answer_ids}\n".encode())
     return digest.hexdigest()
 

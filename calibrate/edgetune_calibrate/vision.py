@@ -25,6 +25,8 @@ _CUTS = torch.linspace(0.02, 1, 99, dtype=torch.float64)  # of the full range; f
 _DROPPED = 11  # of the 23 binary digits of a float32
 _LEAST = (127 - 32) << 12  # the pattern of 2^-32 without them: what is smaller counts as that
 _OCTAVES = 64 << 12  # patterns from there on, to 2^32
+COUNTS = 8 * 2 * _OCTAVES
+"""Bytes of the counts for a layer, at most."""
 
 Ranges = dict[str, dict[str, float]]
 
