@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgetune_calibrate.solve.grid import Grid
+from edgetune_calibrate.solve.rows import CACHED, row_parts
 from edgetune_runtime.errors import InputError
 
 BLOCK = 128
@@ -84,22 +85,28 @@ def gptq(weight: Tensor, grid: Grid, metric: Metric, kernels: Any = None) -> Ten
     groups = metric.order // (weight.shape[1] // grid.scale.shape[1])
     weight, factor = weight[:, metric.order].contiguous(), metric.factor.contiguous()
     codes, error = torch.empty_like(weight), torch.empty_like(weight)
-    if kernels is None:
-        scale, zero = grid.scale[:, groups], grid.zero[:, groups]
-    pivots = factor.diagonal()
+    round_columns = _round_columns if kernels is None else kernels.round_columns
     for start in range(0, weight.shape[1], BLOCK):
         stop = min(start + BLOCK, weight.shape[1])
         feedback = error[:, :start] @ factor[:start, start:stop]
-        if kernels is not None:
-            kernels.round_columns(
-                weight, grid.scale, grid.zero, groups, factor, feedback, codes, error, start, grid.top
-            )
-            continue
-        for column in range(start, stop):
-            step, offset = scale[:, column], zero[:, column]
-            wanted = (weight[:, column] + feedback[:, column - start] / pivots[column]) / step
-            code = (wanted.round_() + offset).clamp_(0, grid.top)
-            codes[:, column] = code
-            error[:, column] = weight[:, column] - (code - offset) * step
-            feedback.addr_(error[:, column], factor[column, start:stop])
+        round_columns(weight, grid.scale, grid.zero, groups, factor, feedback, codes, error, start, grid.top)
     return codes[:, metric.order.argsort()]
+
+
+def _round_columns(
+    weight: Tensor, scale: Tensor, zero: Tensor, groups: Tensor, factor: Tensor, feedback: Tensor,
+    codes: Tensor, error: Tensor, start: int, top: int,
+) -> None:  # fmt: skip
+    """The plain loop of `kernels.round_columns`: some rows at a time, a column of them in one piece."""
+    block = slice(start, start + feedback.shape[1])
+    lines, own_groups = factor[block, block], groups[block]
+    for rows in row_parts(*feedback.shape, CACHED):
+        own, pulled = weight[rows, block].T.contiguous(), feedback[rows].T.contiguous()
+        steps, offsets = scale[rows].T[own_groups], zero[rows].T[own_groups]
+        found, lost = torch.empty_like(own), torch.empty_like(own)
+        for column, (step, offset) in enumerate(zip(steps, offsets, strict=True)):
+            wanted = (own[column] + pulled[column] / lines[column, column]).div_(step)
+            code = torch.add(wanted.round_(), offset, out=found[column]).clamp_(0, top)
+            torch.sub(own[column], (code - offset).mul_(step), out=lost[column])
+            pulled[column + 1 :].addr_(lines[column, column + 1 :], lost[column])
+        codes[rows, block], error[rows, block] = found.T, lost.T

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgetune_calibrate.solve.grid import Grid, as_float16
+from edgetune_calibrate.solve.rows import CACHED, row_parts
 
 
 def refine(
@@ -45,15 +46,22 @@ def refine(
             error[:, span] -= change * units
             pull -= change * (units @ local)
             scale[:, group] = moved
-            for column in range(size):
-                code = codes[:, span.start + column]
-                step = pull[:, column] / (local[column, column] * moved)
-                better = (code + step).round_().clamp_(0, grid.top)
-                change = (better - code) * moved
-                codes[:, span.start + column] = better
-                error[:, span.start + column] -= change
-                pull.addr_(change, local[column], alpha=-1)
+            _descend(codes[:, span], error[:, span], moved, pull, local, grid.top)
     return Grid(scale, grid.zero, grid.bits, grid.symmetric), codes
+
+
+def _descend(codes: Tensor, error: Tensor, scale: Tensor, pull: Tensor, local: Tensor, top: int) -> None:
+    """Improve the codes [N, size] of a group in turn, and their error: some rows at a time, a column in one piece."""
+    for rows in row_parts(*codes.shape, CACHED):
+        found, lost, pulled = (each[rows].T.contiguous() for each in (codes, error, pull))
+        step = scale[rows]
+        for column, code in enumerate(found):
+            better = (code + pulled[column] / (local[column, column] * step)).round_().clamp_(0, top)
+            change = (better - code) * step
+            code.copy_(better)
+            lost[column] -= change
+            pulled[column + 1 :].addr_(local[column, column + 1 :], change, alpha=-1)
+        codes[rows], error[rows] = found.T, lost.T
 
 
 def _rescaled(scale: Tensor, units: Tensor, pull: Tensor, local: Tensor) -> Tensor:

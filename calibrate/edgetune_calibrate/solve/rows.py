@@ -11,12 +11,14 @@ from torch import Tensor
 from edgetune_runtime.quant.blocks import BlockWeight
 
 PART = 1 << 26
-"""Most entries of a part."""
+"""Most entries of a part, of which several copies in float32 fit in memory."""
+CACHED = 1 << 17
+"""Most entries of a part of which copies fit in the cache of a CPU."""
 
 
-def row_parts(rows: int, columns: int) -> Iterator[slice]:
-    """Cut the rows of a weight [rows, columns] into parts, of which several copies in float32 fit in memory."""
-    most = max(1, PART // columns)
+def row_parts(rows: int, columns: int, entries: int = PART) -> Iterator[slice]:
+    """Cut the rows of a weight [rows, columns] into parts of so many entries at most, or of one row."""
+    most = max(1, entries // columns)
     for start in range(0, rows, most):
         yield slice(start, min(start + most, rows))
 

@@ -14,7 +14,7 @@ from edgetune_calibrate.solve.grid import Grid, spanning
 from edgetune_calibrate.solve.problem import LinearGroup, SolveSettings
 from edgetune_calibrate.solve.ranges import search_ranges
 from edgetune_calibrate.solve.refine import refine
-from edgetune_calibrate.solve.rows import row_parts, stacked
+from edgetune_calibrate.solve.rows import CACHED, PART, row_parts, stacked
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockWeight
 
@@ -63,7 +63,11 @@ def _solve_rows(
         return grid, grid.codes(weight).to(torch.uint8)
     if cross is not None:
         weight = aimed(weight, cross, metric)
-    grid = search_ranges(weight, settings.format, metric.hessian, feedback=settings.method == "gptq")
+    found = [
+        search_ranges(weight[rows], settings.format, metric.hessian, feedback=settings.method == "gptq")
+        for rows in row_parts(*weight.shape, PART if weight.is_cuda else CACHED)
+    ]
+    grid = _joined(found)
     if settings.method == "awq":
         return grid, grid.codes(weight).to(torch.uint8)
     kernels = _kernels(weight)
