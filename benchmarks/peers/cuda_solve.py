@@ -40,8 +40,9 @@ def prepare(work: Path, layers: int, samples: int, tokens: int) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    config = Qwen3Config(**WIDTHS, num_hidden_layers=layers, tie_word_embeddings=True, dtype="bfloat16")
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(work / "checkpoint")
+    fields: dict[str, Any] = {**WIDTHS, "num_hidden_layers": layers, "tie_word_embeddings": True, "dtype": "bfloat16"}
+    model: Any = Qwen3ForCausalLM(Qwen3Config(**fields))
+    model.to(torch.bfloat16).save_pretrained(work / "checkpoint")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TOKENIZER / name, work / "checkpoint" / name)
     ids = torch.randint(0, WIDTHS["vocab_size"], (samples, tokens))
@@ -76,7 +77,8 @@ def ours(checkpoint: Path, samples: Samples) -> Callable[[], object]:
         vision_root="",
         lora_targets="",
     )
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).cuda().eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model.cuda().eval()
     settings = DecoderSettings(SolveSettings(group_size=GROUP, symmetric=True))
     return lambda: list(quantize_decoder(model, modules, moved(samples, "cuda"), settings, device="cuda"))
 
@@ -100,7 +102,8 @@ def llmcompressor(checkpoint: Path, samples: Samples) -> Callable[[], object]:
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).cuda().eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model.cuda().eval()
     loader: Any = DataLoader(samples, batch_size=1, collate_fn=lambda batch: batch[0], shuffle=False)  # type: ignore[arg-type]
     return lambda: oneshot(
         model=model,
