@@ -100,7 +100,7 @@ def _round_columns(
     """The plain loop of `kernels.round_columns`: some rows at a time, a column of them in one piece."""
     block = slice(start, start + feedback.shape[1])
     lines, own_groups = factor[block, block], groups[block]
-    for rows in row_parts(*feedback.shape, entries=CACHED):
+    for rows in row_parts(len(feedback), feedback.shape[1], CACHED):
         own, pulled = weight[rows, block].T.contiguous(), feedback[rows].T.contiguous()
         steps, offsets = scale[rows].T[own_groups], zero[rows].T[own_groups]
         found, lost = torch.empty_like(own), torch.empty_like(own)

@@ -52,7 +52,7 @@ def refine(
 
 def _descend(codes: Tensor, error: Tensor, scale: Tensor, pull: Tensor, local: Tensor, top: int) -> None:
     """Improve the codes [N, size] of a group in turn, and their error: some rows at a time, a column in one piece."""
-    for rows in row_parts(*codes.shape, entries=CACHED):
+    for rows in row_parts(len(codes), codes.shape[1], CACHED):
         found, lost, pulled = (each[rows].T.contiguous() for each in (codes, error, pull))
         step = scale[rows]
         for column, code in enumerate(found):

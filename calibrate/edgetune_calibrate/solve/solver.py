@@ -65,7 +65,7 @@ def _solve_rows(
         weight = aimed(weight, cross, metric)
     found = [
         search_ranges(weight[rows], settings.format, metric.hessian, feedback=settings.method == "gptq")
-        for rows in row_parts(*weight.shape, entries=PART if weight.is_cuda else CACHED)
+        for rows in row_parts(len(weight), weight.shape[1], PART if weight.is_cuda else CACHED)
     ]
     grid = _joined(found)
     if settings.method == "awq":
