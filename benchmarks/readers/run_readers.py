@@ -270,7 +270,7 @@ def _cell(run: Run, reader: Reader, row: Row, family: str, told: Mapping[Path, T
     lengths = [given["prompt_tokens"] == len(one["ids"]) for one, given in zip(asked["records"], answers, strict=True)]
     exact, tied, others = same.count("same"), same.count("tie"), lengths.count(False)
     cell = f"{exact} of {len(same)}" + (f", {tied} part at a tie" if tied else "")
-    cell += f"; {others} prompts of another length" if others else ""
+    cell += f"; {others} prompt{'s' * (others > 1)} of another length" if others else ""
     right = (exact + tied == len(same) and others == reader.other_lengths.get(family, 0)) == read
     run.wrong += not right
     return (cell if read else f"{cell}, as said") if right else f"WRONG: {cell}"
@@ -295,7 +295,8 @@ def _telling(text: str) -> str:
     lines = text.strip().splitlines() or [""]
     refusing = [line for line in lines if "nsupported" in line or "not support" in line]
     failing = [line for line in lines if "rror" in line]
-    return (refusing or failing or lines)[-1].strip()[:200].replace("|", "/").replace("`", "'")
+    said = (refusing or failing or lines)[-1].strip().partition(" [type=")[0]  # what pydantic adds
+    return said[:200].replace("|", "/").replace("`", "'")
 
 
 if __name__ == "__main__":

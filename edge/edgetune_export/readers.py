@@ -141,7 +141,7 @@ READERS = (
         ran=True,
         server=False,
         formats={
-            "gptq": Accepts(mixed=False, head=False),
+            "gptq": Accepts(bits=(3, 4, 8), mixed=False, head=False),
             "awq": Accepts(bits=(4,), mixed=False, head=False),
             "compressed-tensors": Accepts(zero_points=False),
         },
