@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgetune_calibrate.batches import batch, roles, token_weights
+from edgetune_calibrate.batches import THREADS, batch, batches, roles, token_weights
 from edgetune_calibrate.samples import AXES, calibration_set, choose, strata
 from edgetune_calibrate.settings import ROLES
 from edgetune_core.checkpoint import HubCheckpoint
@@ -196,3 +196,13 @@ def test_resized_pictures_decide_the_tokens(qwen3_vl: Path, data: Path) -> None:
         geometry = geometry_of(*upright_size(sample.images[0]), base.smart_spec)
         tokens = geometry.resized_width * geometry.resized_height // 32**2
         assert int((roles(sample, base) == ROLES.index("image")).sum()) == tokens
+
+
+def test_batches_that_are_made_ahead_come_in_order(qwen3_vl: Path, data: Path) -> None:
+    base = HubCheckpoint.open(qwen3_vl)
+    samples = list(calibration_set(base, data, samples=None, seed=0).samples) * THREADS
+    found = list(batches(samples, base, torch.float32))
+    for sample, one in zip(samples, found, strict=True):
+        expected = batch(sample, base, torch.float32)
+        assert list(one) == list(expected)
+        assert all(torch.equal(one[name], expected[name]) for name in expected)
