@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,10 @@ def write(shape: str, layers: int | None, folder: Path) -> None:
 
     from edgetune_calibrate.vision import InputRanges
     from edgetune_export.graph import save_model
-    from edgetune_export.vision.attention import SegmentedAttention
+    from edgetune_export.vision.attention import FusedAttention, SegmentedAttention
     from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
-    from edgetune_export.vision.int8_attention import Int8Attention, accurate_attention
-    from edgetune_export.vision.products import Dynamic, Product, Range, by_block, static_standard, weights_only
-    from edgetune_export.vision.tower import AttentionFactory, write_tower
+    from edgetune_export.vision.products import Dynamic, Range, by_block, static_standard, weights_only
+    from edgetune_export.vision.tower import write_tower
     from edgetune_runtime.quant.blocks import BlockFormat
 
     tower = build(shape, layers)
@@ -60,9 +58,8 @@ def write(shape: str, layers: int | None, folder: Path) -> None:
         tower(*pictures[0])
     ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in watched.ranges().items()}
     fixed = static_layers(tower, pictures, ranges)
-    attention_int8 = partial(Int8Attention, layers=accurate_attention(tower, pictures))
-    schemes: dict[str, tuple[AttentionFactory, Callable[[str], Product] | None]] = {
-        OURS: (attention_int8, lambda name: dynamic if name in free else slow),
+    schemes = {
+        OURS: (FusedAttention, lambda name: dynamic if name in free else slow),
         PEER: (SegmentedAttention, None),
         PEER_INT8: (SegmentedAttention, lambda name: static_standard(ranges[name]) if name in fixed else weights_only),
     }

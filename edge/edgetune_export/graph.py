@@ -83,25 +83,6 @@ class GraphBuilder:
         self._tape = outer
         return self._tape.op("If", [condition], branches)
 
-    def repeat(self, times: ir.Value, write: Callable[[ir.Value], ir.Value]) -> ir.Value:
-        """What a function writes for each of the numbers from 0 on, stacked along a new first axis.
-
-        Args:
-            times: an int64 scalar, how often.
-            write: adds nodes for a number, an int64 scalar, and returns their result, whose shape is always the same.
-        """
-        always = self.constant("always", np.array(True))
-        outer, self._tape = self._tape, ir.tape.Tape()
-        number, more = (
-            ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([]))
-            for name, dtype in (("number", ir.DataType.INT64), ("more", ir.DataType.BOOL))
-        )
-        results = [self._tape.op("Identity", [more]), write(number)]
-        body = ir.Graph([number, more], results, nodes=self._tape.nodes, name=f"{self.name}_body")
-        self._domains |= {domain for domain, _ in self._tape.used_opsets}
-        self._tape = outer
-        return self._tape.op("Loop", [times, always], {"body": body})
-
     def model(self, opset: int) -> ir.Model:
         """The finished model; opset is that of the standard domain."""
         domains = self._domains | {domain for domain, _ in self._tape.used_opsets}

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx import numpy_helper
 
 from edgetune_export.graph import GraphBuilder, save_model
@@ -33,14 +32,3 @@ def test_large_weights_lie_where_every_system_can_map_them(tmp_path: Path) -> No
     assert (tmp_path / "graph.onnx.data").stat().st_size < sum(sizes.values()) + 2 * (64 << 10)
     for tensor in onnx.load(tmp_path / "graph.onnx").graph.initializer:
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), weights[tensor.name])
-
-
-def test_a_loop_stacks_what_is_written_for_each_number(tmp_path: Path) -> None:
-    graph = GraphBuilder("loop")
-    times = graph.input("times", ir.DataType.INT64, [])
-    row = graph.constant("row", np.arange(3))
-    stacked = graph.repeat(times, lambda number: graph.op("Mul", row, number))
-    graph.output(stacked, "stacked", ir.DataType.INT64, ["times", 3])
-    save_model(graph.model(20), tmp_path / "graph.onnx")
-    (found,) = onnxruntime.InferenceSession(str(tmp_path / "graph.onnx")).run(None, {"times": np.array(4)})
-    np.testing.assert_array_equal(found, np.outer(np.arange(4), np.arange(3)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from edgetune_calibrate.vision import InputRanges
 from edgetune_export.graph import save_model
 from edgetune_export.vision.attention import FusedAttention, MaskedAttention, SegmentedAttention
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
-from edgetune_export.vision.int8_attention import Int8Attention, accurate_attention
 from edgetune_export.vision.products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
 from edgetune_export.vision.tower import AttentionFactory, write_tower
 from edgetune_runtime.errors import InputError
@@ -103,38 +101,6 @@ def test_all_ways_to_attend_give_the_same(
         ours = session.run(["image_features"], {"pixel_values": patches.numpy(), "image_grid_thw": grids.numpy()})[0]
         limit = 5e-5 if dtype == ir.DataType.FLOAT else 0.02
         np.testing.assert_allclose(ours, theirs, atol=limit * max(1.0, float(np.abs(theirs).max())))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_int8_attention_stays_close(request: pytest.FixtureRequest, tmp_path: Path, family: str) -> None:
-    """Of one frame, in blocks of which the last is padded; several frames are computed in float32."""
-    tower = load_model(request.getfixturevalue(family)).model.visual
-    grids = torch.tensor([[1, 8, 8]])
-    layers = accurate_attention(tower, [(random_patches(grids.tolist(), patch_size(tower)), grids)])
-    frames = getattr(tower.config, "fullatt_block_indexes", None)
-    assert layers == {f"blocks.{n}.attn" for n in range(len(tower.blocks)) if frames is None or n in frames}
-    save_model(write_tower(family, tower, partial(Int8Attention, layers=layers)), tmp_path / "vision.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "vision.onnx"))
-    for name, exact in (("smallest", False), ("large", False), ("tall", False), ("ragged", True)):
-        grids = torch.tensor(GRIDS[name])
-        patches = random_patches(GRIDS[name], session.get_inputs()[0].shape[1])
-        with torch.no_grad():
-            theirs = tower(patches, grids).pooler_output.numpy()
-        ours = session.run(["image_features"], {"pixel_values": patches.numpy(), "image_grid_thw": grids.numpy()})[0]
-        cosine = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
-        assert cosine.min() > 0.999
-        assert (np.abs(ours - theirs).max() < 5e-5 * max(1.0, float(np.abs(theirs).max()))) == exact
-
-
-def test_attention_that_int8_would_spoil_is_left_alone(qwen3_vl: Path) -> None:
-    tower = load_model(qwen3_vl).model.visual
-    hidden = tower.config.hidden_size
-    with torch.no_grad():  # one channel of the keys, large and far from even, that its queries hardly read
-        tower.blocks[1].attn.qkv.weight[hidden] *= 1000
-        tower.blocks[1].attn.qkv.weight[0] /= 1000
-        tower.blocks[1].attn.qkv.bias[0] /= 1000
-    grids = torch.tensor([[1, 8, 8]])
-    assert accurate_attention(tower, [(random_patches(grids.tolist(), patch_size(tower)), grids)]) == {"blocks.0.attn"}
 
 
 def test_a_model_type_that_cannot_be_written_is_refused() -> None:

@@ -46,8 +46,8 @@ class Attention(Protocol):
     def rotate(self, states: ir.Value, rotary: Rotary) -> ir.Value:
         """Turn queries or keys [P, heads · d], in float32 whatever the dtype of the activations."""
 
-    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None, layer: str) -> ir.Value:
-        """Mix the values of a patch's frame, or of its window of `window` patches squared, in the module `layer`."""
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
+        """Mix the values of a patch's frame, or of its window of `window` patches squared."""
 
 
 class SegmentedAttention:
@@ -57,7 +57,7 @@ class SegmentedAttention:
         self.graph, self.layout, self.shape = graph, layout, shape
         self._segments: dict[int | None, Segments] = {}
 
-    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None, layer: str) -> ir.Value:
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
         """Mix the values of a patch's segment."""
         graph = self.graph
         segments = self._of(window)
@@ -105,26 +105,22 @@ class FusedAttention(SegmentedAttention):
         found = op("RotaryEmbedding", wide, self._places, rotary.cos, rotary.sin, domain=MICROSOFT)
         return op("Squeeze", found, whole.number([0]))
 
-    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None, layer: str) -> ir.Value:
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
         """Mix the values of a patch's segment."""
         graph = self.graph
 
         def by_segment() -> ir.Value:
-            return super(FusedAttention, self).__call__(query, key, value, window, layer)
+            return super(FusedAttention, self).__call__(query, key, value, window)
 
         def at_once() -> ir.Value:
-            return self.of_frame(query, key, value, layer)
+            first = self.layout.whole.number([0])
+            parts = [graph.op("Unsqueeze", part, first) for part in (query, key, value)]
+            return graph.op("Squeeze", self.mix(parts[0], parts[1], parts[2], None), first)
 
         if window is not None:
             return by_segment()
         self._of(None)  # made outside of the branch: it is shared by all layers
         return graph.choose(self._one_frame, at_once, by_segment)
-
-    def of_frame(self, query: ir.Value, key: ir.Value, value: ir.Value, layer: str) -> ir.Value:
-        """Attention among all patches, where they are one frame."""
-        first = self.layout.whole.number([0])
-        parts = [self.graph.op("Unsqueeze", part, first) for part in (query, key, value)]
-        return self.graph.op("Squeeze", self.mix(parts[0], parts[1], parts[2], None), first)
 
     def mix(self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Attention within each segment."""
@@ -146,7 +142,7 @@ class MaskedAttention:
         self.graph, self.layout, self.shape = graph, layout, shape
         self._masks: dict[int, ir.Value] = {}
 
-    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None, layer: str) -> ir.Value:
+    def __call__(self, query: ir.Value, key: ir.Value, value: ir.Value, window: int | None) -> ir.Value:
         """Mix the values of the frame, or of a patch's window."""
         graph = self.graph
         first = self.layout.whole.number([0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -12,7 +11,6 @@ from edgetune_core.weightset import WeightSet
 from edgetune_export.job import ExportJob
 from edgetune_export.vision.attention import FusedAttention, SegmentedAttention
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
-from edgetune_export.vision.int8_attention import Int8Attention, accurate_attention
 from edgetune_export.vision.products import (
     Dynamic,
     Product,
@@ -22,7 +20,7 @@ from edgetune_export.vision.products import (
     static_standard,
     weights_only,
 )
-from edgetune_export.vision.tower import AttentionFactory, write_tower
+from edgetune_export.vision.tower import write_tower
 from edgetune_runtime.errors import InputError
 
 
@@ -37,21 +35,13 @@ def build_vision(job: ExportJob) -> ir.Model:
     model = write_tower(
         checkpoint.config["model_type"],
         checkpoint.model.model.visual,
-        _attention(job),
+        SegmentedAttention if options.dialect == "plain" else FusedAttention,
         dtype=ir.DataType.FLOAT16 if options.vision == "fp16" else ir.DataType.FLOAT,
         values=checkpoint.streamed.values,
     )
     if options.vision.startswith("int8"):
         quantize_linears(model, _schemes(job, ranges))
     return model
-
-
-def _attention(job: ExportJob) -> AttentionFactory:
-    if job.options.dialect == "plain":
-        return SegmentedAttention
-    if job.options.vision != "int8" or job.options.target != "cpu":
-        return FusedAttention
-    return partial(Int8Attention, layers=accurate_attention(job.checkpoint.model.model.visual, job.pictures()))
 
 
 def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Product]:

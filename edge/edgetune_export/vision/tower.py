@@ -167,9 +167,7 @@ class _Writer:
         joint = self.linear(f"{name}.qkv", module.qkv, states)
         query, key, value = self.graph.ops("Split", joint, outputs=3, axis=-1, num_outputs=3)  # each [P, heads · d]
         query, key = (self.attend.rotate(part, rotary) for part in (query, key))
-        return self.linear(
-            f"{name}.proj", module.proj, self.attend(query, key, value, window, name.removeprefix("tower."))
-        )
+        return self.linear(f"{name}.proj", module.proj, self.attend(query, key, value, window))
 
     def feed_forward(self, name: str, module: Any, states: ir.Value) -> ir.Value:
         """Two layers with an activation between them, or a gated pair and a third."""
