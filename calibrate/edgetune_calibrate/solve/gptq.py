@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from edgetune_calibrate.solve.grid import Grid
-from edgetune_calibrate.solve.rows import CACHED, row_parts
 from edgetune_runtime.errors import InputError
 
 BLOCK = 128
+STRIP = 8
+"""Columns of a block between two products with their errors."""
 MOST_DAMPING = 1.0
 
 
@@ -97,16 +98,22 @@ def _round_columns(
     weight: Tensor, scale: Tensor, zero: Tensor, groups: Tensor, factor: Tensor, feedback: Tensor,
     codes: Tensor, error: Tensor, start: int, top: int,
 ) -> None:  # fmt: skip
-    """The plain loop of `kernels.round_columns`: some rows at a time, a column of them in one piece."""
+    """The plain loop of `kernels.round_columns`, on arrays that are turned round: a column lies in one piece.
+
+    What an error weighs on later columns is added at once within its strip, and strip by strip, as a product, beyond it.
+    """
     block = slice(start, start + feedback.shape[1])
     lines, own_groups = factor[block, block], groups[block]
-    for rows in row_parts(len(feedback), feedback.shape[1], CACHED):
-        own, pulled = weight[rows, block].T.contiguous(), feedback[rows].T.contiguous()
-        steps, offsets = scale[rows].T[own_groups], zero[rows].T[own_groups]
-        found, lost = torch.empty_like(own), torch.empty_like(own)
-        for column, (step, offset) in enumerate(zip(steps, offsets, strict=True)):
+    own, pulled = weight[:, block].T.contiguous(), feedback.T.contiguous()
+    steps, offsets = scale.T[own_groups], zero.T[own_groups]
+    found, lost = torch.empty_like(own), torch.empty_like(own)
+    for first in range(0, len(own), STRIP):
+        last = min(first + STRIP, len(own))
+        for column in range(first, last):
+            step = steps[column]
             wanted = (own[column] + pulled[column] / lines[column, column]).div_(step)
-            code = torch.add(wanted.round_(), offset, out=found[column]).clamp_(0, top)
-            torch.sub(own[column], (code - offset).mul_(step), out=lost[column])
-            pulled[column + 1 :].addr_(lines[column, column + 1 :], lost[column])
-        codes[rows, block], error[rows, block] = found.T, lost.T
+            code = torch.add(wanted.round_(), offsets[column], out=found[column]).clamp_(0, top)
+            torch.sub(own[column], (code - offsets[column]).mul_(step), out=lost[column])
+            pulled[column + 1 : last].addr_(lines[column, column + 1 : last], lost[column])
+        pulled[last:].addmm_(lines[first:last, last:].T, lost[first:last])
+    codes[:, block], error[:, block] = found.T, lost.T

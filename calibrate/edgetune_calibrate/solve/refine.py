@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetune_calibrate.solve.gptq import STRIP
 from edgetune_calibrate.solve.grid import Grid, as_float16
-from edgetune_calibrate.solve.rows import CACHED, row_parts
 
 
 def refine(
@@ -51,17 +51,19 @@ def refine(
 
 
 def _descend(codes: Tensor, error: Tensor, scale: Tensor, pull: Tensor, local: Tensor, top: int) -> None:
-    """Improve the codes [N, size] of a group in turn, and their error: some rows at a time, a column in one piece."""
-    for rows in row_parts(len(codes), codes.shape[1], CACHED):
-        found, lost, pulled = (each[rows].T.contiguous() for each in (codes, error, pull))
-        step = scale[rows]
-        for column, code in enumerate(found):
-            better = (code + pulled[column] / (local[column, column] * step)).round_().clamp_(0, top)
-            change = (better - code) * step
-            code.copy_(better)
-            lost[column] -= change
-            pulled[column + 1 :].addr_(local[column, column + 1 :], change, alpha=-1)
-        codes[rows], error[rows] = found.T, lost.T
+    """Improve the codes [N, size] of a group in turn, and their error, strip by strip as GPTQ's columns are taken."""
+    found, lost, pulled = (each.T.contiguous() for each in (codes, error, pull))
+    change = torch.empty_like(found)
+    for first in range(0, len(found), STRIP):
+        last = min(first + STRIP, len(found))
+        for column in range(first, last):
+            better = (pulled[column] / (local[column, column] * scale)).add_(found[column]).round_().clamp_(0, top)
+            torch.sub(better, found[column], out=change[column]).mul_(scale)
+            found[column] = better
+            pulled[column + 1 : last].addr_(local[column, column + 1 : last], change[column], alpha=-1)
+        pulled[last:].addmm_(local[first:last, last:].T, change[first:last], alpha=-1)
+    codes.copy_(found.T)
+    error.copy_((lost - change).T)
 
 
 def _rescaled(scale: Tensor, units: Tensor, pull: Tensor, local: Tensor) -> Tensor:
