@@ -74,6 +74,8 @@ def open_checkpoint(folder: Path, *, device: str = "cpu") -> OpenCheckpoint:
             config, tokenizer or some weights, its chat template is not the family's, or it is quantized in a way that
             cannot be read.
     """
+    if device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False  # patches are embedded by a convolution, in float32 like all else
     source = HubCheckpoint.open(folder, exported=True, quantized=True)
     config, modules = source.config, source.modules
     source.check_template()
