@@ -32,17 +32,21 @@ def test_the_kernels_find_the_codes_of_the_plain_loops(fmt: BlockFormat, columns
     weight, hessian = layer(seed=fmt.bits, rows=37, columns=columns)
     weight[0, 3] = 40.0  # a code that is cut off
     metric = Metric.of(hessian, 0.01, act_order=act_order)
-    on_device = Metric(*(one.to(DEVICE) for one in (metric.hessian, metric.order, metric.factor)))
-    grid, there = spanning(weight, fmt, 0.8), spanning(weight.to(DEVICE), fmt, 0.8)
+    # The same device for both: products of another one round otherwise, and a code that flips flips those after it.
+    weight, metric = (
+        weight.to(DEVICE),
+        Metric(*(one.to(DEVICE) for one in (metric.hessian, metric.order, metric.factor))),
+    )
+    grid = spanning(weight, fmt, 0.8)
 
-    codes, found = gptq(weight, grid, metric), gptq(weight.to(DEVICE), there, on_device, kernels)
+    codes, found = gptq(weight, grid, metric), gptq(weight, grid, metric, kernels)
     assert (codes != grid.codes(weight)).float().mean() > 0.05
-    assert (found.cpu() != codes).float().mean() < 0.002
+    assert (found != codes).float().mean() < 0.002
 
     start = grid.codes(weight)
     plain, codes = refine(weight, grid, start, metric.hessian, 1)
-    fused, found = refine(weight.to(DEVICE), there, start.to(DEVICE), on_device.hessian, 1, kernels)
+    fused, found = refine(weight, grid, start, metric.hessian, 1, kernels)
     assert (codes != start).float().mean() > 0.05
-    assert (found.cpu() != codes).float().mean() < 0.002
-    torch.testing.assert_close(fused.scale.cpu(), plain.scale, rtol=1e-3, atol=0)
+    assert (found != codes).float().mean() < 0.002
+    torch.testing.assert_close(fused.scale, plain.scale, rtol=1e-3, atol=0)
     assert (plain.scale != grid.scale).any()
