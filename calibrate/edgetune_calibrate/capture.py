@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgetune_calibrate.activations import Activations, moved
 from edgetune_calibrate.parts import Parts
+from edgetune_core.progress import Tell, no_one
 
 Held = Callable[[nn.Module], AbstractContextManager[object]]
 """Has the weights of a module in memory while the returned context is entered."""
@@ -93,9 +94,10 @@ class Surroundings:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def survey(self) -> None:
-        """Send all batches through the model."""
+    def survey(self, tell: Tell = no_one) -> None:
+        """Send all batches through the model, and tell how many went."""
         for number in range(len(self)):
+            tell(number, len(self))
             found = _Survey()
             stand_ins: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self.blocks[:-1], found.stand_in)
             stand_ins[self.blocks[-1]] = found.stop
@@ -105,6 +107,7 @@ class Surroundings:
                 self.kept["rest", number, index] = rest
             self._changes.append(found.changes)
             self._rests.append(found.which)
+        tell(len(self), len(self))
 
     def first(self, number: int) -> Tensor:
         """What the first block is given for a batch."""

@@ -22,6 +22,7 @@ from edgetune_calibrate.moments import Moments, TokenWeights, relative_error
 from edgetune_calibrate.parts import Parts
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_calibrate.solve.awq import search_factors
+from edgetune_core.progress import Tell, no_one
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
@@ -90,6 +91,7 @@ def quantize_decoder(
     watched: AbstractContextManager[object] | None = None,
     kept: Activations | None = None,
     finished: Sequence[SolvedBlock] = (),
+    tell: Tell = no_one,
     solve: Solver = solve_group,
     factors: Factors = search_factors,
 ) -> Iterator[SolvedBlock]:
@@ -108,6 +110,7 @@ def quantize_decoder(
             are needed only for the time of it.
         watched: entered while the vision tower reads each batch, which it does once, whatever is left to solve.
         kept: where activations rest; by default in memory, on the device or as the settings say.
+        tell: called with how many batches the vision tower has read, before the first block.
         finished: the first blocks' solutions from an earlier run, which are taken as they are.
         solve: finds the codes of linears that share an input.
         factors: finds by what the method "awq" divides that input first, a factor a channel.
@@ -121,7 +124,7 @@ def quantize_decoder(
         model.to(where)
     kept = kept or Activations("cpu" if settings.offload else where)
     walk = _Walk(model, modules, batches, settings, token_weights, where, held or nullcontext, kept, solve, factors)
-    return walk.blocks(finished, watched or nullcontext())
+    return walk.blocks(finished, watched or nullcontext(), tell)
 
 
 class _Walk:
@@ -161,7 +164,9 @@ class _Walk:
         if self._settings.head:
             check_columns(*self._head(), self._settings.head)
 
-    def blocks(self, finished: Sequence[SolvedBlock], watched: AbstractContextManager[object]) -> Iterator[SolvedBlock]:
+    def blocks(
+        self, finished: Sequence[SolvedBlock], watched: AbstractContextManager[object], tell: Tell
+    ) -> Iterator[SolvedBlock]:
         """Yield what is left to solve after the finished blocks."""
         start, last = len(finished), len(self._blocks)
         remaining = range(start, last + (self._settings.head is not None))
@@ -172,7 +177,7 @@ class _Walk:
         try:
             around = Surroundings(self._model, self._blocks, self._batches, vision, self._kept, self._device)
             with self._held(vision.tower) if vision is not None else nullcontext(), watched:
-                around.survey()
+                around.survey(tell)
             if not remaining:
                 return
             stream = Stream(around, "quantized")

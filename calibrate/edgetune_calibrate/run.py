@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +27,12 @@ from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.vision import InputRanges, Ranges
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
+from edgetune_core.progress import Tell, no_one
 from edgetune_core.weightset import SCHEMA
 from edgetune_runtime.manifest import sha256_tree
 
 ACTIVATIONS = ".activations"
 """Folder of the work folder for activations that do not fit in memory."""
-
-Progress = Callable[[int, int], object]
-"""Called with how many blocks are done and how many there are."""
 
 
 def calibrate(
@@ -44,7 +42,8 @@ def calibrate(
     settings: CalibrateSettings,
     *,
     evaluation: Path | None = None,
-    progress: Progress | None = None,
+    progress: Tell = no_one,
+    seen: Tell = no_one,
 ) -> dict[str, Any]:
     """Write a weight set into `work`, continuing from the blocks that an interrupted run finished there.
 
@@ -55,6 +54,7 @@ def calibrate(
         settings: everything else.
         evaluation: JSONL file of records that must not share a picture with `data`.
         progress: told after each block; the head counts as one.
+        seen: told how many samples the vision tower has read, before the first block.
 
     Returns:
         The manifest's `result`, with the key `weightset` that `edgetune_core.weightset` describes.
@@ -70,7 +70,7 @@ def calibrate(
     key = _key(settings, chosen, sha256)
     journal, units = Journal(work, key), UnitLog(work, key) if settings.chooses else None
     began, resumed = time.perf_counter(), len(journal.entries)
-    ranges, choice = _solve(source, chosen, settings, journal, units, progress)
+    ranges, choice = _solve(source, chosen, settings, journal, units, progress, seen)
     seconds = time.perf_counter() - began
     journal.close()
     reports = [entry["report"] for entry in journal.entries]
@@ -97,7 +97,8 @@ def _solve(
     settings: CalibrateSettings,
     journal: Journal,
     units: UnitLog | None,
-    progress: Progress | None,
+    tell: Tell,
+    seen: Tell,
 ) -> tuple[Ranges, dict[str, Any] | None]:
     """Write the blocks that the journal lacks.
 
@@ -116,7 +117,6 @@ def _solve(
         blocks = len(streamed.model.get_submodule(source.modules.blocks)) + (head is not None)
         total, before = blocks * (1 + settings.chooses), 0
         finished = journal.finished()
-        tell = progress or (lambda done, total: None)
         tell(len(finished), total)
         given = _Batches(kept, chosen.samples, source, dtype)
         weights = token_weights([roles(sample, source) for sample in chosen.samples], settings.modality_weights)
@@ -141,6 +141,7 @@ def _solve(
             watched=_tower_runs(ranges, None if settings.chooses else given),
             kept=kept,
             finished=finished,
+            tell=seen,
         )
         for done in _written(solved, journal):
             tell(before + done, total)

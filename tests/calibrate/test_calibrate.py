@@ -212,7 +212,10 @@ def test_torn_and_damaged_remains_are_solved_again(qwen3_vl: Path, data: Path, t
     whole, work = tmp_path / "whole", tmp_path / "work"
     for folder in (whole, work):
         folder.mkdir()
-    calibrate(qwen3_vl, data, whole, settings)
+    told: list[tuple[int, int]] = []
+    calibrate(qwen3_vl, data, whole, settings, seen=lambda done, total: told.append((done, total)))
+    samples = len(data.read_text().splitlines())
+    assert told == [(done, samples) for done in range(samples + 1)]
 
     class Killed(Exception):
         pass

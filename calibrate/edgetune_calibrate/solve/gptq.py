@@ -100,7 +100,7 @@ def _round_columns(
 ) -> None:  # fmt: skip
     """The plain loop of `kernels.round_columns`, on arrays that are turned round: a column lies in one piece.
 
-    What an error weighs on later columns is added at once within its strip, and strip by strip, as a product, beyond it.
+    What an error weighs on later columns is added at once within its strip, and beyond it as a product, strip by strip.
     """
     block = slice(start, start + feedback.shape[1])
     lines, own_groups = factor[block, block], groups[block]

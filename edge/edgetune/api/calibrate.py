@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from edgetune_calibrate.settings import CalibrateSettings
@@ -101,13 +102,17 @@ def _build(
     from edgetune_calibrate.run import calibrate as solve
     from edgetune_core.progress import Step
 
-    step = Step("block")
+    sample, block = Step("sample"), Step("block")
 
     with tqdm(desc="calibrate", unit="block", disable=None, leave=False) as bar:
 
+        def seen(done: int, total: int) -> None:
+            bar.set_postfix_str(sample.told(done, total))
+            block.began = perf_counter()
+
         def progress(done: int, total: int) -> None:
             bar.total = total
-            bar.set_postfix_str(step.told(done, total), refresh=False)
+            bar.set_postfix_str(block.told(done, total), refresh=False)
             bar.update(done - bar.n)
 
-        return solve(checkpoint, data, work, settings, evaluation=evaluation, progress=progress)
+        return solve(checkpoint, data, work, settings, evaluation=evaluation, progress=progress, seen=seen)
