@@ -65,18 +65,9 @@ def ours(checkpoint: Path, samples: Samples) -> Callable[[], object]:
     from edgetune_calibrate.activations import moved
     from edgetune_calibrate.quantize import DecoderSettings, quantize_decoder
     from edgetune_calibrate.solve import SolveSettings
-    from edgetune_runtime.families.base import Modules
+    from edgetune_runtime.families.decoder import llama_modules
 
-    attention = tuple(f"self_attn.{letter}_proj" for letter in "qkvo")
-    mlp = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
-    modules = Modules(
-        blocks="model.layers",
-        linears=attention + mlp,
-        norm_linears={"input_layernorm": attention[:3], "post_attention_layernorm": mlp[:2]},
-        text_root="model",
-        vision_root="",
-        lora_targets="",
-    )
+    modules = llama_modules(text_root="model", vision_root="", vision_blocks="", mergers=())
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
     model.cuda().eval()
     settings = DecoderSettings(SolveSettings(group_size=GROUP, symmetric=True))

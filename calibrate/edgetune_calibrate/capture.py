@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetune_calibrate.activations import Activations, moved
-from edgetune_calibrate.parts import Parts
+from edgetune_calibrate.parts import Parts, pass_on
 from edgetune_core.progress import Tell, no_one
 
 Held = Callable[[nn.Module], AbstractContextManager[object]]
@@ -129,7 +129,7 @@ class Surroundings:
         An index past the last block stands for the model's output embeddings (the head).
         """
         earlier = self.blocks[:index]
-        stand_ins: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(earlier[:-1], _pass_on)
+        stand_ins: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(earlier[:-1], pass_on)
         stand_ins[earlier[-1]] = lambda *_, **__: before
         found: list[Tensor] = []
 
@@ -328,10 +328,6 @@ def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[
                 module.forward = own[module]
             else:
                 del module.forward
-
-
-def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
 
 
 def _same(one: Rest, other: Rest) -> bool:

@@ -40,7 +40,7 @@ class Parts:
         """Forwards for parts whose last linear is `given` so much, and for norms that only these read."""
         known = [part for part in given if part in self._containers]
         unread = [norm for norm, linears in self._norms.items() if all(_part(name) in known for name in linears)]
-        norms: dict[nn.Module, Callable[..., Any]] = {self._block.get_submodule(norm): _pass_on for norm in unread}
+        norms: dict[nn.Module, Callable[..., Any]] = {self._block.get_submodule(norm): pass_on for norm in unread}
         return norms | {self._block.get_submodule(part): self._stand_in(part, given[part]) for part in known}
 
     def _stand_in(self, part: str, given: Tensor) -> Callable[..., Any]:
@@ -85,5 +85,6 @@ def _part(linear: str) -> str:
     return linear.rpartition(".")[0]
 
 
-def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+def pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A forward that gives back the hidden states."""
     return hidden_states

@@ -24,6 +24,7 @@ from edgetune_train.arguments import dtype_of
 from edgetune_train.batch import Collator
 from edgetune_train.folder import CHECKPOINTS, save_adapter
 from edgetune_train.grpo_arguments import grpo_arguments
+from edgetune_train.launch import parallel
 from edgetune_train.lora import lora_config, resolve_targets
 from edgetune_train.progress import LogSchedule, Progress
 from edgetune_train.prompts import SamplePrompts
@@ -133,10 +134,7 @@ def grpo(
         "resumed_from_step": progress.first_step,
         **_figures(trainer.state.log_history, list(weights)),
         "samples_per_second": round(progress.samples_per_second, 2),
-        "parallel": {
-            "processes": arguments.world_size,
-            "kind": str(trainer.accelerator.distributed_type.value).lower(),
-        },
+        "parallel": parallel(trainer),
         "precision": str(dtype_of(settings.precision)).removeprefix("torch."),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }

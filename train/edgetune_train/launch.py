@@ -93,3 +93,9 @@ def is_sharded(arguments: TrainingArguments) -> bool:
     launchers = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
     launched = any(os.environ.get(name, "false").lower() in ("true", "1") for name in launchers)
     return launched or bool(arguments.fsdp or arguments.deepspeed)
+
+
+def parallel(trainer: Any) -> dict[str, Any]:
+    """Return how many processes train together, and by what, in accelerate's word: "no", "multi_gpu", "fsdp", ..."""
+    kind = str(trainer.accelerator.distributed_type.value).lower()
+    return {"processes": trainer.args.world_size, "kind": kind}

@@ -24,7 +24,7 @@ from edgetune_train.batch import Collator, blank_sample
 from edgetune_train.best import SCORE, BestAdapter, best_validation
 from edgetune_train.box_loss import BoxAware, BoxLocator
 from edgetune_train.folder import BEST, CHECKPOINTS, save_adapter
-from edgetune_train.launch import is_sharded
+from edgetune_train.launch import is_sharded, parallel
 from edgetune_train.objective import answer_loss
 from edgetune_train.packing import Packs
 from edgetune_train.progress import LogSchedule, Progress
@@ -107,9 +107,11 @@ def train(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    kind = str(trainer.accelerator.distributed_type.value).lower()
-    if is_sharded(arguments) and kind not in ("fsdp", "deepspeed"):
-        raise InputError(f"FSDP or DeepSpeed was asked for, but accelerate runs {kind}: it shards on GPUs only")
+    together = parallel(trainer)
+    if is_sharded(arguments) and together["kind"] not in ("fsdp", "deepspeed"):
+        raise InputError(
+            f"FSDP or DeepSpeed was asked for, but accelerate runs {together['kind']}: it shards on GPUs only"
+        )
     with library_warnings_off():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     save_adapter(trainer, folder)
@@ -128,7 +130,7 @@ def train(
         **_figures(history),
         **({"kept": _kept(history)} if settings.keep == "best" else {}),
         **({"packing": _packing(data, settings)} if isinstance(data, Packs) else {}),
-        "parallel": {"processes": arguments.world_size, "kind": kind},
+        "parallel": together,
         "samples_per_second": round(progress.samples_per_second, 2),
         "precision": str(dtype_of(settings.precision)).removeprefix("torch."),
         "attention": adapted.attention,

@@ -154,6 +154,7 @@ def test_a_session_reads_its_weights_where_they_are_mapped(qwen3_vl_bundle: Path
 
 
 def test_a_graph_without_a_file_of_weights_and_an_older_onnxruntime_are_left_alone(tmp_path: Path) -> None:
+    """There are no options here: to change any would raise."""
     for version, content in ((onnxruntime.__version__, b""), ("1.22.0", b"weights")):
         (tmp_path / "graph.onnx.data").write_bytes(content)
         MappedWeights(tmp_path / "graph.onnx").give(None, version)
