@@ -196,24 +196,27 @@ def test_varlen_attention_computes_padded_batches_as_sdpa_does(base: HubCheckpoi
     assert torch.equal(found[1][1], found[0][1])
 
 
+def varlen_spelt_out(
+    q: Any, k: Any, v: Any, starts: Any, _: Any, longest: int, *__: Any, scale: float, window_size: Any, **___: Any
+) -> Any:
+    """What the documentation of torch's kernel for segments says, in plain words and on any device."""
+    assert longest == int((starts[1:] - starts[:-1]).max())
+    rows = []
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        scores = scale * q[start:end].transpose(0, 1) @ k[start:end].permute(1, 2, 0)
+        if window_size == (-1, 0):
+            scores = scores + torch.full_like(scores, -torch.inf).triu(1)
+        else:
+            assert window_size == (-1, -1)
+        rows.append((torch.softmax(scores, -1) @ v[start:end].transpose(0, 1)).transpose(0, 1))
+    return torch.cat(rows)
+
+
 @torch.no_grad()
 def test_a_quickened_tower_computes_the_same_and_tells_varlen_attention_where_pictures_and_windows_begin(
     base: HubCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place of torch's kernel, which is for CUDA, stands what its documentation says, in plain words."""
-
-    def spelt_out(
-        q: Any, k: Any, v: Any, starts: Any, _: Any, longest: int, *__: Any, scale: float, **more: Any
-    ) -> Any:
-        assert more["window_size"] == (-1, -1) and longest == int((starts[1:] - starts[:-1]).max())
-        parts = [slice(*ends) for ends in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
-        rows = [
-            torch.softmax(scale * q[part].transpose(0, 1) @ k[part].permute(1, 2, 0), -1) @ v[part].transpose(0, 1)
-            for part in parts
-        ]
-        return torch.cat([part.transpose(0, 1) for part in rows])
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", spelt_out)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_spelt_out)
     sizes = ((64, 96), (320, 200), (112, 64))
     pictures = [base.spec.arrays(Image.effect_noise(size, 80).convert("RGB")) for size in sizes]
     inputs = {key: torch.from_numpy(array) for key, array in base.spec.join(pictures).items()}
@@ -232,6 +235,23 @@ def test_a_quickened_tower_computes_the_same_and_tells_varlen_attention_where_pi
     for ours in found[1:]:
         for one, other in zip(ours, found[0], strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+
+
+@torch.no_grad()
+def test_a_pack_with_pixels_keeps_its_segments_from_the_tower(
+    base: HubCheckpoint, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the tower is trained or divided, the whole model gets the pack, and hands its segments on to the tower."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_spelt_out)
+    found = []
+    for name in ("sdpa", "torch_varlen"):
+        model = base.load_model(torch.float32).eval()
+        quicken(model.get_submodule(base.modules.vision_root), name)
+        segments = use_attention(model, name)
+        batch = Collator.of(base, PixelInputs(base.spec), segments=segments)([tuple(samples)])
+        assert ("cu_seq_lens_q" in batch) == (name == "torch_varlen") and "pixel_values" in batch
+        found.append(model(**{key: value for key, value in batch.items() if not key.endswith("labels")}).logits)
+    torch.testing.assert_close(found[1], found[0], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for CUDA")

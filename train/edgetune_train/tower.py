@@ -20,6 +20,9 @@ from edgetune_train.attention import VARLEN, varlen_attention
 _NAME = "torch_varlen_flash"
 """The kernel's name here: transformers tells only what it takes for FlashAttention where pictures begin."""
 
+SEGMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""What a pack says of where its samples begin."""
+
 
 def quicken(tower: Any, attention: str) -> None:
     """Make a tower compute faster what it computes, to rounding; one that has a row for each picture stays as it is.
@@ -32,6 +35,7 @@ def quicken(tower: Any, attention: str) -> None:
         if isinstance(module, nn.Conv3d) and module.kernel_size == module.stride:
             module.forward = partial(_multiply, module, module.forward)  # type: ignore[method-assign]
     told = any("cu_seqlens" in inspect.signature(module.forward).parameters for module in tower.modules())
+    tower.register_forward_pre_hook(_leave_segments, with_kwargs=True)
     if told and attention == VARLEN:
         registry: Any = AttentionInterface
         registry.register(_NAME, varlen_attention)
@@ -40,9 +44,16 @@ def quicken(tower: Any, attention: str) -> None:
 
 def as_published(tower: Any) -> None:
     """Make a tower what transformers made it again."""
+    tower._forward_pre_hooks.clear()
+    tower._forward_pre_hooks_with_kwargs.clear()
     for module in tower.modules():
         module.__dict__.pop("forward", None)
     tower.config._attn_implementation = "sdpa"
+
+
+def _leave_segments(_: nn.Module, words: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take from a tower's arguments what transformers hands down to it of the pack: its pictures begin elsewhere."""
+    return words, {name: value for name, value in named.items() if name not in SEGMENTS}
 
 
 def _multiply(layer: nn.Conv3d, convolve: Any, patches: torch.Tensor) -> torch.Tensor:
