@@ -16,6 +16,7 @@ keep float16 scales, and GPTQ's first layout stores zero points less one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -103,6 +104,18 @@ class WeightSet:
 
     def __contains__(self, name: object) -> bool:
         return name in self.fields["linears"]
+
+    @property
+    def usual(self) -> BlockFormat:
+        """How most of the decoder's layers are quantized.
+
+        Raises:
+            InputError: the set holds none.
+        """
+        formats = [self.format(name) for name in self.names if name != HEAD]
+        if not formats:
+            raise InputError(f"{self.folder}: the weight set holds no layer of the decoder")
+        return Counter(formats).most_common(1)[0][0]
 
     def format(self, name: str) -> BlockFormat:
         """How a linear layer is quantized."""

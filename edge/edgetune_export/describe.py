@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -79,16 +78,13 @@ def describe(
 
 def calibration_of(weights: WeightSet) -> dict[str, Any]:
     """What a bundle tells of the weight set it was written from; bits and group size are those of most layers."""
-    formats = [weights.format(name) for name in weights.names if name != HEAD]
-    if not formats:
-        raise InputError(f"{weights.folder}: the weight set holds no layer of the decoder")
-    most, _ = Counter(formats).most_common(1)[0]
+    most = weights.usual
     return {
         "method": weights.method,
         "bits": most.bits,
         "group_size": most.block,
         "symmetric": most.symmetric,
-        "mixed": len(set(formats)) > 1,
+        "mixed": len({weights.format(name) for name in weights.names if name != HEAD}) > 1,
         "head_bits": weights.format(HEAD).bits if HEAD in weights else None,
         "samples": _samples(weights.fields.get("calibration")),
         "sha256": weights.sha256,

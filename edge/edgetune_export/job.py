@@ -90,7 +90,7 @@ class ExportJob:
         decoder = DecoderWeights(
             checkpoint.model,
             layers_format=options.block_format(options.precision) if weights is None else None,
-            head_format=options.block_format(options.head),
+            head_format=options.block_format(options.head, weights),
             weights=weights,
             values=checkpoint.streamed.values,
             device=options.device,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgetune_core.options import Options, option
 from edgetune_runtime.errors import InputError
@@ -30,7 +30,8 @@ class ExportSettings(Options):
             scale of activations at each call, int8-static has it from calibration.
         head_precision: of the language model head; None follows `precision`, int8 standing in for int4.
         target: "cuda" computes in float16, which onnxruntime's CUDA attention needs.
-        block_size: weights that share a scale, along the input; None is 32, and for TensorRT 128 or 64.
+        block_size: weights that share a scale, along the input; None is 32, for TensorRT 128 or 64, and for the head
+            beside a weight set what most of the set's layers have.
         symmetric: leave zero points out of int4 weights.
         accuracy_level: of quantized products: 0 leaves activations alone, 4 lets CPU kernels round them to int8 by
             block, the fast path.
@@ -66,7 +67,7 @@ class ExportSettings(Options):
     block_size: Block | None = option(
         None,
         help="How many weights share a scale where they are rounded to nearest.",
-        shown="32; for trt 128 or 64",
+        shown="32, or as a weight set's layers; for trt 128 or 64",
     )
     symmetric: bool = option(False, help="Round int4 weights without zero points: smaller and slightly less accurate.")
     accuracy_level: Literal[0, 4] = option(
@@ -179,11 +180,17 @@ class ExportSettings(Options):
         """Whether nothing is rounded, so that the export must equal the checkpoint to float32 accuracy."""
         return not self.half and self.precision == self.vision == self.head == "fp32"
 
-    def block_format(self, precision: str) -> BlockFormat | None:
-        """Weight format of a precision; None for dense weights in the activation dtype."""
+    def block_format(self, precision: str, beside: WeightSet | None = None) -> BlockFormat | None:
+        """Weight format of a precision; None for dense weights in the activation dtype.
+
+        Args:
+            precision: of the weights.
+            beside: a weight set whose layers it joins: where no size was chosen, it takes most of theirs.
+        """
         from edgetune_runtime.quant.blocks import BlockFormat
 
-        block = self.block_size or DEFAULT_BLOCK
+        theirs = beside.usual.block if beside is not None else DEFAULT_BLOCK
+        block = self.block_size or (theirs if theirs in get_args(Block) else DEFAULT_BLOCK)
         if precision == "int4":
             return BlockFormat(4, block, self.symmetric)
         return BlockFormat(8, block, symmetric=True) if precision == "int8" else None

@@ -210,6 +210,20 @@ def test_qwen2_5_vl_with_a_rounded_head_on_cuda_terms(qwen2_5_vl: Path, weight_s
 
 
 @pytest.mark.parametrize(
+    ("group", "options", "block"), [(128, [], 128), (64, [], 64), (128, ["--block-size", "32"], 32), (16, [], 32)]
+)
+def test_a_head_that_the_set_leaves_out_has_scales_as_the_sets_layers(
+    qwen3_vl: Path, tmp_path: Path, group: int, options: list[str], block: int
+) -> None:
+    """Unless the set's groups are none that an export rounds in."""
+    weights = build_weight_set(qwen3_vl, tmp_path / "set", choose=lambda name: BlockFormat(4, group, symmetric=False))
+    export(qwen3_vl, weights, tmp_path / "bundle", "--check", "none", *options)
+    model = onnx.load(tmp_path / "bundle/onnx/decoder_model_merged.onnx", load_external_data=False)
+    (head,) = (node for node in model.graph.node if "lm_head.weight_codes" in node.input)
+    assert onnx.helper.get_node_attr_value(head, "block_size") == block
+
+
+@pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--precision", "int8"], "exclude each other"),

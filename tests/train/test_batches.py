@@ -15,7 +15,7 @@ from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample, prepare
 from edgetune_runtime.bench.metrics import score_grounding
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.errors import InputError
+from edgetune_runtime.errors import InputError, MissingDependency
 from edgetune_runtime.records import Record, read_records
 from edgetune_train.batch import Collator
 from edgetune_train.score import GroundingScorer
@@ -134,6 +134,16 @@ def test_features_past_the_budget_are_computed_again(base: HubCheckpoint, data: 
         direct = model.get_image_features(**PixelInputs(base.spec)(paths), return_dict=True).pooler_output
         for one, other in zip(pooled, direct, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_would_ignore_features_is_refused(base: HubCheckpoint) -> None:
+    class Older:
+        """A model of transformers 5.17: what it does not know goes unseen into the keyword arguments."""
+
+        def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, **rest: Any) -> None: ...
+
+    with pytest.raises(MissingDependency, match=r"its Older takes no image features"):
+        FeatureInputs(Older(), base.spec, 0)
 
 
 def test_batched_answers_and_scores_are_those_of_single_prompts(

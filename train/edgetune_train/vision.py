@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -12,8 +13,10 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary, ref
 
 import torch
+import transformers
 from transformers.utils.generic import ModelOutput
 
+from edgetune_runtime.errors import MissingDependency
 from edgetune_runtime.images.base import Arrays, Preprocessing
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.threads import usable_cores
@@ -147,9 +150,18 @@ class FeatureInputs:
         budget_bytes: memory for kept features, in the model's dtype on the CPU.
         ahead: compute features of batches that were begun; None does so on GPUs alone, for on a CPU they would take the
             cores from the training.
+
+    Raises:
+        MissingDependency: the model does not take features, and would ignore them as any argument that it does not
+            know: transformers before 5.18.
     """
 
     def __init__(self, model: Any, spec: Preprocessing, budget_bytes: int, *, ahead: bool | None = None) -> None:
+        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+            raise MissingDependency(
+                f"transformers {transformers.__version__}: its {type(model).__name__} takes no image features",
+                hint="pip install 'transformers>=5.18'",
+            )
         self._model = model
         self._spec = spec
         self._pixels = PixelInputs(spec)
