@@ -16,6 +16,7 @@ from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_train.arguments import dtype_of
 from edgetune_train.attention import choose_attention, use_attention
+from edgetune_train.fused import fuse
 from edgetune_train.launch import is_sharded
 from edgetune_train.lora import in_vision, lora_config, resolve_targets
 from edgetune_train.settings import TrainSettings
@@ -89,6 +90,8 @@ def adapted_model(
     with library_warnings_off():
         model = get_peft_model(model, lora_config(model, names, settings.lora, whole))
     to_float32(model)
+    if not is_sharded(arguments):
+        fuse(model)
     if start is not None:
         Adapter.of(checkpoint, start).load_into(model)
     if arguments.gradient_checkpointing:
