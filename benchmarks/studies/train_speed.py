@@ -1,14 +1,15 @@
 """Training speed and memory beside plain `transformers.Trainer`: the same records, adapter and optimizer.
 
 Usage: `python benchmarks/studies/train_speed.py [--small] [--records 96] [--rounds 3] [--pack 4096]
-[--quantize none nf4] [--json FILE]`
+[--quantize none nf4] [--compile] [--json FILE]`
 
 Qwen3-VL-2B's sizes with random weights (`--small`: a toy on the CPU), frozen vision, LoRA of rank 16 on every language
 linear, gradient checkpointing off. `plain` is what one writes with transformers and peft: a data set that the
 processor prepares in worker processes, padded batches of 8, the model's own loss. `padded` and `packed` are ours; they
 keep the features of the frozen tower after the first pass, as in any run of several epochs; each pass of `packed, first
 epoch` starts with none: it decodes every picture, computes its features, as `plain` always does, and keeps them.
-`attention` keeps packed samples apart. The vision tower of `plain` is as transformers made it.
+`attention` keeps packed samples apart; `compiled` adds `--compile`, whose compiling falls into the first round. The
+vision tower of `plain` is as transformers made it.
 
 A round is one pass over the records with each system, one after the other; a first round warms up and is not counted.
 Seconds are the median of the rounds; memory is the most that the system's own tensors took. The loss is that of the
@@ -47,6 +48,7 @@ from edgetune_train.vision import FeatureInputs, PixelInputs
 
 BATCH = 8
 LAYOUTS = ("plain", "padded", "packed, first epoch", "packed")
+COMPILED = ("packed, compiled, first epoch", "packed, compiled")
 KEPT_MB = 4096
 
 
@@ -136,17 +138,23 @@ def arguments_of(settings: TrainSettings, folder: Path, **others: Any) -> Traini
 
 
 def build(
-    checkpoint: HubCheckpoint, samples: list[Sample], pack: int, precision: Any, folder: Path, bases: list[Any]
+    checkpoint: HubCheckpoint,
+    samples: list[Sample],
+    pack: int,
+    precision: Any,
+    folder: Path,
+    bases: list[Any],
+    layouts: tuple[str, ...] = LAYOUTS,
 ) -> list[System]:
     """Return the systems, each with a model of its own."""
     on_gpu = torch.cuda.is_available()
     systems = []
     for quantize in bases:
-        for layout in LAYOUTS:
+        for layout in layouts:
             packed = layout.startswith("packed")
             settings = TrainSettings(
                 epochs=1, batch_size=BATCH, pack=pack if packed else 0, precision=precision,
-                quantize=quantize, cache_mb=KEPT_MB,
+                quantize=quantize, cache_mb=KEPT_MB, compile="compiled" in layout,
             )  # fmt: skip
             usually = {"dataloader_num_workers": 8 if on_gpu else 0, "dataloader_pin_memory": on_gpu}
             arguments = arguments_of(settings, folder, **(usually if layout == "plain" else {}))
@@ -189,12 +197,12 @@ def _forgetful(make: Callable[[], Trainer], model: Any, checkpoint: HubCheckpoin
     return made
 
 
-def table(systems: list[System], records: int) -> list[dict[str, Any]]:
+def table(systems: list[System], records: int, layouts: int = len(LAYOUTS)) -> list[dict[str, Any]]:
     """Return a row a system; the ratio is of its speed over that of the plain one with the same base."""
     rows = []
-    for start in range(0, len(systems), len(LAYOUTS)):
+    for start in range(0, len(systems), layouts):
         plain = statistics.median(systems[start].seconds)
-        for system in systems[start : start + len(LAYOUTS)]:
+        for system in systems[start : start + layouts]:
             seconds = statistics.median(system.seconds)
             ratios = [a / b for a, b in zip(systems[start].seconds, system.seconds, strict=True)]
             rows.append(
@@ -221,6 +229,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pack", type=int, default=4096)
     parser.add_argument("--quantize", nargs="+", choices=("none", "nf4"), default=["none", "nf4"], help="bases")
+    parser.add_argument("--compile", action="store_true", help="also with compiled language blocks")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -235,7 +244,8 @@ def main() -> None:
         entries = read_entries(write_records(folder / "data", options.records, sides=sides))
         samples = prepare(entries, checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
         precision = "fp32" if options.small else "bf16"
-        systems = build(checkpoint, samples, options.pack, precision, folder, options.quantize)
+        layouts = (*LAYOUTS, *COMPILED) if options.compile else LAYOUTS
+        systems = build(checkpoint, samples, options.pack, precision, folder, options.quantize, layouts)
         for number in range(options.rounds + 1):
             for system in systems:
                 system.run(count=number > 0)
@@ -249,7 +259,7 @@ def main() -> None:
         "pack": options.pack,
         "utilization": round(packs.utilization, 3),
         "utilization_padded": round(packs.padded_utilization(BATCH), 3),
-        "rows": table(systems, options.records),
+        "rows": table(systems, options.records, len(layouts)),
     }
     print("| " + " | ".join(result["rows"][0]) + " |\n|" + "---|" * len(result["rows"][0]))
     for row in result["rows"]:

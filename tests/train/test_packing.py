@@ -197,9 +197,11 @@ def test_varlen_attention_computes_padded_batches_as_sdpa_does(base: HubCheckpoi
 
 
 def varlen_spelt_out(
-    q: Any, k: Any, v: Any, starts: Any, _: Any, longest: int, *__: Any, scale: float, window_size: Any, **___: Any
+    q: Any, k: Any, v: Any, starts: Any, _: Any, longest: int, *__: Any, scale: float, window_size: Any, **more: Any
 ) -> Any:
     """What the documentation of torch's kernel for segments says, in plain words and on any device."""
+    if more.get("enable_gqa"):
+        k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
     assert longest == int((starts[1:] - starts[:-1]).max())
     rows = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):

@@ -16,6 +16,7 @@ from edgetune_core.checkpoint import HubCheckpoint, library_warnings_off
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_train.arguments import dtype_of
 from edgetune_train.attention import choose_attention, use_attention
+from edgetune_train.compiled import compile_blocks
 from edgetune_train.fused import fuse
 from edgetune_train.launch import is_sharded
 from edgetune_train.lora import in_vision, lora_config, resolve_targets
@@ -65,6 +66,8 @@ def adapted_model(
         MissingDependency: a library that a setting needs is not installed.
     """
     dtype = dtype_of(settings.precision)
+    if settings.compile and is_sharded(arguments):
+        raise InputError("--compile cannot be combined with FSDP or DeepSpeed", hint="use DDP (torchrun)")
     quantization = None
     if settings.quantize != "none":
         if is_sharded(arguments):
@@ -92,6 +95,9 @@ def adapted_model(
     to_float32(model)
     if not is_sharded(arguments):
         fuse(model)
+    if settings.compile:
+        blocks: Any = model.get_base_model().get_submodule(checkpoint.modules.blocks)
+        compile_blocks(blocks)
     if start is not None:
         Adapter.of(checkpoint, start).load_into(model)
     if arguments.gradient_checkpointing:

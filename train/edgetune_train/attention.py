@@ -10,7 +10,6 @@ Three ways to the same result, the fastest that is there:
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -26,6 +25,19 @@ from edgetune_train.settings import Attention
 VARLEN = "torch_varlen"
 
 
+def _varlen_options() -> frozenset[str]:
+    """What torch's kernel can be told; the first release that had it knew neither scale nor windows."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return frozenset()
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+_VARLEN_OPTIONS = _varlen_options()
+"""Found out once: `torch.compile` reads values, and cannot look for packages."""
+
+
 def choose_attention(wanted: Attention, dtype: torch.dtype) -> str:
     """Return the implementation to use for packed samples; "auto" is the first that is there.
 
@@ -35,7 +47,7 @@ def choose_attention(wanted: Attention, dtype: torch.dtype) -> str:
     there = {
         "flash_attention_3": is_flash_attn_3_available(),
         "flash_attention_2": is_flash_attn_2_available(),
-        VARLEN: torch.cuda.is_available() and {"scale", "window_size"} <= _varlen_options(),
+        VARLEN: torch.cuda.is_available() and {"scale", "window_size"} <= _VARLEN_OPTIONS,
     }
     usable = [name for name, found in there.items() if found and dtype != torch.float32]
     if wanted == "auto":
@@ -44,16 +56,6 @@ def choose_attention(wanted: Attention, dtype: torch.dtype) -> str:
         why = "it does not compute in float32" if there[wanted] else "it is not installed for this device"
         raise MissingDependency(f"--attention {wanted}: {why}", hint="--attention auto takes what is there")
     return wanted
-
-
-@cache
-def _varlen_options() -> set[str]:
-    """Return what torch's kernel can be told; the first release that had it knew neither scale nor windows."""
-    if find_spec("torch.nn.attention.varlen") is None:
-        return set()
-    from torch.nn.attention.varlen import varlen_attn
-
-    return set(inspect.signature(varlen_attn).parameters)
 
 
 def use_attention(model: Any, name: str) -> bool:
@@ -105,7 +107,7 @@ def varlen_attention(
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [L, heads, D]
     groups = q.shape[1] // k.shape[1]
     options: dict[str, Any] = {}
-    if groups > 1 and "enable_gqa" in _varlen_options():
+    if groups > 1 and "enable_gqa" in _VARLEN_OPTIONS:
         options["enable_gqa"] = True
     elif groups > 1:  # torch 2.11 wants as many heads of keys as of queries
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

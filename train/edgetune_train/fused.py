@@ -8,7 +8,7 @@ layer's output.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,36 +22,45 @@ def fuse(model: nn.Module) -> None:
     Not for weights that are gathered layer by layer (ZeRO-3): they are there only while peft's own layers compute.
     """
     for module in model.modules():
-        if isinstance(module, LoraLayer) and not module.lora_embedding_A:
-            module.forward = partial(_forward, module, module.forward)
+        if isinstance(module, LoraLayer) and not isinstance(module, _Fused):
+            kind: Any = _fused(type(module))
+            module.__class__ = kind  # a class, not a function of each layer, is compiled once for all
 
 
-def _forward(layer: Any, forward: Any, x: torch.Tensor, *words: Any, **named: Any) -> torch.Tensor:
-    """Return the output of a LoRA layer [..., out] for x [..., in]."""
-    name, *others = layer.active_adapters or [""]
-    usual = (
-        not (torch.is_grad_enabled() and layer.training)
-        or layer.disable_adapters
-        or layer.merged
-        or bool(words or named or others)
-        or name not in layer.lora_A
-        or name in layer.lora_variant
-        or not isinstance(layer.lora_dropout[name], nn.Identity)
-        or layer.lora_A[name].bias is not None
-        or layer.lora_B[name].bias is not None
-    )
-    if usual:
-        result: torch.Tensor = forward(x, *words, **named)
-        return result
-    output: torch.Tensor = layer.base_layer(x)
-    updated: torch.Tensor = _Update.apply(  # type: ignore[no-untyped-call]
-        output.flatten(end_dim=-2),
-        x.flatten(end_dim=-2),
-        layer.lora_A[name].weight,
-        layer.lora_B[name].weight,
-        layer.scaling[name],
-    )
-    return updated.view(output.shape)
+@cache
+def _fused(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Fused, kind), {})
+
+
+class _Fused:
+    """What a class of peft's layers becomes."""
+
+    def forward(self: Any, x: torch.Tensor, *words: Any, **named: Any) -> torch.Tensor:
+        """Return the output [..., out] for x [..., in]."""
+        name, *others = self.active_adapters or [""]
+        usual = (
+            not (torch.is_grad_enabled() and self.training)
+            or self.disable_adapters
+            or self.merged
+            or bool(words or named or others)
+            or name not in self.lora_A
+            or name in self.lora_variant
+            or not isinstance(self.lora_dropout[name], nn.Identity)
+            or self.lora_A[name].bias is not None
+            or self.lora_B[name].bias is not None
+        )
+        if usual:
+            result: torch.Tensor = super().forward(x, *words, **named)  # type: ignore[misc]
+            return result
+        output: torch.Tensor = self.base_layer(x)
+        updated: torch.Tensor = _Update.apply(  # type: ignore[no-untyped-call]
+            output.flatten(end_dim=-2),
+            x.flatten(end_dim=-2),
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
+        )
+        return updated.view(output.shape)
 
 
 class _Update(torch.autograd.Function):
