@@ -33,10 +33,16 @@ class Step:
 
     def __init__(self, name: str) -> None:
         self.name, self.began = name, perf_counter()
+        self._before: int | None = None  # parts that an interrupted run had finished
 
     def told(self, done: int, total: int) -> str:
-        """Which part of it is on its way, the memory in use, and how long the rest takes if all parts are alike."""
-        seconds = (perf_counter() - self.began) / done * (total - done) if done else None
+        """Which part of it is on its way, the memory in use, and how long the rest takes if all parts are alike.
+
+        What is done when this is called first does not count: an interrupted run did it.
+        """
+        self._before = done if self._before is None else self._before
+        now = done - self._before
+        seconds = (perf_counter() - self.began) / now * (total - done) if now else None
         left = "" if seconds is None else f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"
         return f"{self.name} {min(done + 1, total)}/{total}, {memory_in_use() / 1e9:.1f} GB{left}"
 

@@ -11,13 +11,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.files import write_whole
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import MANIFEST, verify_files
 
@@ -80,14 +80,7 @@ def _read(note: Path) -> dict[str, Any]:
 
 
 def _write(note: Path, states: dict[str, list[int]]) -> None:
-    """Replace a note whole, so that sessions which load at once never see half of one."""
+    """Replace a note; sessions that load at once never see half of one."""
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=note.parent, prefix=".")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(states, stream)
-            os.replace(partial, note)
-        except OSError:
-            os.unlink(partial)
-            raise
+        write_whole(note, json.dumps(states))

@@ -19,6 +19,13 @@ def test_parts_memory_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"decoder 36/36, \d+\.\d GB, 0:00 left", step.told(36, 36))
 
 
+def test_what_an_interrupted_run_had_finished_tells_nothing_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetune_core.progress.perf_counter", iter([100.0, 130.0]).__next__)
+    step = Step("block")
+    assert "left" not in step.told(20, 36)
+    assert step.told(21, 36).endswith("7:30 left")
+
+
 def test_memory_is_what_is_resident_now() -> None:
     """It grows with an array that is filled, and shrinks when that is gone."""
     before = memory_in_use()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_core.checkpoint import HubCheckpoint
-from edgetune_core.files import write_whole
+from edgetune_runtime.files import write_whole
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.records import AnyRecord
 from edgetune_train.folder import ADAPTER_FILES

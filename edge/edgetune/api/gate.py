@@ -115,7 +115,7 @@ def gate(options: GateOptions) -> Gated:
     from edgetune_bench.folder import read_results
     from edgetune_bench.gate import check_rows, worst
     from edgetune_bench.junit import junit_xml
-    from edgetune_core.files import write_whole
+    from edgetune_runtime.files import write_whole
 
     measured = read_results(options.results)
     checks = check_rows(

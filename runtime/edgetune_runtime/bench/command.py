@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from edgetune_runtime.bench.results import Failed, Measured, Options, Row
 from edgetune_runtime.errors import GateFailed, InputError
+from edgetune_runtime.files import write_whole
 from edgetune_runtime.terminal import say
 
 
@@ -84,9 +84,7 @@ def run(options: argparse.Namespace) -> None:
         results, answers = plan.run(Path(folder), note=note, watch=report_lines(note))
     rows = [replace(row, answers=answers[row.name]) if isinstance(row, Measured) else row for row in results.rows]
     results = replace(results, rows=tuple(rows))
-    partial_file = output.with_name(output.name + ".partial")
-    partial_file.write_text(json.dumps(results.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial_file, output)
+    write_whole(output, json.dumps(results.to_dict(), ensure_ascii=False) + "\n")
     say("\n".join(describe(row) for row in results.rows))
     if failed := [row.name for row in results.failed]:
         raise GateFailed(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")

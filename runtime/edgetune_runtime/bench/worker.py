@@ -21,6 +21,7 @@ from edgetune_runtime.answer import Runner
 from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction, VqaPrediction
 from edgetune_runtime.bench.results import Options, Report
 from edgetune_runtime.errors import EdgetuneError, InputError
+from edgetune_runtime.files import write_whole
 from edgetune_runtime.records import Record, read_records
 from edgetune_runtime.session import Session
 from edgetune_runtime.timing import CpuShare, GpuMemory, peak_rss, process_age
@@ -153,11 +154,9 @@ def run(load: Load, options: argparse.Namespace, *, folders: Sequence[Path], hea
 
 
 def _write(path: Path, report: Report) -> None:
-    """Write the report in one step: a killed worker leaves no half file."""
+    """Write the report; a killed worker leaves no half file."""
     values = encode(report) | {"rows": [row.to_dict() for row in report.rows]}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def _box(numbers: Sequence[float]) -> Box:

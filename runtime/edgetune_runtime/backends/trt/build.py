@@ -8,7 +8,6 @@ stdin and writes one JSON line to stdout: {"built": ...} or {"error": ..., "hint
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune_runtime.backends.trt.cuda import Cuda
 from edgetune_runtime.backends.trt.library import Library, load_library, make_logger
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError
+from edgetune_runtime.files import write_whole
 
 if TYPE_CHECKING:
     import tensorrt
@@ -128,9 +128,9 @@ def build(job: BuildJob, library: Library) -> Built:
         raise BundleError(
             f"{job.model}: {library.title} cannot build it: {'; '.join(errors)[:500] or 'no reason given'}"
         )
-    _write(Path(job.engine), plan)
+    write_whole(Path(job.engine), plan)
     if cache is not None and job.timing_cache is not None:
-        _write(Path(job.timing_cache), cache.serialize())
+        write_whole(Path(job.timing_cache), cache.serialize())
     return Built(round(time.perf_counter() - started, 3), round(time.process_time(), 3), round(_peak_bytes() / 1e6, 1))
 
 
@@ -169,16 +169,6 @@ def _open_cache(config: tensorrt.IBuilderConfig, path: str | None) -> tensorrt.I
         if cache is not None and config.set_timing_cache(cache, False):
             return cache
     return None
-
-
-def _write(path: Path, content: Any) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.partial")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
 
 
 def main() -> int:
