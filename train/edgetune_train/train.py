@@ -112,6 +112,8 @@ def train(
         raise InputError(
             f"FSDP or DeepSpeed was asked for, but accelerate runs {together['kind']}: it shards on GPUs only"
         )
+    if settings.compile and trainer.is_world_process_zero():
+        log.warning("the first step compiles the language blocks, which takes up to a minute")
     with library_warnings_off():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     save_adapter(trainer, folder)
