@@ -53,6 +53,12 @@ def _qwen2_5_vl(folder: Path) -> Path:
     return build_qwen2_5_vl(folder)
 
 
+def _qwen2_vl(folder: Path) -> Path:
+    from families.checkpoints import build_qwen2_vl
+
+    return build_qwen2_vl(folder)
+
+
 def _weight_set(checkpoint: Path, folder: Path) -> Path:
     from weight_sets import build_weight_set
 
@@ -69,6 +75,12 @@ def qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small fp32 Qwen2.5-VL checkpoint with random weights."""
     return once(tmp_path_factory, "qwen2_5_vl", _qwen2_5_vl)
+
+
+@pytest.fixture(scope="session")
+def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny fp32 Qwen2-VL checkpoint with random weights."""
+    return once(tmp_path_factory, "tiny_qwen2_vl", _qwen2_vl)
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +107,12 @@ def qwen3_vl_bundle(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def qwen2_5_vl_bundle(qwen2_5_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small Qwen2.5-VL checkpoint as an fp32 ONNX bundle."""
     return once(tmp_path_factory, "qwen2_5_vl_bundle", lambda folder: export(qwen2_5_vl, "fp32", folder))
+
+
+@pytest.fixture(scope="session")
+def qwen2_vl_bundle(qwen2_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Qwen2-VL checkpoint as an fp32 ONNX bundle."""
+    return once(tmp_path_factory, "qwen2_vl_bundle", lambda folder: export(qwen2_vl, "fp32", folder))
 
 
 @pytest.fixture(scope="session")

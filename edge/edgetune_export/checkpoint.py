@@ -61,6 +61,11 @@ class OpenCheckpoint:
         """The model of transformers."""
         return self.streamed.model
 
+    @property
+    def tower(self) -> Any:
+        """Its vision tower."""
+        return self.model.get_submodule(self.modules.vision_root)
+
 
 def open_checkpoint(folder: Path, *, device: str = "cpu") -> OpenCheckpoint:
     """Open a merged checkpoint.

@@ -46,7 +46,7 @@ def weights_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize(("family", "layers"), [("qwen3_vl", 4), ("qwen2_5_vl", 3)])
+@pytest.mark.parametrize(("family", "layers"), [("qwen3_vl", 4), ("qwen2_5_vl", 3), ("qwen2_vl", 2)])
 def test_the_result_is_a_weight_set_with_its_origin(
     family: str, layers: int, data: Path, held_out: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -75,7 +75,7 @@ def run(
     return logits[:, 0], present
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"])
 def test_two_images_of_different_sizes_in_one_prompt(
     family: str, request: pytest.FixtureRequest, tmp_path: Path, build: Build
 ) -> None:
@@ -119,7 +119,7 @@ def text_case(model: Any, batch: int, length: int) -> tuple[Float, npt.NDArray[n
     return embeds.numpy(), positions.numpy().copy(), logits.numpy()
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"])
 def test_reading_in_pieces_equals_reading_at_once(
     family: str, request: pytest.FixtureRequest, tmp_path: Path, build: Build
 ) -> None:

@@ -31,7 +31,7 @@ def export(checkpoint: Path, output: Path, *options: str) -> dict[str, Any]:
     return bundle
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"])
 def test_fp32_is_exact_and_says_so(family: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle.load(request.getfixturevalue(f"{family}_bundle"))
     parity = bundle.manifest["result"]["bundle"]["parity"]

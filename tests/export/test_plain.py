@@ -23,7 +23,7 @@ def export(checkpoint: Path, output: Path, *options: str) -> Path:
     return output
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"])
 def test_answers_are_those_of_transformers(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     checkpoint: Path = request.getfixturevalue(family)
     session = Session.load(export(checkpoint, tmp_path / "bundle", "--precision", "fp32"))

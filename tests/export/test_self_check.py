@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from builders import build_qwen3_vl
+from builders import build_qwen3_vl, copy_checkpoint
 from edgetune.cli import cli
 from edgetune_export.check.answers import Answers, choices, own_answers
 from edgetune_export.check.exact import GraphDecoder, for_every_step, read_answer
@@ -67,6 +68,22 @@ def test_a_bundle_that_answers_otherwise_is_corrected_until_its_answer_is_the_mo
     ours, theirs = own_answers(answers, reference, lambda: load(int4_bundle), own, read, passes=1)
     assert ours == own
     assert theirs == read
+
+
+def test_a_model_that_answers_with_the_image_token_is_checked(qwen2_5_vl: Path, tmp_path: Path) -> None:
+    """Transformers would look for a picture in such an answer, were it read on."""
+    opened = open_checkpoint(qwen2_5_vl)
+    answer = greedy_sample(load_model(qwen2_5_vl), generated_cases(opened)[0], opened.tokens).tokens
+    written, image = answer[2], opened.tokens["image"]
+    assert len({*answer[:3]}) == 3
+    folder = copy_checkpoint(qwen2_5_vl, tmp_path / "checkpoint")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][[written, image]] = tensors["lm_head.weight"][[image, written]]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    arguments = ["--checkpoint", str(folder), "--precision", "fp32", "--output", str(tmp_path / "bundle")]
+    cli.main(["export", *arguments], standalone_mode=False)
+    told = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["result"]["bundle"]["parity"]
+    assert told["token_agreement"] == 1.0 and told["logits_max_abs_diff"] < 1e-4
 
 
 @pytest.mark.parametrize("dialect", ["ort", "plain"])

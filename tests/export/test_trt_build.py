@@ -70,7 +70,7 @@ def test_the_tiny_model_builds_for_both(tiny: Path) -> None:
             assert b"edgetune" not in path.read_bytes()[:1024] and path.read_bytes()[:4] != b"{\n  "
 
 
-@pytest.mark.parametrize(("family", "precision"), [("qwen3_vl", "int4"), ("qwen2_5_vl", "int8")])
+@pytest.mark.parametrize(("family", "precision"), [("qwen3_vl", "int4"), ("qwen2_5_vl", "int8"), ("qwen2_vl", "fp16")])
 def test_a_device_adds_engines_to_the_graphs_of_old_versions(
     family: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

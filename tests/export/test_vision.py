@@ -35,7 +35,7 @@ GRIDS = {
     "ragged": [[1, 40, 2], [1, 8, 14], [2, 6, 4], [1, 2, 2]],
     "equal": [[1, 8, 8]] * 3,
 }
-FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
+FAMILIES = ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

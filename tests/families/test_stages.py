@@ -18,10 +18,12 @@ from edgetune.cli import cli
 from edgetune_core.checkpoint import HubCheckpoint, tensor_shapes
 from edgetune_core.conversation import prepare
 from edgetune_core.torch_runner import worker as torch_worker
+from edgetune_core.torch_runner.model import TorchModel
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES
 from edgetune_runtime.images.load import load_image
 from edgetune_runtime.records import read_records
+from edgetune_runtime.session import Session
 from edgetune_train.batch import Collator
 from edgetune_train.lora import resolve_targets
 from edgetune_train.vision import FeatureInputs, PixelInputs
@@ -31,6 +33,7 @@ from families.conftest import Build
 
 _transformers: Any = transformers
 TRAINABLE = [family.name for family in FAMILIES.values() if family.modules is not None]
+EXPORTED = [name for name in BUILDERS if FAMILIES[name].exports]
 NEW_TOKENS = 8
 
 
@@ -191,7 +194,23 @@ def test_module_names_are_those_of_transformers(name: str, tiny: Build) -> None:
     assert any(path.startswith(modules.mergers) for path in seeing)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("dialect", ["ort", "plain"])
+def test_a_bundle_says_what_its_checkpoint_says(
+    name: str, dialect: str, merged: Build, data: Path, tmp_path: Path
+) -> None:
+    """To the letter, control tokens and all, of boxes and of answers in words."""
+    checkpoint, bundle = merged(name) / "merged", tmp_path / "bundle"
+    options = ["--precision", "fp32", "--dialect", dialect]
+    run("export", "--checkpoint", checkpoint, "--format", "onnx", "--output", bundle, *options)
+    models: list[Any] = [Session.load(bundle), TorchModel(checkpoint, adapter=None, device="cpu")]
+    for record in read_records(data)[:4]:
+        prompt = record.prompt(FAMILIES[name])
+        ours, theirs = (model.answer(record.image, prompt, max_new_tokens=NEW_TOKENS) for model in models)
+        assert (ours.text, ours.detections, ours.status) == (theirs.text, theirs.detections, theirs.status)
+
+
+@pytest.mark.parametrize("name", sorted({*BUILDERS} - {*EXPORTED}))
 def test_what_is_not_exported_is_refused_plainly(name: str, tiny: Build, data: Path, tmp_path: Path) -> None:
     title = FAMILIES[name].title
     refusal = rf"{title} \(model type '\w+'\) cannot be exported"

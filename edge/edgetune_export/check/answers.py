@@ -32,7 +32,8 @@ class Answers:
     def __init__(self, checkpoint: OpenCheckpoint) -> None:
         self._checkpoint = checkpoint
         self._tokenizer = TextTokenizer(checkpoint.folder / "tokenizer.json")
-        self._stop = frozenset(checkpoint.tokens["eos"])
+        # One that writes the image token ends there too: a reference that reads it again takes it for a picture.
+        self._stop = frozenset({*checkpoint.tokens["eos"], checkpoint.tokens["image"]})
 
     def prompt(self, case: Case, image: ImageFeatures) -> Prompt:
         """What the decode loop reads for a case about these image features."""

@@ -34,7 +34,7 @@ def build_vision(job: ExportJob) -> ir.Model:
     ranges = ranges_of(job.weights) if options.vision == "int8-static" else {}
     model = write_tower(
         checkpoint.config["model_type"],
-        checkpoint.model.model.visual,
+        checkpoint.tower,
         SegmentedAttention if options.dialect == "plain" else FusedAttention,
         dtype=ir.DataType.FLOAT16 if options.vision == "fp16" else ir.DataType.FLOAT,
         values=checkpoint.streamed.values,
@@ -50,7 +50,7 @@ def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Pro
     assert fmt is not None
     plain = job.options.dialect == "plain"
     slow = weights_only if plain else by_block(fmt)
-    tower = job.checkpoint.model.model.visual
+    tower = job.checkpoint.tower
     images = job.pictures()
     if ranges:
         fixed, write = static_layers(tower, images, ranges), static_standard if plain else static

@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2.5-VL and Qwen3-VL as graphs, written operator by operator, as the decoder is.
+"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL as graphs, written operator by operator, as the decoder is.
 
 Everything that depends on the pictures' sizes (which frame or window a patch belongs to, its row and column, the taps
 of the position table) is computed in the graph from `image_grid_thw`. Weights are read when they are written.
@@ -24,7 +24,7 @@ from edgetune_runtime.errors import InputError
 OPSET = 20
 """Opset of the vision graph: TensorRT 10.3 and onnxruntime 1.17 read it."""
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """Model types whose towers can be written."""
 
 AttentionFactory = Callable[[GraphBuilder, Layout, Heads], Attention]
@@ -107,8 +107,9 @@ class _Writer:
                     f"tower.deepstack_merger_list.{index}", merger, states
                 )
         outputs = {"image_features": self.merger("tower.merger", tower.merger, states)} | outputs
+        last = [part for part in tower.merger.modules() if isinstance(part, nn.Linear)][-1]
         for name, value in outputs.items():
-            shape = ("tokens", self.config.out_hidden_size)
+            shape = ("tokens", len(last.weight))
             self.graph.output(self.to(value, ir.DataType.FLOAT), name, ir.DataType.FLOAT, shape)
         return self.graph.model(OPSET)
 
@@ -176,8 +177,9 @@ class _Writer:
             gate = self.activate(act, self.linear(f"{name}.gate_proj", module.gate_proj, states))
             up = self.linear(f"{name}.up_proj", module.up_proj, states)
             return self.linear(f"{name}.down_proj", module.down_proj, self.graph.op("Mul", gate, up))
-        inner = self.activate(act, self.linear(f"{name}.linear_fc1", module.linear_fc1, states))
-        return self.linear(f"{name}.linear_fc2", module.linear_fc2, inner)
+        first, second = ("fc1", "fc2") if hasattr(module, "fc1") else ("linear_fc1", "linear_fc2")
+        inner = self.activate(act, self.linear(f"{name}.{first}", getattr(module, first), states))
+        return self.linear(f"{name}.{second}", getattr(module, second), inner)
 
     def activate(self, kind: str, states: ir.Value) -> ir.Value:
         """An activation by its name in transformers.
@@ -187,9 +189,12 @@ class _Writer:
         """
         if kind == "silu":
             return self.graph.op("Mul", states, self.graph.op("Sigmoid", states))
+        if kind == "quick_gelu":  # arXiv 1606.08415, section 2
+            steep = self.graph.op("Mul", states, self.to(self.real("quick_gelu", 1.702), self.dtype))
+            return self.graph.op("Mul", states, self.graph.op("Sigmoid", steep))
         approximations = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
         if kind not in approximations:
-            supported = ", ".join((*approximations, "silu"))
+            supported = ", ".join((*approximations, "quick_gelu", "silu"))
             raise InputError(f"vision activation {kind!r} is not supported", hint=f"supported: {supported}")
         return self.graph.op("Gelu", states, approximate=approximations[kind])
 

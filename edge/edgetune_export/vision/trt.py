@@ -36,7 +36,7 @@ def build_trt_vision(job: ExportJob) -> ir.Model:
         InputError: int8 without a weight set that knows the ranges of the tower's activations.
     """
     limits = _limits(job) if job.options.vision == "int8-static" else {}
-    tower = job.checkpoint.model.model.visual
+    tower = job.checkpoint.tower
     if limits:
         ranges = {name: Range.of(-most, most) for name, most in limits.items()}
         accurate = static_layers(tower, job.pictures(), ranges)

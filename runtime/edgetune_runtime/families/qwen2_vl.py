@@ -14,5 +14,4 @@ FAMILY = replace(
     model_types=("qwen2_vl",),
     box_format=BoxFormat("norm1000", "special_ref_box"),
     ground_prompt="Detect the bounding box of {phrase}.",
-    exports=False,
 )
