@@ -35,9 +35,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "examples" / "tiny"
 sys.path.append(str(REPOSITORY / "tests"))
 from builders import build_qwen2_5_vl  # noqa: E402
+from families.checkpoints import build_qwen2_vl  # noqa: E402
 from weight_sets import build_weight_set  # noqa: E402
 
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 RECORDS, NEW_TOKENS = 24, 24
 ODD = ((97, 131), (61, 333), (400, 75), (129, 127), (255, 257), (33, 290), (512, 95), (181, 181), (70, 71))
 """Sizes of the last records' pictures, none a multiple of a patch."""
@@ -65,6 +66,10 @@ def checkpoint(work: Path, family: str) -> Path:
     if not folder.is_dir():
         if family == "qwen3_vl":
             shutil.copytree(TINY / "model", folder)
+        elif family == "qwen2_vl":
+            build_qwen2_vl(folder, hidden_size=256, intermediate_size=512, num_hidden_layers=4)
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+            model.save_pretrained(folder)
         else:  # in 16 bits, as published ones are: what is not quantized is the same in every reader
             sizes: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "vocabulary": 2048}
             build_qwen2_5_vl(folder, **sizes, dtype=torch.bfloat16)

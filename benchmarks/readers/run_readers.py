@@ -2,7 +2,7 @@
 
     python run_readers.py --work W --environments E [--families NAME,NAME] [--readers NAME,NAME] [--formats NAME,NAME]
 
-Makes bundles of two families and several weight sets, has every engine answer 24 records from them, and compares its
+Makes bundles of three families and several weight sets, has every engine answer 24 records from them, and compares its
 answers with those of transformers with the dequantized weights. What an engine reads has to be what `edgetune export`
 says of it. Prints the table of docs/peers.md; exits with 1 where an answer or a claim is wrong or an engine is missing.
 """
@@ -27,6 +27,7 @@ from reader_environments import Unavailable
 from reader_material import FAMILIES, SETS, UNWRITTEN
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.families import get_family
 
 HERE = Path(__file__).resolve().parent
 TIE = 0.03
@@ -188,11 +189,13 @@ def _command(reader: Reader, root: Path) -> list[str]:
 
 def _rows(run: Run, reader: Reader, format_: str, set_: str) -> Iterator[Row]:
     """A row for each kind of tensors' names that the engine is tried on; none where export refuses to write it."""
-    two = reader.title == "GPTQModel" and "qwen2_5_vl" in run.families  # the only family whose names differ
+    facts = {family: get_family(family).modules for family in run.families}
+    other = [family for family, modules in facts.items() if modules and modules.hub_prefixes]  # whose names differ
+    two = reader.title == "GPTQModel" and bool(other)
     for names in ("hub", "transformers") if two else ("hub",):
         row = Row(format_ if names == "hub" else f"{format_}, `--names {names}`", set_, {})
         for family in run.families:
-            if names != "hub" and family != "qwen2_5_vl":
+            if names != "hub" and family not in other:
                 row.asked[family] = "the same names"
                 continue
             try:

@@ -249,15 +249,23 @@ def _idefics(
     return write(folder, tokenizer, template, preprocessor, config, named=named, weights=weights, processor=processor)
 
 
-def build_qwen2_vl(folder: Path, *, weights: bool = True) -> Path:
-    """Write a checkpoint as Qwen/Qwen2-VL-2B-Instruct; its pixel limits are not the class's defaults."""
+def build_qwen2_vl(folder: Path, *, weights: bool = True, **text: int) -> Path:
+    """Write a checkpoint as Qwen/Qwen2-VL-2B-Instruct; its pixel limits are not the class's defaults.
+
+    Args:
+        folder: where it goes.
+        weights: write random ones.
+        text: other sizes of the language model than the tiny ones.
+    """
 
     def config(size: int, ids: dict[str, int]) -> Any:
-        rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [4, 2, 2]}
+        hidden, heads = text.get("hidden_size", 64), text.get("num_attention_heads", 4)
+        eighth = hidden // heads // 8
+        rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2 * eighth, eighth, eighth]}
         names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
         return _transformers.Qwen2VLConfig(
-            text_config=text_config("qwen2_vl_text", size, rope_parameters=rope),
-            vision_config={"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 64},
+            text_config=text_config("qwen2_vl_text", size, rope_parameters=rope, **text),
+            vision_config={"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": hidden},
             tie_word_embeddings=False,
             **{f"{role}_token_id": ids[f"<|{name}|>"] for role, name in names.items()},
         )
