@@ -102,6 +102,18 @@ def _qwen2_5(text: dict[str, Any], vision: dict[str, Any], *, tied: bool, rotary
     return Shape("qwen2_5_vl", common | text, tower | vision, tied, _QWEN2_5_PREPROCESSOR)
 
 
+def _qwen2(text: dict[str, Any], *, tied: bool) -> Shape:
+    common = {
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 151936,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
+    }
+    tower = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": text["hidden_size"]}
+    preprocessor = _QWEN2_5_PREPROCESSOR | {"processor_class": "Qwen2VLProcessor"}
+    return Shape("qwen2_vl", common | text, tower, tied, preprocessor)
+
+
 _SMALL = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 _SMALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _SMALL_TOWER = {"depth": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4}
@@ -125,6 +137,11 @@ SHAPES: dict[str, Shape] = {
         {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
         tied=False,
         rotary=(24, 20, 20),
+    ),
+    "qwen2-vl-2b": _qwen2(
+        {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
+        | {"num_attention_heads": 12, "num_key_value_heads": 2},
+        tied=True,
     ),
     "qwen2.5-vl-3b": _qwen2_5(
         {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "vocab_size": 151936}
