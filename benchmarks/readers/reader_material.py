@@ -67,7 +67,7 @@ def checkpoint(work: Path, family: str) -> Path:
         if family == "qwen3_vl":
             shutil.copytree(TINY / "model", folder)
         elif family == "qwen2_vl":
-            build_qwen2_vl(folder, hidden_size=256, intermediate_size=512, num_hidden_layers=4)
+            build_qwen2_vl(folder, hidden_size=256, intermediate_size=512, num_hidden_layers=4, vocab_size=2048)
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
             model.save_pretrained(folder)
         else:  # in 16 bits, as published ones are: what is not quantized is the same in every reader

@@ -30,8 +30,9 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import get_family
 
 HERE = Path(__file__).resolve().parent
-TIE = 0.03
-"""Answers may part where the reference's two largest logits are closer than this: other kernels round otherwise."""
+TIE = 0.05
+"""Answers may part where the reference's two largest logits are closer than this: other kernels round otherwise. In
+float16 a random Qwen2-VL, whose logits are below 8, parts at 0.035, alike in all formats."""
 LIMIT_S = 900
 """Seconds that an engine has for a bundle; a tiny model takes a few."""
 JOINED = "onnx, joined"
