@@ -87,9 +87,9 @@ def compressed(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def as_onnx(checkpoint: Path, weights: Path, bundle: Bundle, folder: Path) -> OnnxBackend:
     """The decoder that format onnx writes from the same set, its weights inside, beside the bundle's other graphs."""
-    head = BlockFormat(8, 32, symmetric=True)
-    model = load_model(checkpoint)
-    decoder = DecoderWeights(model, layers_format=None, head_format=head, weights=WeightSet.load(weights))
+    model, found = load_model(checkpoint), WeightSet.load(weights)
+    head = BlockFormat(8, found.usual.block, symmetric=True)
+    decoder = DecoderWeights(model, layers_format=None, head_format=head, weights=found)
     graph = build_decoder(decoder, lambda builder, spec: OrtDialect(builder, spec, ir.DataType.FLOAT))
     save_model(graph, folder / "decoder.onnx")
     return OnnxBackend(vision=bundle.files["vision"], embed=bundle.files["embed"], decoder=folder / "decoder.onnx")
