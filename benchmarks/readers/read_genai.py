@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def answer(folder: Path, job: dict[str, Any]) -> Iterable[Answer]:
     """Greedy answers from a bundle, whose graphs are rewritten."""
     columns = join(folder / "onnx")
     place_features(folder / "onnx/embed_tokens.onnx", job["image"], columns)
-    write_config(folder, columns)
+    write_config(folder, columns, job["stop"])
     write_processor(folder)
     model = onnxruntime_genai.Model(str(folder))
     processor = model.create_multimodal_processor()
@@ -73,7 +73,7 @@ def place_features(path: Path, image: int, columns: int) -> None:
     onnx.save(table, path)
 
 
-def write_config(folder: Path, columns: int) -> None:
+def write_config(folder: Path, columns: int, stop: Sequence[int]) -> None:
     """Describe the joined graphs in the engine's own words."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text, vision = config["text_config"], config["vision_config"]
@@ -98,7 +98,7 @@ def write_config(folder: Path, columns: int) -> None:
     model = {
         "type": config["model_type"],
         "bos_token_id": 0,
-        "eos_token_id": [text["vocab_size"] - 1],  # the loop above looks for the job's own
+        "eos_token_id": list(stop),  # after one of them it gives nothing but padding
         "pad_token_id": 0,
         "context_length": LONGEST,
         "vocab_size": text["vocab_size"],
