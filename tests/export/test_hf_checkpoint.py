@@ -134,17 +134,21 @@ def test_mixed_formats_and_a_head_of_its_own(
     assert_is_the_set(load(tmp_path / "out", dense_tensors(tmp_path / "out")), padded, weights)
 
 
+_QWEN2 = """
+    lm_head.weight model.embed_tokens.weight model.norm.weight visual.patch_embed.proj.weight
+    model.layers.N.input_layernorm.weight model.layers.N.post_attention_layernorm.weight
+    model.layers.N.mlp.down_proj.weight model.layers.N.mlp.gate_proj.weight model.layers.N.mlp.up_proj.weight
+    model.layers.N.self_attn.k_proj.bias model.layers.N.self_attn.k_proj.weight
+    model.layers.N.self_attn.q_proj.bias model.layers.N.self_attn.q_proj.weight
+    model.layers.N.self_attn.v_proj.bias model.layers.N.self_attn.v_proj.weight
+    model.layers.N.self_attn.o_proj.weight"""
+"""Names that Qwen2-VL and Qwen2.5-VL share: the language model's, and the embedding of patches."""
+
 PUBLISHED = {
     # What model.safetensors.index.json of Qwen/Qwen2-VL-7B-Instruct, Qwen/Qwen2.5-VL-7B-Instruct and
     # Qwen/Qwen3-VL-8B-Instruct list, with N for each number. Small Qwen3-VL models have no lm_head.
-    "qwen2_vl": """
-        lm_head.weight model.embed_tokens.weight model.norm.weight visual.patch_embed.proj.weight
-        model.layers.N.input_layernorm.weight model.layers.N.post_attention_layernorm.weight
-        model.layers.N.mlp.down_proj.weight model.layers.N.mlp.gate_proj.weight model.layers.N.mlp.up_proj.weight
-        model.layers.N.self_attn.k_proj.bias model.layers.N.self_attn.k_proj.weight
-        model.layers.N.self_attn.q_proj.bias model.layers.N.self_attn.q_proj.weight
-        model.layers.N.self_attn.v_proj.bias model.layers.N.self_attn.v_proj.weight
-        model.layers.N.self_attn.o_proj.weight
+    "qwen2_vl": _QWEN2
+    + """
         visual.blocks.N.attn.proj.bias visual.blocks.N.attn.proj.weight
         visual.blocks.N.attn.qkv.bias visual.blocks.N.attn.qkv.weight
         visual.blocks.N.mlp.fc1.bias visual.blocks.N.mlp.fc1.weight
@@ -153,14 +157,8 @@ PUBLISHED = {
         visual.blocks.N.norm2.bias visual.blocks.N.norm2.weight
         visual.merger.ln_q.bias visual.merger.ln_q.weight
         visual.merger.mlp.N.bias visual.merger.mlp.N.weight""",
-    "qwen2_5_vl": """
-        lm_head.weight model.embed_tokens.weight model.norm.weight visual.patch_embed.proj.weight
-        model.layers.N.input_layernorm.weight model.layers.N.post_attention_layernorm.weight
-        model.layers.N.mlp.down_proj.weight model.layers.N.mlp.gate_proj.weight model.layers.N.mlp.up_proj.weight
-        model.layers.N.self_attn.k_proj.bias model.layers.N.self_attn.k_proj.weight
-        model.layers.N.self_attn.q_proj.bias model.layers.N.self_attn.q_proj.weight
-        model.layers.N.self_attn.v_proj.bias model.layers.N.self_attn.v_proj.weight
-        model.layers.N.self_attn.o_proj.weight
+    "qwen2_5_vl": _QWEN2
+    + """
         visual.blocks.N.attn.proj.bias visual.blocks.N.attn.proj.weight
         visual.blocks.N.attn.qkv.bias visual.blocks.N.attn.qkv.weight
         visual.blocks.N.mlp.down_proj.bias visual.blocks.N.mlp.down_proj.weight

@@ -1,7 +1,7 @@
 """Language blocks that torch compiles (`torch.compile`): once for all of them, whatever the length of a batch.
 
 A block calls some 250 small kernels in a training step, and a fast GPU waits for most of them. Compiled, norms, rotary
-embedding, gate and casts are a few, and Python has one function to call. Compiling takes a minute, or seconds where
+embedding, gate and casts are a few, and Python has one function to call. Compiling takes up to a minute, less where
 torch finds what it compiled before.
 """
 

@@ -139,7 +139,7 @@ class TrainSettings(RunSettings):
         "auto", help="Attention implementation for packs and vision towers; auto is the fastest that is installed."
     )
     compile: bool = option(
-        False, help="Compile the language blocks with torch.compile: a minute to begin with, shorter steps on a GPU."
+        False, help="Compile the language blocks with torch.compile, for which the first step takes up to a minute."
     )
     quantize: Quantization = option(
         "none",
