@@ -62,7 +62,7 @@ class OnnxBackend(Backend):
         with ThreadPoolExecutor(3) as pool:  # onnxruntime prepares a graph's weights outside of Python's lock
             encoder = pool.submit(VisionEncoder, vision, place, threads, self._mapped[0])
             graphs = (
-                pool.submit(open_graph, embed, Device("cpu"), threads),  # a look-up: not worth a trip to the GPU
+                pool.submit(open_graph, embed, Device("cpu"), 1),  # a look-up: neither a trip to the GPU nor threads
                 pool.submit(open_graph, decoder, place, threads, weights, accuracy_level, mapped=self._mapped[1]),
             )
             loading = True
