@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import onnx_ir as ir
 import torch
 import transformers
 from PIL import Image
@@ -15,8 +16,16 @@ from edgetune_core.generation import generate_greedily
 from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_export.check.reference import Case, Sample
 from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.vision.attention import FUSED, Operators
+from edgetune_export.vision.towers import tower_of
+from edgetune_export.vision.writer import VisionSource
+from edgetune_runtime.families import get_family
+from edgetune_runtime.families.base import Modules
 from edgetune_runtime.images.smart import ImageSpec, preprocess
 from edgetune_runtime.quant.blocks import Float
+
+if TYPE_CHECKING:
+    from edgetune_runtime.images.base import Preprocessing
 
 _transformers: Any = transformers  # much of it is untyped
 
@@ -24,6 +33,25 @@ _transformers: Any = transformers  # much of it is untyped
 def load_model(folder: Path) -> Any:
     """Return the model for conditional generation."""
     return _transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def decoder_weights(model: Any, **options: Any) -> DecoderWeights:
+    """Return `DecoderWeights` of a model, with its family's names and formats that are dense unless given."""
+    options = {"layers_format": None, "head_format": None, **options}
+    return DecoderWeights(model, modules_of(model), **options)
+
+
+def written_tower(model: Any, operators: Operators = FUSED, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
+    """Return the vision tower of a model as a graph, which does not depend on its preprocessing."""
+    source = VisionSource(model, modules_of(model), cast("Preprocessing", None))
+    return tower_of(get_family(model.config.model_type).tower).write(source, operators, dtype)
+
+
+def modules_of(model: Any) -> Modules:
+    """Return the names of a model's family."""
+    modules = get_family(model.config.model_type).modules
+    assert modules is not None
+    return modules
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -74,17 +102,16 @@ def greedy_sample(model: Any, case: Case, tokens: dict[str, Any]) -> Sample:
         case: a prompt about a picture.
         tokens: ids of the checkpoint's special tokens by role.
     """
-    values, grid = torch.from_numpy(case.pixels.pixel_values), torch.from_numpy(case.pixels.grid_thw)
-    vision = model.model.get_image_features(values, grid, return_dict=True)
+    images = {name: torch.from_numpy(array) for name, array in case.arrays.items()}
+    vision = model.model.get_image_features(**images, return_dict=True)
     features = [vision.pooler_output, *(getattr(vision, "deepstack_features", None) or ())]
     joined = [part if isinstance(part, torch.Tensor) else torch.cat(list(part)) for part in features]
     ids = torch.from_numpy(case.token_ids)[None]
     inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": values,
-        "image_grid_thw": grid,
         "mm_token_type_ids": (ids == tokens["image"]).int(),
+        **images,
     }
     stop, pad = tokens["eos"], tokens["pad"]
     result = generate_greedily(model, inputs, stop=stop, pad=pad, max_new_tokens=case.new_tokens, output_logits=True)

@@ -7,6 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import onnx
 import pytest
 import transformers
 from click.testing import CliRunner, Result
@@ -50,7 +51,7 @@ def run(*words: object) -> Result:
 
 def test_the_page_names_every_group() -> None:
     rows = re.findall(r"^\| `(edgetune\.\w+)` ", PAGE, re.MULTILINE)
-    assert sorted(rows) == sorted(re.findall(r'entry-points\."(.*?)"', PAGE)) and len(rows) == 6
+    assert sorted(rows) == sorted(re.findall(r'entry-points\."(.*?)"', PAGE)) and len(rows) == 7
     assert sorted(rows) == sorted(HOMES)  # what the doctor looks at
 
 
@@ -109,3 +110,5 @@ def test_a_family_is_trained_merged_and_read_back(tmp_path: Path) -> None:
     assert tensor_shapes(merged) == tensor_shapes(base)
     told = run("run", merged, data.parent / "0.png", "the clock", "--max-new-tokens", 2, "--json")
     assert json.loads(told.stdout)["results"][0]["phrase"] == "the clock"
+    run("export", "--checkpoint", merged, "--precision", "fp32", "--output", tmp_path / "bundle")
+    assert onnx.load(tmp_path / "bundle" / "onnx" / "vision_encoder.onnx").producer_name == "shop"

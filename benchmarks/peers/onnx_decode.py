@@ -201,7 +201,11 @@ def build_ours(checkpoint: Path, output: Path) -> None:
     if model.config.tie_word_embeddings:
         table = torch.from_numpy(round_to_nearest(table.numpy(), BlockFormat(4, BLOCK, symmetric=True)).dequantize())
     decoder = DecoderWeights(
-        model, layers_format=None, head_format=None, values=lambda one: table if one is embedding else values(one)
+        model,
+        job.checkpoint.modules,
+        layers_format=None,
+        head_format=None,
+        values=lambda one: table if one is embedding else values(one),
     )
     save_model(build_embed(decoder, "fp32"), output / FILES["embed"])
 

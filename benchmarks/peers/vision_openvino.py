@@ -37,34 +37,38 @@ Run = Callable[[dict[str, Any]], Any]
 
 def write(shape: str, layers: int | None, folder: Path) -> None:
     """Write the graphs."""
+    import onnx_ir as ir
     import torch
-    from vision_size import build
+    from vision_size import build, source_of
 
     from edgetune_calibrate.vision import InputRanges
     from edgetune_export.graph import save_model
-    from edgetune_export.vision.attention import FusedAttention, SegmentedAttention
-    from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
+    from edgetune_export.vision.attention import FUSED, STANDARD
+    from edgetune_export.vision.int8 import Seen, dynamic_layers, quantize_linears, static_layers
     from edgetune_export.vision.products import Dynamic, Range, by_block, static_standard, weights_only
-    from edgetune_export.vision.tower import write_tower
+    from edgetune_export.vision.towers import tower_of
+    from edgetune_runtime.families import get_family
     from edgetune_runtime.quant.blocks import BlockFormat
 
     tower = build(shape, layers)
     family, width = tower.config.model_type.removesuffix("_vision"), int(tower.patch_embed.proj.weight[0].numel())
     picture = arrays(CALIBRATION, width)
-    pictures = [(torch.from_numpy(picture["pixel_values"]), torch.from_numpy(picture["image_grid_thw"]))]
+    image = {"hidden_states": torch.from_numpy(picture["pixel_values"])}
+    image["grid_thw"] = torch.from_numpy(picture["image_grid_thw"])
+    seen = Seen(tower, "blocks", tower, [image])
     dynamic, slow = Dynamic(), by_block(BlockFormat(8, 32, symmetric=True))
-    free = dynamic_layers(tower, pictures)
+    free = dynamic_layers(seen)
     with torch.no_grad(), InputRanges(torch.nn.ModuleDict({"tower": tower}), "tower") as watched:
-        tower(*pictures[0])
+        tower(**image)
     ranges = {f"{name}.weight": Range.of(span["low"], span["high"]) for name, span in watched.ranges().items()}
-    fixed = static_layers(tower, pictures, ranges)
+    fixed = static_layers(seen, ranges)
     schemes = {
-        OURS: (FusedAttention, lambda name: dynamic if name in free else slow),
-        PEER: (SegmentedAttention, None),
-        PEER_INT8: (SegmentedAttention, lambda name: static_standard(ranges[name]) if name in fixed else weights_only),
+        OURS: (FUSED, lambda name: dynamic if name in free else slow),
+        PEER: (STANDARD, None),
+        PEER_INT8: (STANDARD, lambda name: static_standard(ranges[name]) if name in fixed else weights_only),
     }
-    for system, (attention, choose) in schemes.items():
-        model = write_tower(family, tower, attention)
+    for system, (operators, choose) in schemes.items():
+        model = tower_of(get_family(family).tower).write(source_of(tower, family), operators, ir.DataType.FLOAT)
         if choose is not None:
             quantize_linears(model, choose)
         save_model(model, folder / FILES[system])

@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText
 import edgetune
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import HEAD, WeightSet
-from edgetune_runtime.images.smart import preprocess
+from edgetune_runtime.images.smart import ImageSpec, preprocess
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.records import read_records
 from edgetune_runtime.tokens import TextTokenizer
@@ -120,6 +120,8 @@ def job(work: Path, family: str) -> dict[str, Any]:
         counts = ["--test", str(RECORDS), "--seed", "12"]
         subprocess.run([sys.executable, TINY / "make_data.py", "--output", folder, *counts], check=True)
     records: list[dict[str, Any]] = []
+    spec = source.spec
+    assert isinstance(spec, ImageSpec)
     for number, record in enumerate(read_records(folder / "test.jsonl")):
         text = record.prompt(source.family)
         picture = Image.open(record.image).convert("RGB")
@@ -127,7 +129,7 @@ def job(work: Path, family: str) -> dict[str, Any]:
             picture = picture.resize(ODD[number - RECORDS + len(ODD)])
         stem = folder / f"{number:02}"
         picture.save(stem.with_suffix(".png"))
-        pixels = preprocess(picture, source.smart_spec)
+        pixels = preprocess(picture, spec)
         np.ascontiguousarray(pixels.pixel_values, np.float32).tofile(stem.with_suffix(".f32"))
         ids = tokenizer.prompt(chat, text, image_tokens=pixels.image_tokens, image_token=image)
         one = f"{chat.prefix}{chat.before_image}{chat.image_token}{chat.after_image}{text}{chat.suffix}"

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -24,12 +24,14 @@ from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.trt_fused import PROFILES
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
 from edgetune_export.graph import save_model
-from edgetune_export.vision.attention import MaskedAttention
-from edgetune_export.vision.tower import write_tower
+from edgetune_export.vision.attention import ONE_FRAME
+from edgetune_export.vision.towers import tower_of
 from edgetune_export.vision.trt import quantize_static
+from edgetune_export.vision.writer import VisionSource
 from edgetune_runtime.backends.trt.build import BuildJob, build_apart
 from edgetune_runtime.backends.trt.build_engine import parse_target
 from edgetune_runtime.backends.trt.library import load_library
+from edgetune_runtime.families import Modules, get_family
 from edgetune_runtime.quant.blocks import BlockFormat
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "model"
@@ -67,12 +69,19 @@ def decoder_profiles(spec: DecoderSpec) -> list[dict[str, list[list[int]]]]:
     return profiles
 
 
+def modules_of(model: Any) -> Modules:
+    """The names of a model's family."""
+    modules = get_family(model.config.model_type).modules
+    assert modules is not None
+    return modules
+
+
 def decoders(model: Any, name: str, folder: Path, profiles: list[str], length: int) -> Iterator[dict[str, Any]]:
     """Write int4 decoders; yields what to build."""
     columns = model.config.get_text_config().hidden_size
     block = 128 if columns % 128 == 0 else 64
     fmt = BlockFormat(4, block, symmetric=False)
-    weights = DecoderWeights(model, layers_format=fmt, head_format=fmt)
+    weights = DecoderWeights(model, modules_of(model), layers_format=fmt, head_format=fmt)
     for profile in profiles:
         path = folder / f"{name}-{profile}.onnx"
         save_model(build_decoder(weights, partial(PROFILES[profile], max_length=length)), path)
@@ -83,10 +92,11 @@ def decoders(model: Any, name: str, folder: Path, profiles: list[str], length: i
 
 def encoders(model: Any, name: str, folder: Path, patches: int) -> Iterator[dict[str, Any]]:
     """Write a float16 and an int8 vision encoder; yields what to build."""
-    tower = model.model.visual
+    tower, family = model.model.visual, get_family(model.config.model_type)
     layers = [layer for layer, module in tower.named_modules() if isinstance(module, torch.nn.Linear)]
     for precision in ("fp16", "int8"):
-        graph = write_tower(model.config.model_type, tower, MaskedAttention, dtype=ir.DataType.FLOAT16, pictures=1)
+        source = VisionSource(model, modules_of(model), cast("Any", None))  # it does not depend on the preprocessing
+        graph = tower_of(family.tower).write(source, ONE_FRAME, ir.DataType.FLOAT16)
         width = tower.patch_embed.proj.weight[0].numel()
         ranges = [{"pixel_values": [[4, width], [patches, width], [patches, width]]}]
         quantize_static(graph, {f"tower.{layer}.weight": 8.0 for layer in layers} if precision == "int8" else {})

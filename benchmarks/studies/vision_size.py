@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from shapes import SHAPES
@@ -44,17 +44,33 @@ def build(shape: str, layers: int | None = None) -> Any:
     return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").model.visual.float().eval()
 
 
+def source_of(tower: Any, family: str) -> Any:
+    """A tower without the rest of its model, to be written as a graph."""
+    import torch
+
+    from edgetune_export.vision.writer import VisionSource
+    from edgetune_runtime.families import get_family
+
+    modules = get_family(family).modules
+    assert modules is not None
+    model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"visual": tower})})
+    return VisionSource(model, modules, cast("Any", None))  # it does not depend on the preprocessing
+
+
 def write(shape: str, folder: Path) -> None:
     """Write both graphs."""
+    import onnx_ir as ir
+
     from edgetune_export.graph import save_model
-    from edgetune_export.vision.attention import FusedAttention
+    from edgetune_export.vision.attention import FUSED
     from edgetune_export.vision.int8 import quantize_linears
     from edgetune_export.vision.products import Dynamic
-    from edgetune_export.vision.tower import write_tower
+    from edgetune_export.vision.towers import tower_of
+    from edgetune_runtime.families import get_family
 
-    tower, dynamic = build(shape), Dynamic()
+    source, dynamic = source_of(build(shape), SHAPES[shape].family), Dynamic()
     for system in SYSTEMS[1:]:
-        model = write_tower(SHAPES[shape].family, tower, FusedAttention)
+        model = tower_of(get_family(SHAPES[shape].family).tower).write(source, FUSED, ir.DataType.FLOAT)
         if system.endswith("int8"):
             quantize_linears(model, lambda name: dynamic)
         save_model(model, folder / f"{system}.onnx")

@@ -175,7 +175,12 @@ def _decoder(name: str, options: argparse.Namespace, data: Path) -> Path:
     weights = None if variant.calibrate is None else _calibrate(name, options, data)
     checkpoint = open_checkpoint(options.checkpoint)
     decoder = DecoderWeights(
-        checkpoint.model, layers_format=None, head_format=None, weights=weights, values=checkpoint.streamed.values
+        checkpoint.model,
+        checkpoint.modules,
+        layers_format=None,
+        head_format=None,
+        weights=weights,
+        values=checkpoint.streamed.values,
     )
     graph = build_decoder(
         decoder, lambda graph, spec: OrtDialect(graph, spec, ir.DataType.FLOAT, accuracy_level=variant.level)

@@ -28,23 +28,20 @@ def batch(sample: Sample, checkpoint: HubCheckpoint, dtype: torch.dtype) -> dict
         dtype: of the pixel values; models convert them to that of their weights anyway.
 
     Returns:
-        input_ids, attention_mask, mm_token_type_ids (1 on image tokens): int64 [1, S]; and unless it has no picture,
-        of all its pictures in order pixel_values [patches, C·T·P·P] and image_grid_thw int64 [pictures, 3].
+        input_ids, attention_mask and, if the model takes them, mm_token_type_ids (1 on image tokens): int64 [1, S];
+        and unless it has no picture, the preprocessing's arrays of all its pictures in order.
 
     Raises:
         ImageError: a picture cannot be read.
     """
     ids = torch.tensor([sample.ids])
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": (ids == _image_id(checkpoint)).long(),
-    }
+    inputs, spec = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, checkpoint.spec
+    if spec.typed_tokens:
+        inputs["mm_token_type_ids"] = (ids == _image_id(checkpoint)).long()
     if sample.images:
-        spec = checkpoint.smart_spec
-        pixels = spec.join([spec.arrays(load_image(path)) for path in sample.images])
-        inputs["pixel_values"] = torch.from_numpy(pixels["pixel_values"]).to(dtype)
-        inputs["image_grid_thw"] = torch.from_numpy(pixels["image_grid_thw"])
+        arrays = spec.join([spec.arrays(load_image(path)) for path in sample.images])
+        inputs |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     return inputs
 
 

@@ -22,8 +22,8 @@ from edgetune_core.conversation import Sample, prepare
 from edgetune_core.overlap import overlap
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.load import image_hash, load_image, upright_size
-from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.records import AnyRecord, Record, place_of, read_entries
 from edgetune_runtime.records.dialogue import Dialogue, Name
 from edgetune_runtime.threads import usable_cores
@@ -97,7 +97,7 @@ def calibration_set(
             hint=f"leave --samples out to take all {len(records)}, or add records",
         )
     remark = None if evaluation is None else check_disjoint(records, data, read_entries(evaluation), evaluation)
-    geometries, tokens = _sizes(records, checkpoint.smart_spec)
+    geometries, tokens = _sizes(records, checkpoint.spec)
     values = strata(records, geometries, tokens)
     chosen = choose(values, min(DEFAULT_SAMPLES, len(records)) if samples is None else samples, seed)
     facts = (checkpoint.family, checkpoint.spec, checkpoint.tokenizer)
@@ -182,7 +182,7 @@ def check_disjoint(
     return found.remark
 
 
-def _sizes(records: Sequence[AnyRecord], spec: ImageSpec) -> tuple[list[tuple[Geometry, ...]], list[int]]:
+def _sizes(records: Sequence[AnyRecord], spec: Preprocessing) -> tuple[list[tuple[Geometry, ...]], list[int]]:
     """Return geometries and image tokens of each record's pictures, from their headers."""
     known = {path: spec.plan(*upright_size(path)) for path in {path for record in records for path in record.images}}
     plans = [[known[path] for path in record.images] for record in records]

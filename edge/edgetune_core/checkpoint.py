@@ -90,17 +90,6 @@ class HubCheckpoint:
         return cls(folder, config, family, family.modules, spec, tokenizer)
 
     @property
-    def smart_spec(self) -> ImageSpec:
-        """Its image preprocessing by smart resize.
-
-        Raises:
-            InputError: its family resizes otherwise.
-        """
-        if not isinstance(self.spec, ImageSpec):
-            raise InputError(f"{self.folder}: {self.family.title} does not resize pictures by smart resize")
-        return self.spec
-
-    @property
     def dtype(self) -> str:
         """Of its weights, as config.json says."""
         text = self.config.get("text_config")

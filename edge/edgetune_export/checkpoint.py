@@ -14,9 +14,10 @@ from edgetune_core.streaming import FileTensors, Replaced, StreamedModel, Tensor
 from edgetune_core.weightset import HEAD
 from edgetune_export.dequantize import Dequantized
 from edgetune_export.prequantized import PrequantizedSet, declared_quantization, read_prequantized
+from edgetune_export.vision.writer import VisionSource
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Family, Modules
-from edgetune_runtime.images.smart import ImageSpec
+from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.json_file import read_json
 
 COPIED = (
@@ -50,7 +51,7 @@ class OpenCheckpoint:
     config: dict[str, Any]
     family: Family
     modules: Modules
-    spec: ImageSpec
+    spec: Preprocessing
     tokens: dict[str, Any]
     """Ids by role; "eos" is the sorted list of ids that end an answer."""
     quantized: PrequantizedSet | None = None
@@ -62,9 +63,9 @@ class OpenCheckpoint:
         return self.streamed.model
 
     @property
-    def tower(self) -> Any:
-        """Its vision tower."""
-        return self.model.get_submodule(self.modules.vision_root)
+    def vision(self) -> VisionSource:
+        """What its vision tower is written from."""
+        return VisionSource(self.model, self.modules, self.spec, self.streamed.values)
 
 
 def open_checkpoint(folder: Path, *, device: str = "cpu") -> OpenCheckpoint:
@@ -96,7 +97,7 @@ def open_checkpoint(folder: Path, *, device: str = "cpu") -> OpenCheckpoint:
         streamed = StreamedModel(built, tensors, modules, device=device, keep=KEPT, name=str(folder))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"{folder}: transformers cannot load it: {str(error)[:300]}") from error
-    return OpenCheckpoint(folder, streamed, config, source.family, modules, source.smart_spec, tokens, quantized)
+    return OpenCheckpoint(folder, streamed, config, source.family, modules, source.spec, tokens, quantized)
 
 
 def _dequantized(config: Any, quantized: PrequantizedSet, files: Tensors) -> tuple[Any, Tensors]:

@@ -28,7 +28,7 @@ def limits(checkpoint: OpenCheckpoint, max_length: int | None) -> dict[str, int]
     Raises:
         InputError: `max_length` is over the model's own window.
     """
-    image = checkpoint.spec.max_pixels // checkpoint.spec.factor**2
+    image = checkpoint.spec.most_tokens
     window = int(checkpoint.model.config.get_text_config().max_position_embeddings)
     length = min(window, image + _TEXT_ROOM) if max_length is None else max_length
     if length > window:
@@ -59,7 +59,7 @@ def describe(
         "tokens": checkpoint.tokens,
         "rope": {
             "theta": rope["rope_theta"],
-            "mrope_section": list(rope["mrope_section"]),
+            "mrope_section": list(rope.get("mrope_section", (spec.head_dim // 2, 0, 0))),
             "interleaved": bool(rope.get("mrope_interleaved", False)),
             "head_dim": spec.head_dim,
         },

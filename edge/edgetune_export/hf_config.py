@@ -17,23 +17,38 @@ from typing import Any
 from edgetune_core.weightset import HEAD
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat
 
 Formats = Mapping[str, BlockFormat]
 """Name of each quantized linear layer in transformers, and its format."""
 
-VISION = ("visual", "model.visual")
-"""The vision tower in modules_to_not_convert. transformers matches from the start of its name, others match a part of
-theirs; with only one of the two, some reader would quantize the tower and compute NaN."""
-
-_VISION_LAYERS = r"(.*\.)?visual\..*"
-"""Expression that matches every layer of the vision tower, wherever a reader's module tree has it."""
-
 _LAYER = re.compile(r".*\.layers\.(\d+)\.(\w+)\.(\w+)_proj")
 _FUSED = {**dict.fromkeys("qkv", "(q|k|v|qkv)"), **dict.fromkeys(("gate", "up"), "(gate|up|gate_up)")}
 
 
-def gptq_config(formats: Formats, blocks: str) -> dict[str, Any]:
+def vision_names(modules: Modules) -> list[str]:
+    """The vision tower and what projects its output, in modules_to_not_convert.
+
+    transformers matches from the start of a name, others match a part of theirs; with only one of the two, some reader
+    would quantize the tower and compute NaN.
+    """
+    return [name for root in _seeing(modules) for name in (root.removeprefix("model."), root)]
+
+
+def _seeing(modules: Modules) -> list[str]:
+    """What images go through: the tower, and what of the way into the language model lies outside of it."""
+    root = modules.vision_root
+    return [root, *(name for name in modules.mergers if not name.startswith(f"{root}."))]
+
+
+def _vision_layers(modules: Modules) -> str:
+    """Expression that matches every linear layer that images go through, wherever a reader's module tree has it."""
+    names = "|".join(re.escape(root.removeprefix("model.")) for root in _seeing(modules))
+    return rf"(.*\.)?{names}\..*" if "|" not in names else rf"(.*\.)?({names})\..*"
+
+
+def gptq_config(formats: Formats, modules: Modules) -> dict[str, Any]:
     """`quantization_config` of a GPTQ checkpoint; also the content of quantize_config.json.
 
     The commonest format is the checkpoint's, the others are overrides under `dynamic`, which GPTQModel and vLLM read
@@ -42,13 +57,15 @@ def gptq_config(formats: Formats, blocks: str) -> dict[str, Any]:
 
     Args:
         formats: quantized layers, of 3, 4 or 8 bits.
-        blocks: name of the decoder's blocks in transformers.
+        modules: names of the family.
     """
     common = _commonest(formats)
-    dynamic: dict[str, dict[str, Any]] = {f"-:{_VISION_LAYERS}": {}}
+    dynamic: dict[str, dict[str, Any]] = {f"-:{_vision_layers(modules)}": {}}
     for fmt in _others(formats, common):
         entry = {"bits": fmt.bits, "group_size": fmt.block, "sym": fmt.symmetric}
-        dynamic |= {f"+:{pattern}": entry for pattern in _patterns(name for name in formats if formats[name] == fmt)}
+        dynamic |= {
+            f"+:{pattern}": entry for pattern in _patterns((name for name in formats if formats[name] == fmt), modules)
+        }
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
@@ -59,7 +76,7 @@ def gptq_config(formats: Formats, blocks: str) -> dict[str, Any]:
         "pack_dtype": "int32",
         "lm_head": HEAD in formats,
         # Without it readers guess, and may take the vision tower's blocks for the decoder's.
-        "block_name_to_quantize": blocks,
+        "block_name_to_quantize": modules.blocks,
         "dynamic": dynamic,
         # GPTQModel reads zero points of this layout only from itself since 0.9.0, for older writers let them overflow.
         # Ours do not (`edgetune_runtime.quant.gptq`), and the second entry says so in the only way that it knows.
@@ -67,7 +84,7 @@ def gptq_config(formats: Formats, blocks: str) -> dict[str, Any]:
     }
 
 
-def awq_config(formats: Formats) -> dict[str, Any]:
+def awq_config(formats: Formats, modules: Modules) -> dict[str, Any]:
     """`quantization_config` of an AWQ checkpoint (version "gemm").
 
     Raises:
@@ -95,11 +112,11 @@ def awq_config(formats: Formats) -> dict[str, Any]:
         "bits": 4,
         "group_size": _commonest(formats).block,
         "zero_point": True,  # written for symmetric layers too, as 8
-        "modules_to_not_convert": [*VISION, HEAD],
+        "modules_to_not_convert": [*vision_names(modules), HEAD],
     }
 
 
-def compressed_config(formats: Formats) -> dict[str, Any]:
+def compressed_config(formats: Formats, modules: Modules) -> dict[str, Any]:
     """`quantization_config` of a compressed-tensors checkpoint ("pack-quantized").
 
     Layers of one format are named by their class, as most published checkpoints do and as some readers require; those
@@ -109,7 +126,8 @@ def compressed_config(formats: Formats) -> dict[str, Any]:
     common = _commonest(formats)
     kinds = (common, *_others(formats, common))
     for number, fmt in enumerate(kinds):
-        patterns = _patterns(name for name in formats if formats[name] == fmt and (len(kinds) > 1 or name == HEAD))
+        named = [name for name in formats if formats[name] == fmt and (len(kinds) > 1 or name == HEAD)]
+        patterns = _patterns(named, modules)
         groups[f"group_{number}"] = {
             "targets": [*(["Linear"] if len(kinds) == 1 else []), *(f"re:{pattern}" for pattern in patterns)],
             "format": "pack-quantized",
@@ -124,7 +142,7 @@ def compressed_config(formats: Formats) -> dict[str, Any]:
             "input_activations": None,
             "output_activations": None,
         }
-    ignored = [_VISION_LAYERS, *([] if HEAD in formats else _patterns([HEAD]))]
+    ignored = [_vision_layers(modules), *([] if HEAD in formats else _patterns([HEAD], modules))]
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -145,10 +163,13 @@ def _others(formats: Formats, common: BlockFormat) -> list[BlockFormat]:
     return [fmt for fmt in dict.fromkeys(formats.values()) if fmt != common]
 
 
-def _patterns(names: Iterable[str]) -> list[str]:
+def _patterns(names: Iterable[str], modules: Modules) -> list[str]:
     """Expressions that match these layers in every reader's naming, one for each kind of layer."""
     layers: dict[str, set[int]] = {}
     patterns = []
+    # Some towers have "layers" as well, with the same names in them.
+    tower = re.escape(modules.vision_root.rpartition(".")[2])
+    apart = rf"(?!.*\b{tower}\.)" if "layers" in modules.vision_blocks.split(".") else ""
     for name in names:
         found = _LAYER.fullmatch(name)
         if found is None:
@@ -157,5 +178,5 @@ def _patterns(names: Iterable[str]) -> list[str]:
         number, owner, role = found.groups()
         layers.setdefault(rf"{owner}\.{_FUSED.get(role, role)}_proj", set()).add(int(number))
     for kind, numbers in layers.items():
-        patterns.append(rf".*\.layers\.({'|'.join(map(str, sorted(numbers)))})\.{kind}")
+        patterns.append(rf"{apart}.*\.layers\.({'|'.join(map(str, sorted(numbers)))})\.{kind}")
     return patterns

@@ -23,7 +23,9 @@ from edgetune_export.checkpoint import COPIED, OpenCheckpoint, open_checkpoint
 from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.hf_checkpoint import write_json
 from edgetune_export.settings import ExportSettings
+from edgetune_export.vision.int8 import Seen
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.config import read_preprocessor
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
@@ -79,8 +81,7 @@ class ExportJob:
         options.check_weights(weights)
         progress("load")
         checkpoint = open_checkpoint(folder, device=options.device)
-        spec = checkpoint.spec.bounded(options.min_pixels, options.max_pixels)
-        checkpoint = replace(checkpoint, spec=spec)
+        checkpoint = replace(checkpoint, spec=_bounded(checkpoint.spec, options, folder))
         if checkpoint.quantized is not None:
             weights = _own_weights(checkpoint.quantized, weights)
             options.check_weights(weights)
@@ -89,6 +90,7 @@ class ExportJob:
         longest = describe.limits(checkpoint, options.max_length)["max_length"]
         decoder = DecoderWeights(
             checkpoint.model,
+            checkpoint.modules,
             layers_format=options.block_format(options.precision) if weights is None else None,
             head_format=options.block_format(options.head, weights),
             weights=weights,
@@ -106,10 +108,14 @@ class ExportJob:
         """Whether the decoder's weights are written in blocks."""
         return self.weights is not None or "int" in self.options.precision + self.options.head
 
-    def pictures(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Patches float32 [P, K] and grid int64 [1, 3] of each generated picture, where the model computes."""
+    @property
+    def seen(self) -> Seen:
+        """The model's tower, with the generated pictures to try it on."""
+        model, modules = self.checkpoint.model, self.checkpoint.modules
         given = partial(torch.as_tensor, device=self.checkpoint.streamed.device)
-        return [(given(case.pixels.pixel_values), given(case.pixels.grid_thw)) for case in self.cases.pictures]
+        images = [{name: given(array) for name, array in case.arrays.items()} for case in self.cases.pictures]
+        blocks = modules.vision_blocks.removeprefix(f"{modules.vision_root}.")
+        return Seen(model.get_submodule(modules.vision_root), blocks, model.get_image_features, images)
 
     def copy_files(self) -> None:
         """Copy what other loaders of the checkpoint look for."""
@@ -118,7 +124,9 @@ class ExportJob:
                 copy = copy_generation_config if name == GENERATION_CONFIG else shutil.copyfile
                 copy(self.checkpoint.folder / name, self.work / name)
         if (self.options.min_pixels, self.options.max_pixels) != (None, None):
-            bound_pixels(self.work, self.checkpoint.spec)
+            spec = self.checkpoint.spec
+            assert isinstance(spec, ImageSpec)
+            bound_pixels(self.work, spec)
         if self.checkpoint.quantized is not None:  # the tensors that it describes do not come along
             config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
             write_json(self.work / "config.json", config)
@@ -151,18 +159,33 @@ class ExportJob:
         return {"bundle": {"format": format_, **common, **more, "files": dict(files), "parity": dict(measured)}}
 
 
+def _bounded(spec: Preprocessing, options: ExportSettings, folder: Path) -> Preprocessing:
+    """The preprocessing with the limits that were asked for."""
+    if (options.min_pixels, options.max_pixels) == (None, None):
+        return spec
+    if not isinstance(spec, ImageSpec):
+        raise InputError(
+            f"{folder}: --min-pixels and --max-pixels are limits of smart resize, and pictures are prepared by "
+            f"{spec.rule!r}",
+            hint="leave them out",
+        )
+    return spec.bounded(options.min_pixels, options.max_pixels)
+
+
 def bound_pixels(folder: Path, spec: ImageSpec) -> None:
     """Write a rule's limits of pictures into a folder's preprocessor config, in both spellings that are read."""
     size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
     _add_preprocessing(folder, {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels, "size": size})
 
 
-def spell_out_steps(folder: Path, spec: ImageSpec) -> None:
-    """Write the steps that published preprocessor configs leave to their class into a folder's.
+def spell_out_steps(folder: Path, spec: Preprocessing) -> None:
+    """Write the steps of smart resize that published preprocessor configs leave to their class into a folder's.
 
     transformers.js does none that is not asked for: it would neither normalise a picture nor, where there is no "size",
     resize it.
     """
+    if not isinstance(spec, ImageSpec):
+        return
     steps = dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True)
     _add_preprocessing(folder, {**steps, "rescale_factor": spec.rescale, "resample": spec.resample})
 

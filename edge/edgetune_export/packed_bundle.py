@@ -37,7 +37,7 @@ from edgetune_runtime.quant.layouts import LAYOUTS
 def export_gptq(job: ExportJob) -> dict[str, Any]:
     """Write and check a GPTQ checkpoint (v1) that is a bundle."""
     weights, modules = _source(job, "gptq")
-    config = gptq_config({name: weights.format(name) for name in weights.names}, modules.blocks)
+    config = gptq_config({name: weights.format(name) for name in weights.names}, modules)
     if _for(job, "server"):
         write_json(job.work / "quantize_config.json", config)  # where readers before transformers look for it
     return _export(job, "gptq", weights, modules, config)
@@ -46,14 +46,14 @@ def export_gptq(job: ExportJob) -> dict[str, Any]:
 def export_awq(job: ExportJob) -> dict[str, Any]:
     """Write and check an AWQ checkpoint (version "gemm") that is a bundle."""
     weights, modules = _source(job, "awq")
-    config = awq_config({name: weights.format(name) for name in weights.names})
+    config = awq_config({name: weights.format(name) for name in weights.names}, modules)
     return _export(job, "awq", weights, modules, config)
 
 
 def export_compressed(job: ExportJob) -> dict[str, Any]:
     """Write and check a compressed-tensors checkpoint ("pack-quantized") that is a bundle."""
     weights, modules = _source(job, "compressed-tensors")
-    config = compressed_config({name: weights.format(name) for name in weights.names})
+    config = compressed_config({name: weights.format(name) for name in weights.names}, modules)
     return _export(job, "compressed-tensors", weights, modules, config)
 
 

@@ -23,6 +23,7 @@ from edgetune_export.decoder.dialects.trt_fused import PROFILES
 from edgetune_export.graph import save_model
 from edgetune_export.job import ExportJob
 from edgetune_export.trt_options import resolve
+from edgetune_export.vision.towers import tower_of
 from edgetune_export.vision.trt import build_trt_vision
 from edgetune_runtime.backends.trt.cuda import Cuda
 from edgetune_runtime.backends.trt.engines import build_engines, make_graphs
@@ -103,8 +104,7 @@ def _check(job: ExportJob, length: int) -> Mapping[str, Any]:
 
 def _profiles(job: ExportJob, length: int) -> dict[str, list[dict[str, list[list[int]]]]]:
     """Ranges of the free dimensions, one for each use of a network; see `trt_build.Profile`."""
-    spec, image = job.decoder.spec, job.checkpoint.spec
-    unit, patch = image.merge_size**2, 3 * image.temporal_patch_size * image.patch_size**2
+    spec, checkpoint = job.decoder.spec, job.checkpoint
     tokens = describe.limits(job.checkpoint, job.options.max_length)["max_image_tokens"]
 
     def decoder(*counts: int) -> dict[str, list[list[int]]]:
@@ -114,9 +114,8 @@ def _profiles(job: ExportJob, length: int) -> dict[str, list[dict[str, list[list
         return shapes | {"cache_position": [[count] for count in counts]}
 
     most = min(length, MAX_CHUNK)
-    patches = [[count * unit, patch] for count in (1, tokens, tokens)]
     return {
-        "vision": [{"pixel_values": patches}],
+        "vision": [dict(tower_of(checkpoint.family.tower).sizes(checkpoint.vision, tokens))],
         "decoder": [decoder(1, 1, 1), decoder(1, min(most, tokens + 64), most)],
     }
 

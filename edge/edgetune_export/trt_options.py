@@ -39,6 +39,7 @@ def resolve(job: ExportJob) -> tuple[ExportJob, type[DecomposedTrtDialect] | typ
     )
     decoder = DecoderWeights(
         job.checkpoint.model,
+        job.checkpoint.modules,
         layers_format=options.block_format(options.precision) if job.weights is None else None,
         head_format=options.block_format(options.head),
         weights=job.weights,

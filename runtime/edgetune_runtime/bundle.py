@@ -34,7 +34,10 @@ _MOST = 1 << 24
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: base `theta`, the split of the head's half among (time, height, width), and its layout."""
+    """Rotary embedding: base `theta`, the split of the head's half among (time, height, width), and its layout.
+
+    Where positions are the tokens' own and nothing else, all of it is time's.
+    """
 
     theta: float
     mrope_section: tuple[int, ...]
@@ -135,7 +138,7 @@ class Bundle:
                 hint=f"choose at most {self.spec.max_pixels}, or export again with --max-pixels",
             )
         spec = self.spec.bounded(max_pixels=max_pixels)
-        limits = replace(self.limits, max_image_tokens=spec.max_pixels // spec.factor**2)
+        limits = replace(self.limits, max_image_tokens=spec.most_tokens)
         return replace(self, spec=spec, limits=limits)
 
     @classmethod
@@ -309,9 +312,9 @@ def _spec(values: Any, limits: Limits) -> Preprocessing:
         spec = rule_from_dict(values)
     except InputError as error:
         raise InputError(f"image.{error}") from error
-    if isinstance(spec, ImageSpec) and spec.max_pixels // spec.factor**2 != limits.max_image_tokens:
+    if spec.most_tokens != limits.max_image_tokens:
         raise InputError(
-            f"image allows {spec.max_pixels} pixels and a token for {spec.factor}x{spec.factor} of them, "
+            f"image makes {spec.most_tokens} tokens of a picture at most, "
             f"but limits.max_image_tokens is {limits.max_image_tokens}"
         )
     return spec

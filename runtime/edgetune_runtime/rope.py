@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.images.base import Preprocessing
+from edgetune_runtime.images.smart import ImageSpec
 
 Positions = npt.NDArray[np.int64]
 
@@ -51,3 +53,26 @@ def mrope_positions(
     positions[:, done:] = np.arange(following, following + len(token_ids) - done)
     # Not `following` plus the rest: a clip of more frames than rows and columns reaches beyond it in time.
     return positions, int(positions.max()) + 1
+
+
+def prompt_positions(
+    token_ids: npt.NDArray[np.int64], spec: Preprocessing, grids: npt.NDArray[np.int64] | None, *, image_token: int
+) -> tuple[Positions, int]:
+    """Number the tokens of one prompt as its model does.
+
+    Args:
+        token_ids: int64 [S].
+        spec: the model's preprocessing; only families that resize smartly have multimodal positions.
+        grids: see `mrope_positions`; None without an image.
+        image_token: id of the placeholder token.
+
+    Returns:
+        int64 [3, S] positions, three times the token's own without M-RoPE, and the position of the next token.
+
+    Raises:
+        InputError: as `mrope_positions`.
+    """
+    if not isinstance(spec, ImageSpec):
+        return np.tile(np.arange(len(token_ids)), (3, 1)), len(token_ids)
+    grids = np.empty((0, 3), np.int64) if grids is None else grids
+    return mrope_positions(token_ids, grids, image_token=image_token, merge_size=spec.merge_size)

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
-import numpy as np
 from PIL import Image
 
 from edgetune_runtime.answer import Answer, Detection, Stream
 from edgetune_runtime.backends import Backend, ImageFeatures, Int, load_backend
 from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import parse
@@ -26,10 +26,9 @@ from edgetune_runtime.decode import Prompt, Step, greedy_steps
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
-from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.manifest import verify_files
 from edgetune_runtime.memory import return_freed_memory
-from edgetune_runtime.rope import mrope_positions
+from edgetune_runtime.rope import prompt_positions
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
@@ -45,16 +44,14 @@ _NUMBERS = (".data", ".safetensors")
 _HEAD_START = 0.2
 """Seconds before a tokenizer is read beside an engine that loads."""
 
-_NO_GRID = np.empty((0, 3), np.int64)
-
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture after the vision encoder: its sizes, what stands for it in a prompt, and its features."""
+    """A picture after the vision encoder: its sizes, its part of a prompt, its grid of patches if it has one."""
 
     geometry: Geometry
     pieces: Pieces
-    grid_thw: Int
+    grid_thw: Int | None
     features: ImageFeatures
 
 
@@ -315,7 +312,7 @@ class Session:
         plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
         started = time.perf_counter()
         self._backend.forget()  # the encoder and the cache of the last answer need not be in memory together
-        features = self._backend.encode_images(arrays)
+        features = self._backend.encode_images(spec.encoder_arrays([arrays]))
         clock.vision = time.perf_counter() - started
         if len(features.embeddings) != plan.image_tokens:
             raise BundleError(
@@ -323,7 +320,7 @@ class Session:
                 f"manifest's image preprocessing makes {plan.image_tokens} tokens",
                 hint="export the bundle again",
             )
-        encoded = EncodedImage(plan.geometry, plan.pieces, arrays.get("image_grid_thw", _NO_GRID), features)
+        encoded = EncodedImage(plan.geometry, plan.pieces, arrays.get("image_grid_thw"), features)
         if keep:
             self._images[key] = encoded
             while len(self._images) > 1 and (
@@ -341,12 +338,14 @@ class Session:
         decode = partial(self._tokenizer.decode, keep_control=True)
         ids = [step.token for step in steps]
         known = [step.probability for step in steps if step.probability is not None]
-        tokens = token_probabilities(ids, known, decode) if len(known) == len(ids) else []
-        return Answer.of(parse(decode(ids), encoded.geometry, self.bundle.box_format, tokens), timings)
+        before = self.bundle.chat.before_answer
+        tokens = token_probabilities(ids, known, decode, before) if len(known) == len(ids) else []
+        text = decode(ids).removeprefix(before)
+        return Answer.of(parse(text, encoded.geometry, self.bundle.box_format, tokens), timings)
 
     def _pieces(self, steps: Iterator[Step], turn: int, clock: _Clock) -> Generator[str, None, Timings]:
         """The text of steps, taken one by one under the lock while no later call has begun; returns the cost."""
-        text = TextStream(self._tokenizer.decode)
+        text = TextStream(self._tokenizer.decode, self.bundle.chat.before_answer)
         while True:
             with self._lock:
                 if turn != self._turn:
@@ -388,13 +387,16 @@ class Session:
         if not isinstance(text, str):
             raise InputError(f"a prompt is a text, got {type(text).__name__}")
         image_token = self.bundle.tokens["image"]
-        pieces, grid = (0, _NO_GRID) if encoded is None else (encoded.pieces, encoded.grid_thw)
-        ids = self._tokenizer.prompt(self.bundle.chat, text, image_tokens=pieces, image_token=image_token)
-        features = None if encoded is None else encoded.features
-        if not isinstance(self.bundle.spec, ImageSpec):  # without M-RoPE all three positions are the token's own
-            return Prompt(ids, np.tile(np.arange(len(ids)), (3, 1)), len(ids), image_token, features)
-        merge = self.bundle.spec.merge_size
-        positions, following = mrope_positions(ids, grid, image_token=image_token, merge_size=merge)
+        pieces: int | Pieces = 0 if encoded is None else encoded.pieces
+        grid, features = (None, None) if encoded is None else (encoded.grid_thw, encoded.features)
+        ids = self._tokenizer.prompt(
+            self.bundle.chat,
+            text,
+            image_tokens=pieces,
+            image_token=image_token,
+            allowed=grammar.tags(self.bundle.box_format.style),
+        )
+        positions, following = prompt_positions(ids, self.bundle.spec, grid, image_token=image_token)
         return Prompt(ids, positions, following, image_token, features)
 
 

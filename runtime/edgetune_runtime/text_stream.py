@@ -18,15 +18,18 @@ class TextStream:
 
     Args:
         decode: turns token ids into text.
+        prefix: of one token at most, which the text may begin with and does without.
 
     Attributes:
         length: characters of the text so far; a character whose bytes are still incomplete counts as the decoder
             shows it.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], prefix: str = "") -> None:
         self.length = 0
         self._decode = decode
+        self._prefix = prefix
+        self._cut: int | None = None  # characters that were left out, once that is known
         self._window: list[int] = []
         self._known = 0  # characters of the window's text that were returned
         self._held = 0  # tokens at the window's end whose text was not
@@ -37,7 +40,8 @@ class TextStream:
         self._window.append(token)
         self._held += 1
         text = self._decode(self._window)
-        self.length = self._returned + max(len(text) - self._known, 0)
+        cut = len(self._prefix) if text.startswith(self._prefix) else 0
+        self.length = self._returned + max(len(text) - self._known, 0) - (cut if self._cut is None else self._cut)
         if text.endswith(_UNKNOWN) and self._held < _LONGEST_WAIT:
             return ""
         return self._take(text)
@@ -50,6 +54,9 @@ class TextStream:
         """Return the window's new text, and let the window begin with the tokens that wrote it."""
         piece = text[self._known :]
         self._returned += len(piece)
+        if self._cut is None and text:
+            self._cut = len(self._prefix) if piece.startswith(self._prefix) else 0
+            piece = piece[self._cut :]
         latest = self._window[len(self._window) - self._held :]
         said = self._decode(latest)
         if said or len(self._window) > _LONGEST_WAIT:  # tokens without text do not tell how the next one is written

@@ -206,7 +206,7 @@ def test_conversations_are_calibrated_on_by_their_boxes_and_an_export_is_checked
     cases, _ = record_cases(open_checkpoint(qwen3_vl), weights)
     assert [case.name for case in cases] == ["data.jsonl:1", "data.jsonl:3"]
     assert cases[0].token_ids.tolist() == prompts[-1]
-    for name, array in cases[0].pixels.arrays.items():
+    for name, array in cases[0].arrays.items():
         torch.testing.assert_close(torch.from_numpy(array), expected[name], atol=0, rtol=0)
     [short] = record_cases(open_checkpoint(qwen3_vl), weights, max_length=len(prompts[-1]))[0]
     assert short.name == "data.jsonl:3"  # a bundle that the conversation does not fit into

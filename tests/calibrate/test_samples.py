@@ -21,7 +21,6 @@ from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import upright_size
-from edgetune_runtime.images.smart import geometry_of
 from edgetune_runtime.records import read_records
 from train.conftest import RECORDS, write_records
 from train.reference import conversation
@@ -193,7 +192,7 @@ def test_roles_share_the_weight_as_told() -> None:
 def test_resized_pictures_decide_the_tokens(qwen3_vl: Path, data: Path) -> None:
     base = HubCheckpoint.open(qwen3_vl)
     for sample in calibration_set(base, data, samples=None, seed=0).samples:
-        geometry = geometry_of(*upright_size(sample.images[0]), base.smart_spec)
+        geometry = base.spec.plan(*upright_size(sample.images[0])).geometry
         tokens = geometry.resized_width * geometry.resized_height // 32**2
         assert int((roles(sample, base) == ROLES.index("image")).sum()) == tokens
 

@@ -60,8 +60,7 @@ def test_states_are_those_of_transformers(name: str, request: pytest.FixtureRequ
         model.model(
             input_ids=ids,
             mm_token_type_ids=(ids == opened.tokens["image"]).int(),
-            pixel_values=torch.from_numpy(sample.case.pixels.pixel_values),
-            image_grid_thw=torch.from_numpy(sample.case.pixels.grid_thw),
+            **{name: torch.from_numpy(array) for name, array in sample.case.arrays.items()},
         )
         watch = watched(len(sample.case.token_ids), len(sample.tokens) - 1)
         assert sample.states is not None

@@ -19,11 +19,11 @@ from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects import Dialect
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.dialects.plain import PlainDialect
-from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
+from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import GraphBuilder, save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
-from reference import apply_rounding, load_model
+from reference import apply_rounding, decoder_weights, load_model
 
 Float = npt.NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def build(request: pytest.FixtureRequest) -> Build:
     make = DIALECTS[request.param]
 
     def write(model: Any, folder: Path) -> onnxruntime.InferenceSession:
-        weights = DecoderWeights(model, layers_format=None, head_format=None)
+        weights = decoder_weights(model)
         graph = build_decoder(weights, lambda graph, spec: make(graph, spec, ir.DataType.FLOAT))
         save_model(graph, folder / "decoder.onnx")
         return onnxruntime.InferenceSession(str(folder / "decoder.onnx"))
@@ -169,7 +169,7 @@ def test_rotary_frequencies_that_depend_on_the_length_are_refused(qwen3_vl: Path
     dynamic = rope(qwen3_vl, rope_type="dynamic", factor=2.0, original_max_position_embeddings=64)
     model = load_model(edited(qwen3_vl, tmp_path / "dynamic", rope_parameters=dynamic))
     with pytest.raises(InputError, match="rope type 'dynamic' is not supported"):
-        DecoderWeights(model, layers_format=None, head_format=None)
+        decoder_weights(model)
 
 
 def test_sliding_windows_are_refused(qwen2_5_vl: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_sliding_windows_are_refused(qwen2_5_vl: Path, tmp_path: Path) -> None:
     windowed["layer_types"] = ["full_attention", "sliding_attention", "sliding_attention"]
     model = load_model(edited(qwen2_5_vl, tmp_path / "sliding", **windowed))
     with pytest.raises(InputError, match="sliding-window"):
-        DecoderWeights(model, layers_format=None, head_format=None)
+        decoder_weights(model)
 
 
 @pytest.mark.parametrize(("builder", "tied"), [(build_qwen3_vl, False), (build_qwen2_5_vl, True)])
@@ -196,7 +196,7 @@ def test_quantized_weights_in_standard_operators(qwen3_vl: Path, tmp_path: Path)
         "8 bits": BlockFormat(8, 32, symmetric=True),
         "8 bits, zero points": BlockFormat(8, 32, symmetric=False),
     }.items():
-        decoder = DecoderWeights(model, layers_format=fmt, head_format=fmt)
+        decoder = decoder_weights(model, layers_format=fmt, head_format=fmt)
         graph = build_decoder(decoder, lambda graph, spec: PlainDialect(graph, spec, ir.DataType.FLOAT))
         assert {node.domain for node in graph.graph} == {""}
         save_model(graph, tmp_path / "decoder.onnx")
@@ -213,7 +213,7 @@ def test_quantized_weights_in_standard_operators(qwen3_vl: Path, tmp_path: Path)
 def test_padding_on_the_left_is_not_seen(qwen3_vl: Path, tmp_path: Path) -> None:
     """Only the plain dialect reads the mask's zeros; onnxruntime's operator takes its length."""
     model = load_model(qwen3_vl)
-    decoder = DecoderWeights(model, layers_format=None, head_format=None)
+    decoder = decoder_weights(model)
     save_model(
         build_decoder(decoder, lambda graph, spec: PlainDialect(graph, spec, ir.DataType.FLOAT)),
         tmp_path / "decoder.onnx",

@@ -18,7 +18,7 @@ from edgetune_export.decoder.embed import build_embed
 from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.graph import save_model
 from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
-from reference import load_model
+from reference import decoder_weights, load_model
 from weight_sets import build_weight_set
 
 EIGHT = BlockFormat(8, 32, symmetric=True)
@@ -35,7 +35,7 @@ def write(folder: Path, decoder: DecoderWeights, dtype: ir.DataType = ir.DataTyp
 
 def rounded(checkpoint: Path, head: BlockFormat | None) -> DecoderWeights:
     """A decoder whose head is rounded so."""
-    return DecoderWeights(load_model(checkpoint), layers_format=EIGHT, head_format=head)
+    return decoder_weights(load_model(checkpoint), layers_format=EIGHT, head_format=head)
 
 
 def looked_up(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -78,7 +78,7 @@ def test_a_tied_table_is_read_from_the_heads_codes(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_tied_table_is_read_from_a_calibrated_heads_codes(bits: int, qwen3_vl: Path, tmp_path: Path) -> None:
     weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", head=BlockFormat(bits, 64, symmetric=False)))
-    decoder = DecoderWeights(load_model(qwen3_vl), layers_format=None, head_format=EIGHT, weights=weights)
+    decoder = decoder_weights(load_model(qwen3_vl), head_format=EIGHT, weights=weights)
     ids = np.arange(decoder.spec.vocabulary)[None]
     rows = looked_up(write(tmp_path / "bundle", decoder), ids)
     np.testing.assert_array_equal(rows[0], weights.dequantized("lm_head"))

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,13 +22,14 @@ from edgetune_core.weightset import WeightSet
 from edgetune_export.hf_checkpoint import write_checkpoint
 from edgetune_export.hf_config import awq_config, compressed_config, gptq_config
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families import get_family
+from edgetune_runtime.families import Modules, get_family
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.quant.layouts import LAYOUTS
 from hf_reader import dense_tensors, tensors_of
 from weight_sets import build_weight_set, memory_names
 
 G32 = BlockFormat(4, 32, symmetric=False)
+QWEN = cast(Modules, get_family("qwen3_vl").modules)
 NORM = "model.language_model.layers.1.post_attention_layernorm.weight"
 
 
@@ -46,9 +47,9 @@ def write(checkpoint: Path, weights: Path, folder: Path, layout: str, *, names: 
     loaded = WeightSet.load(weights)
     formats = {name: loaded.format(name) for name in loaded.names}
     quantization = {
-        "gptq": lambda: gptq_config(formats, modules.blocks),
-        "awq": lambda: awq_config(formats),
-        "compressed-tensors": lambda: compressed_config(formats),
+        "gptq": lambda: gptq_config(formats, modules),
+        "awq": lambda: awq_config(formats, modules),
+        "compressed-tensors": lambda: compressed_config(formats, modules),
     }[layout]()
     folder.mkdir()
     prefixes = modules.hub_prefixes if names == "hub" else ()
@@ -268,7 +269,7 @@ def test_awq_readers_leave_the_vision_tower_alone(family: str, request: pytest.F
 def test_compressed_tensors_finds_the_layers(head: BlockFormat | None, qwen3_vl: Path, tmp_path: Path) -> None:
     """All linear layers but those that an expression leaves out, by their names in transformers and in vLLM."""
     weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", head=head))
-    quantization = compressed_config({name: weights.format(name) for name in weights.names})
+    quantization = compressed_config({name: weights.format(name) for name in weights.names}, QWEN)
     (group,) = quantization["config_groups"].values()
     assert group["format"] == quantization["format"] == "pack-quantized"
     assert group["targets"] == ["Linear", *([r"re:(.*\.)?lm_head"] if head else [])]
@@ -308,7 +309,7 @@ FUSED = {"self_attn.qkv_proj": "self_attn.q_proj", "mlp.gate_up_proj": "mlp.up_p
 def test_overrides_reach_layers_under_every_readers_name(spelling: str, qwen3_vl: Path, tmp_path: Path) -> None:
     weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", choose=mixed, head=G32))
     formats = {name: weights.format(name) for name in weights.names}
-    quantization = gptq_config(formats, "model.language_model.layers")
+    quantization = gptq_config(formats, QWEN)
     common = (quantization["bits"], quantization["group_size"], quantization["sym"])
     assert common == (4, 32, False)
     roles = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", *FUSED)
@@ -326,7 +327,7 @@ def test_overrides_reach_layers_under_every_readers_name(spelling: str, qwen3_vl
     for name in vision:
         matching = [pattern for pattern in quantization["dynamic"] if re.match(pattern[2:], name)]
         assert len(matching) == 1 and matching[0].startswith("-:")  # GPTQModel's way to leave layers out
-        assert any(re.match(entry.removeprefix("re:"), name) for entry in compressed_config(formats)["ignore"])
+        assert any(re.match(entry.removeprefix("re:"), name) for entry in compressed_config(formats, QWEN)["ignore"])
 
 
 @pytest.mark.parametrize(("layout", "choose"), [("gptq", mixed), ("awq", lambda name: G32)])

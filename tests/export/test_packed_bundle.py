@@ -21,7 +21,6 @@ from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
 from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects.ort import OrtDialect
-from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.graph import save_model
 from edgetune_runtime.backends import Backend, load_backend
 from edgetune_runtime.backends.onnx.engine import OnnxBackend
@@ -31,7 +30,7 @@ from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.session import Session
 from hf_reader import dense_tensors
-from reference import load_model
+from reference import decoder_weights, load_model
 from weight_sets import build_weight_set, memory_names
 
 Float = npt.NDArray[np.float32]
@@ -89,7 +88,7 @@ def as_onnx(checkpoint: Path, weights: Path, bundle: Bundle, folder: Path) -> On
     """The decoder that format onnx writes from the same set, its weights inside, beside the bundle's other graphs."""
     model, found = load_model(checkpoint), WeightSet.load(weights)
     head = BlockFormat(8, found.usual.block, symmetric=True)
-    decoder = DecoderWeights(model, layers_format=None, head_format=head, weights=found)
+    decoder = decoder_weights(model, head_format=head, weights=found)
     graph = build_decoder(decoder, lambda builder, spec: OrtDialect(builder, spec, ir.DataType.FLOAT))
     save_model(graph, folder / "decoder.onnx")
     return OnnxBackend(vision=bundle.files["vision"], embed=bundle.files["embed"], decoder=folder / "decoder.onnx")

@@ -47,7 +47,7 @@ def quantized(
     modules = get_family(config["model_type"]).modules
     assert modules is not None
     formats = {name: weights.format(name) for name in weights.names}
-    quantization = gptq_config(formats, modules.blocks) if layout == "gptq" else awq_config(formats)
+    quantization = gptq_config(formats, modules) if layout == "gptq" else awq_config(formats, modules)
     folder.mkdir()
     for path in checkpoint.iterdir():
         if path.suffix != ".safetensors":

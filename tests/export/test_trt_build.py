@@ -18,8 +18,7 @@ import torch
 from builders import TINY_MODEL
 from edgetune.cli import cli
 from edgetune_export.graph import save_model
-from edgetune_export.vision.attention import MaskedAttention
-from edgetune_export.vision.tower import write_tower
+from edgetune_export.vision.attention import ONE_FRAME
 from edgetune_export.vision.trt import quantize_static
 from edgetune_runtime import cli as run_cli
 from edgetune_runtime.backends.trt.build import BuildJob, build_apart
@@ -28,7 +27,7 @@ from edgetune_runtime.backends.trt.library import Library, load_library
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, EdgetuneError
 from edgetune_runtime.manifest import sha256_file
-from reference import load_model
+from reference import load_model, written_tower
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed"
@@ -95,9 +94,10 @@ def test_a_device_adds_engines_to_the_graphs_of_old_versions(
 
 
 def test_an_int8_vision_encoder_builds(qwen3_vl: Path, tmp_path: Path) -> None:
-    tower = load_model(qwen3_vl).model.visual
+    loaded = load_model(qwen3_vl)
+    tower = loaded.model.visual
     names = [name for name, layer in tower.named_modules() if isinstance(layer, torch.nn.Linear)]
-    model = write_tower("qwen3_vl", tower, MaskedAttention, dtype=ir.DataType.FLOAT16, pictures=1)
+    model = written_tower(loaded, ONE_FRAME, ir.DataType.FLOAT16)
     quantize_static(model, {f"tower.{name}.weight": 8.0 for name in names})
     path, width = tmp_path / "vision.onnx", tower.patch_embed.proj.weight[0].numel()
     save_model(model, path)

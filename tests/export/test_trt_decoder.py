@@ -22,7 +22,7 @@ from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.graph import save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
-from reference import apply_rounding, apply_weights, load_model
+from reference import apply_rounding, apply_weights, decoder_weights, load_model
 from weight_sets import build_weight_set
 
 Float = npt.NDArray[np.float32]
@@ -84,7 +84,7 @@ def reference(model: Any, features: list[Float]) -> Float:
 
 def rounded(model: Any, bits: int | None, *, symmetric: bool = False) -> DecoderWeights:
     fmt = None if bits is None else BlockFormat(bits, 64, symmetric)
-    return DecoderWeights(model, layers_format=fmt, head_format=fmt)
+    return decoder_weights(model, layers_format=fmt, head_format=fmt)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
@@ -115,7 +115,7 @@ def test_a_weight_set_equals_transformers(
     model = copy.deepcopy(load_model(qwen3_vl))
     fmt = BlockFormat(bits, 64, symmetric)
     weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", choose=lambda name: fmt, head=fmt))
-    decoder = DecoderWeights(model, layers_format=None, head_format=None, weights=weights)
+    decoder = decoder_weights(model, weights=weights)
     path = write(decoder, profile, tmp_path)
     logits, features = read(path, model, tmp_path)
     kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
@@ -157,6 +157,6 @@ def test_scales_become_positive_and_values_stay(bits: int) -> None:
 
 
 def test_columns_that_are_no_whole_blocks_are_refused(qwen3_vl: Path, tmp_path: Path) -> None:
-    weights = DecoderWeights(load_model(qwen3_vl), layers_format=BlockFormat(4, 96, True), head_format=None)
+    weights = decoder_weights(load_model(qwen3_vl), layers_format=BlockFormat(4, 96, True))
     with pytest.raises(InputError, match="128 inputs are no whole number of blocks of 96"):
         write(weights, "10.3", tmp_path)

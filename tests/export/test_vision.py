@@ -17,13 +17,12 @@ import torch
 
 from edgetune_calibrate.vision import InputRanges
 from edgetune_export.graph import save_model
-from edgetune_export.vision.attention import FusedAttention, MaskedAttention, SegmentedAttention
-from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
+from edgetune_export.vision.attention import FUSED, ONE_FRAME, STANDARD, Operators
+from edgetune_export.vision.int8 import Seen, dynamic_layers, quantize_linears, static_layers
 from edgetune_export.vision.products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
-from edgetune_export.vision.tower import AttentionFactory, write_tower
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat
-from reference import load_model
+from reference import load_model, written_tower
 
 GRIDS = {
     "smallest": [[1, 2, 2]],
@@ -83,15 +82,14 @@ def test_images_do_not_see_each_other(pair: tuple[Any, onnxruntime.InferenceSess
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("attention", [FusedAttention, SegmentedAttention, MaskedAttention])
+@pytest.mark.parametrize("operators", [FUSED, STANDARD, ONE_FRAME])
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16])
 def test_all_ways_to_attend_give_the_same(
-    request: pytest.FixtureRequest, tmp_path: Path, family: str, attention: AttentionFactory, dtype: ir.DataType
+    request: pytest.FixtureRequest, tmp_path: Path, family: str, operators: Operators, dtype: ir.DataType
 ) -> None:
-    tower = load_model(request.getfixturevalue(family)).model.visual
-    one_frame = attention is MaskedAttention
-    model = write_tower(family, tower, attention, dtype=dtype, pictures=1 if one_frame else "images")
-    save_model(model, tmp_path / "vision.onnx")
+    loaded = load_model(request.getfixturevalue(family))
+    tower, one_frame = loaded.model.visual, operators is ONE_FRAME
+    save_model(written_tower(loaded, operators, dtype), tmp_path / "vision.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "vision.onnx"))
     for name in ("smallest", "large") if one_frame else ("smallest", "large", "ragged"):
         grids = torch.tensor(GRIDS[name])
@@ -103,16 +101,11 @@ def test_all_ways_to_attend_give_the_same(
         np.testing.assert_allclose(ours, theirs, atol=limit * max(1.0, float(np.abs(theirs).max())))
 
 
-def test_a_model_type_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(InputError, match="no exportable vision tower for model type 'llava'"):
-        write_tower("llava", torch.nn.Module(), FusedAttention)
-
-
 def test_an_activation_that_cannot_be_written_is_refused(qwen3_vl: Path) -> None:
-    tower = load_model(qwen3_vl).model.visual
-    tower.config.hidden_act = "relu"
+    model = load_model(qwen3_vl)
+    model.model.visual.config.hidden_act = "relu"
     with pytest.raises(InputError, match="vision activation 'relu' is not supported"):
-        write_tower("qwen3_vl", tower, FusedAttention)
+        written_tower(model)
 
 
 def test_layers_with_outliers_keep_block_scales(qwen3_vl: Path) -> None:
@@ -121,10 +114,15 @@ def test_layers_with_outliers_keep_block_scales(qwen3_vl: Path) -> None:
         tower.blocks[1].norm2.weight[0] = 1000
         tower.blocks[1].mlp.linear_fc1.weight[:, 0] = 0
     grids = [[1, 8, 8]]
-    dynamic = dynamic_layers(tower, [(random_patches(grids, patch_size(tower)), torch.tensor(grids))])
+    dynamic = dynamic_layers(seen(tower, random_patches(grids, patch_size(tower)), torch.tensor(grids)))
     assert "tower.blocks.1.mlp.linear_fc1.weight" not in dynamic
     assert {f"tower.blocks.{block}.attn.qkv.weight" for block in range(2)} <= dynamic
     assert not any("merger" in name for name in dynamic)
+
+
+def seen(tower: Any, patches: torch.Tensor, grids: torch.Tensor) -> Seen:
+    """The tower, with patches to try it on."""
+    return Seen(tower, "blocks", tower, [{"hidden_states": patches, "grid_thw": grids}])
 
 
 def names_of(tower: Any) -> list[str]:
@@ -147,16 +145,16 @@ def patch_size(tower: Any) -> int:
 
 @pytest.mark.parametrize("scheme", ["by block", "dynamic", "static", "static, standard", "weights only, standard"])
 def test_int8_layers_stay_close(qwen3_vl: Path, tmp_path: Path, scheme: str) -> None:
-    tower = load_model(qwen3_vl).model.visual
-    attention = SegmentedAttention if "standard" in scheme else FusedAttention
-    grids, model = torch.tensor([[1, 8, 8], [1, 4, 6]]), write_tower("qwen3_vl", tower, attention)
+    loaded = load_model(qwen3_vl)
+    tower, model = loaded.model.visual, written_tower(loaded, STANDARD if "standard" in scheme else FUSED)
+    grids = torch.tensor([[1, 8, 8], [1, 4, 6]])
     patches = random_patches(grids.tolist(), patch_size(tower))
     ranges = ranges_of(tower, patches, grids)
     names, slow = frozenset(names_of(tower)), by_block(BlockFormat(8, 32, symmetric=True))
     if scheme == "dynamic":
-        assert dynamic_layers(tower, [(patches, grids)]) == names
+        assert dynamic_layers(seen(tower, patches, grids)) == names
     elif scheme.startswith("static"):
-        assert static_layers(tower, [(patches, grids)], ranges) == names
+        assert static_layers(seen(tower, patches, grids), ranges) == names
     dynamic = Dynamic()
     writers: dict[str, Callable[[str], Product]] = {
         "by block": lambda name: slow,
@@ -227,5 +225,5 @@ def test_a_range_that_is_too_short_sends_the_layer_to_block_scales(qwen3_vl: Pat
     patches = random_patches(grids.tolist(), patch_size(tower))
     ranges = ranges_of(tower, patches, grids)
     ranges["tower.blocks.1.attn.qkv.weight"] = Range.of(-0.1, 0.1)
-    fixed = static_layers(tower, [(patches, grids)], ranges)
+    fixed = static_layers(seen(tower, patches, grids), ranges)
     assert set(names_of(tower)) - fixed == {"tower.blocks.1.attn.qkv.weight"}

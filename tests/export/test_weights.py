@@ -18,11 +18,11 @@ from edgetune_export.decoder.dialects import Dialect
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.dialects.plain import PlainDialect
 from edgetune_export.decoder.dialects.trt import DecomposedTrtDialect
-from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
+from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import GraphBuilder, save_model
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
-from reference import apply_rounding, apply_weights, load_model
+from reference import apply_rounding, apply_weights, decoder_weights, load_model
 from weight_sets import build_weight_set, memory_names
 
 TEXT = "model.language_model"
@@ -54,7 +54,7 @@ def mixed_set(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Weigh
 
 def test_products_take_the_sets_values(qwen3_vl: Path, mixed_set: WeightSet) -> None:
     model = load_model(qwen3_vl)
-    decoder = DecoderWeights(model, layers_format=None, head_format=None, weights=mixed_set)
+    decoder = decoder_weights(model, weights=mixed_set)
     joint = decoder.linear(0, *QKV)
     parts = [mixed_set.weight(f"{TEXT}.layers.0.{role}").dequantize() for role in QKV]
     np.testing.assert_array_equal(joint.blocks().dequantize(), np.concatenate(parts))
@@ -100,7 +100,7 @@ def test_each_layer_is_read_once_while_a_graph_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its codes, scales and zero points come of one read: rounding a layer again for each would take thrice as long."""
-    decoder = DecoderWeights(load_model(qwen3_vl), layers_format=None, head_format=None, weights=mixed_set)
+    decoder = decoder_weights(load_model(qwen3_vl), weights=mixed_set)
     model = build_decoder(decoder, dialect)
     reads: Counter[str] = Counter()
     read = WeightSet.weight
@@ -135,7 +135,7 @@ def test_layers_outside_the_set_are_rounded_in_the_reference_too(qwen2_5_vl: Pat
     model, original = load_model(qwen2_5_vl), memory_names(qwen2_5_vl)["lm_head.weight"]
     fmt = BlockFormat(8, 32, symmetric=True)
     weights = WeightSet.load(weight_set_2_5)
-    decoder = DecoderWeights(model, layers_format=None, head_format=fmt, weights=weights)
+    decoder = decoder_weights(model, head_format=fmt, weights=weights)
     assert [linear.name for linear in decoder.rounded()] == ["lm_head"]
     written = decoder.head().blocks().dequantize()
     apply_rounding(model, decoder)
@@ -149,7 +149,7 @@ def test_biases_of_the_set_replace_the_checkpoints(qwen2_5_vl: Path, tmp_path: P
     replaced = {f"{TEXT}.layers.1.self_attn.k_proj.bias": bias}
     weights = WeightSet.load(build_weight_set(qwen2_5_vl, tmp_path / "set", overrides=replaced))
     model, original = load_model(qwen2_5_vl), memory_names(qwen2_5_vl)
-    joint = DecoderWeights(model, layers_format=None, head_format=None, weights=weights).linear(1, *QKV).bias()
+    joint = decoder_weights(model, weights=weights).linear(1, *QKV).bias()
     query, value = (original[f"{TEXT}.layers.1.self_attn.{role}.bias"] for role in ("q_proj", "v_proj"))
     assert joint is not None
     np.testing.assert_array_equal(joint, np.concatenate([query, bias, value]))
@@ -161,7 +161,7 @@ def parts_apart(name: str) -> BlockFormat:
 
 def test_parts_of_one_product_must_agree(qwen3_vl: Path, tmp_path: Path) -> None:
     weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", choose=parts_apart))
-    decoder = DecoderWeights(load_model(qwen3_vl), layers_format=None, head_format=None, weights=weights)
+    decoder = decoder_weights(load_model(qwen3_vl), weights=weights)
     with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj, .* in different formats"):
         decoder.linear(0, *QKV)
 
@@ -176,4 +176,4 @@ def test_a_set_of_another_model_is_refused(change: str, qwen3_vl: Path, tmp_path
     model = load_model(qwen3_vl)
     told = {"depth": r"layers\.4\..* which the checkpoint has not", "width": "in the checkpoint"}[change]
     with pytest.raises(InputError, match=told):
-        DecoderWeights(model, layers_format=None, head_format=None, weights=weights).linear(0, *QKV).blocks()
+        decoder_weights(model, weights=weights).linear(0, *QKV).blocks()

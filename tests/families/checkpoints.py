@@ -259,7 +259,7 @@ def build_qwen2_vl(folder: Path, *, weights: bool = True, **text: int) -> Path:
     """
 
     def config(size: int, ids: dict[str, int]) -> Any:
-        hidden, heads = text.get("hidden_size", 64), text.get("num_attention_heads", 4)
+        hidden, heads = text.get("hidden_size", 128), text.get("num_attention_heads", 4)
         eighth = hidden // heads // 8
         rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2 * eighth, eighth, eighth]}
         names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from builders import build_qwen2_5_vl, build_qwen3_vl
+from edgetune.cli import cli
 from families.checkpoints import BUILDERS
 from shared import once
 from train.conftest import write_records
@@ -42,3 +43,25 @@ def picture(width: int, height: int) -> Image.Image:
     generator = np.random.default_rng(width * 10_000 + height)
     coarse = generator.integers(0, 255, (height // 9 + 1, width // 9 + 1, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def run(*words: object) -> None:
+    """Run a command of `edgetune` in this process."""
+    cli.main([str(word) for word in words], standalone_mode=False)
+
+
+@pytest.fixture(scope="session")
+def merged(tiny: Build, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Gives the folder in which a family's adapter and merged checkpoint are."""
+    done: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            options = ["--epochs", 2, "--batch-size", 3, "--rank", 4, "--learning-rate", 0.02, "--precision", "fp32"]
+            run("train", "--checkpoint", tiny(name), "--data", data, "--output", folder / "adapter", *options)
+            run("merge", "--checkpoint", tiny(name), "--adapter", folder / "adapter", "--output", folder / "merged")
+            done[name] = folder
+        return done[name]
+
+    return make

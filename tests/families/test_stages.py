@@ -14,7 +14,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from builders import REPOSITORY, copy_checkpoint
-from edgetune.cli import cli
 from edgetune_core.checkpoint import HubCheckpoint, tensor_shapes
 from edgetune_core.conversation import prepare
 from edgetune_core.torch_runner import worker as torch_worker
@@ -29,16 +28,12 @@ from edgetune_train.lora import resolve_targets
 from edgetune_train.vision import FeatureInputs, PixelInputs
 from families import reference
 from families.checkpoints import BUILDERS
-from families.conftest import Build
+from families.conftest import Build, run
 
 _transformers: Any = transformers
 TRAINABLE = [family.name for family in FAMILIES.values() if family.modules is not None]
 EXPORTED = [name for name in BUILDERS if FAMILIES[name].exports]
 NEW_TOKENS = 8
-
-
-def run(*words: object) -> None:
-    cli.main([str(word) for word in words], standalone_mode=False)
 
 
 def test_every_trainable_family_has_a_checkpoint_here() -> None:
@@ -52,28 +47,11 @@ def test_the_matrix_in_the_documentation_is_what_is_tested_here() -> None:
     for family in FAMILIES.values():
         types = ", ".join(f"`{kind}`" for kind in family.model_types)
         if family.modules is None:
-            verbs = ["no: only its box format is readable"] + ["no"] * 4
+            verbs = ["no: its code is on the hub, only its box format is readable"] + ["no"] * 9
         else:
-            verbs = ["pass"] * 4 + ["pass" if family.exports else "no: its layers are not known to the exporters"]
+            verbs = ["pass"] * 4 + ["pass" if family.exports else "no: its tower is not known"] * 6
         expected.append([family.title, types, *verbs])
     assert sorted(table) == sorted(expected)
-
-
-@pytest.fixture(scope="module")
-def merged(tiny: Build, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Gives the folder in which a family's adapter and merged checkpoint are."""
-    done: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in done:
-            folder = tmp_path_factory.mktemp(name)
-            options = ["--epochs", 2, "--batch-size", 3, "--rank", 4, "--learning-rate", 0.02, "--precision", "fp32"]
-            run("train", "--checkpoint", tiny(name), "--data", data, "--output", folder / "adapter", *options)
-            run("merge", "--checkpoint", tiny(name), "--adapter", folder / "adapter", "--output", folder / "merged")
-            done[name] = folder
-        return done[name]
-
-    return make
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -208,16 +186,6 @@ def test_a_bundle_says_what_its_checkpoint_says(
         prompt = record.prompt(FAMILIES[name])
         ours, theirs = (model.answer(record.image, prompt, max_new_tokens=NEW_TOKENS) for model in models)
         assert (ours.text, ours.detections, ours.status) == (theirs.text, theirs.detections, theirs.status)
-
-
-@pytest.mark.parametrize("name", sorted({*BUILDERS} - {*EXPORTED}))
-def test_what_is_not_exported_is_refused_plainly(name: str, tiny: Build, data: Path, tmp_path: Path) -> None:
-    title = FAMILIES[name].title
-    refusal = rf"{title} \(model type '\w+'\) cannot be exported"
-    with pytest.raises(InputError, match=refusal):
-        run("export", "--checkpoint", tiny(name), "--format", "onnx", "--output", tmp_path / "bundle")
-    with pytest.raises(InputError, match=refusal):
-        run("calibrate", "--checkpoint", tiny(name), "--data", data, "--output", tmp_path / "int4")
 
 
 def test_a_checkpoint_takes_no_engine(tiny: Build, data: Path) -> None:

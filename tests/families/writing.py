@@ -52,8 +52,8 @@ def text_config(kind: str, vocabulary: int, **more: Any) -> dict[str, Any]:
     return {
         "model_type": kind,
         "vocab_size": vocabulary,
-        "hidden_size": 64,
-        "intermediate_size": 96,
+        "hidden_size": 128,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

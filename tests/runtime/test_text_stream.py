@@ -42,8 +42,8 @@ def with_fallback() -> Tokenizer:
 texts = st.text(st.one_of(st.sampled_from("abc12,[] "), st.characters(codec="utf-8")), max_size=40)
 
 
-def stream(ids: list[int], decode: Decode) -> list[str]:
-    growing = TextStream(decode)
+def stream(ids: list[int], decode: Decode, prefix: str = "") -> list[str]:
+    growing = TextStream(decode, prefix)
     pieces = [growing.push(token) for token in ids]
     pieces.append(growing.finish())
     assert growing.length == len("".join(pieces))
@@ -61,6 +61,17 @@ def test_pieces_add_up_to_the_whole(byte_level: TextTokenizer, with_fallback: To
         assert "".join(pieces) == whole
         if "\ufffd" not in whole:
             assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(deadline=None)
+@given(text=texts)
+def test_a_space_before_the_text_is_left_out_and_not_counted(byte_level: TextTokenizer, text: str) -> None:
+    for words in (text, f" {text}"):
+        ids = byte_level.encode(words)
+        whole = byte_level.decode(ids)
+        assert "".join(stream(ids, byte_level.decode, " ")) == whole.removeprefix(" ")
+        ends = [token.end for token in token_probabilities(ids, [0.5] * len(ids), byte_level.decode, " ")]
+        assert ends == [len(byte_level.decode(ids[: place + 1]).removeprefix(" ")) for place in range(len(ids))]
 
 
 @settings(deadline=None)

@@ -17,6 +17,7 @@ from edgetune_runtime.plugins import Plugins, package_of
 
 HOMES = {
     "edgetune.families": "edgetune_runtime.families:OTHERS",
+    "edgetune.towers": "edgetune_export.vision.towers:OTHERS",
     "edgetune.formats": "edgetune_data.formats:OTHERS",
     "edgetune.redactors": "edgetune_data.redactors:OTHERS",
     "edgetune.exporters": "edgetune_export.formats:OTHERS",

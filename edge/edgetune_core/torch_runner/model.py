@@ -24,6 +24,7 @@ from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import ParsedAnswer, parse
 from edgetune_runtime.errors import MissingDependency
 from edgetune_runtime.images.load import ImageSource, load_image
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.timing import Timings
 
@@ -55,7 +56,8 @@ class TorchModel:
         tokenizer, self._family = base.tokenizer, base.family
         self._device = torch.device(device)
         self._tokenizer = tokenizer
-        self._inputs: Inputs = (LibraryInputs if self._family.exports else OwnInputs)(checkpoint, self._family)
+        smart = isinstance(base.spec, ImageSpec)
+        self._inputs: Inputs = (LibraryInputs if smart else OwnInputs)(checkpoint, self._family)
         model = _load(checkpoint)
         if adapter is not None:
             # Layers are adapted in place, so the model inside does all the work, and forward hooks on it see generate's
@@ -107,9 +109,9 @@ class TorchModel:
         chosen = [
             float(step[0].float().softmax(-1)[token]) for step, token in zip(found.logits, found.ids, strict=False)
         ]
-        text = partial(self._text, keep_control=True)
-        tokens = token_probabilities(found.ids, chosen, text)
-        return parse(text(found.ids), found.geometry, self._family.box_format, tokens)
+        decode = partial(self._tokenizer.decode, keep_control=True)
+        tokens = token_probabilities(found.ids, chosen, decode, self._family.chat.before_answer)
+        return parse(self._text(found.ids, keep_control=True), found.geometry, self._family.box_format, tokens)
 
     def _text(self, ids: list[int], *, keep_control: bool) -> str:
         """Return what the tokens say; some families write boxes with control tokens, which have to stay for reading."""

@@ -12,7 +12,7 @@ from edgetune_export.checkpoint import OpenCheckpoint
 from edgetune_runtime.backends import Backend, ImageFeatures
 from edgetune_runtime.codec.grounding import ParsedAnswer, parse
 from edgetune_runtime.decode import Prompt, prefill, step
-from edgetune_runtime.rope import mrope_positions
+from edgetune_runtime.rope import prompt_positions
 from edgetune_runtime.tokens import TextTokenizer
 
 Open = Callable[[], Backend]
@@ -37,17 +37,13 @@ class Answers:
 
     def prompt(self, case: Case, image: ImageFeatures) -> Prompt:
         """What the decode loop reads for a case about these image features."""
-        positions, following = mrope_positions(
-            case.token_ids,
-            case.pixels.grid_thw,
-            image_token=self._checkpoint.tokens["image"],
-            merge_size=self._checkpoint.spec.merge_size,
-        )
-        return Prompt(case.token_ids, positions, following, self._checkpoint.tokens["image"], image)
+        token, grids = self._checkpoint.tokens["image"], case.arrays.get("image_grid_thw")
+        positions, following = prompt_positions(case.token_ids, self._checkpoint.spec, grids, image_token=token)
+        return Prompt(case.token_ids, positions, following, token, image)
 
     def ask(self, backend: Backend, case: Case) -> Sample:
         """A backend's greedy answer to a case."""
-        image = backend.encode_images(case.pixels.arrays)
+        image = backend.encode_images(self._checkpoint.spec.encoder_arrays(case.images))
         return self.go_on(backend, case, (image.embeddings, *image.deepstack), [])
 
     def go_on(self, backend: Backend, case: Case, features: tuple[Float, ...], words: Sequence[int]) -> Sample:
@@ -65,7 +61,7 @@ class Answers:
     def read(self, case: Case, tokens: Sequence[int]) -> ParsedAnswer:
         """The boxes in an answer."""
         text = self._tokenizer.decode([token for token in tokens if token not in self._stop], keep_control=True)
-        return parse(text, case.pixels.geometry, self._checkpoint.family.box_format)
+        return parse(text, case.geometry, self._checkpoint.family.box_format)
 
 
 def choices(sample: Sample) -> list[int]:

@@ -67,13 +67,14 @@ class Parity(Predictions):
     """How far an export is from the checkpoint in transformers, over the generated pictures.
 
     Attributes:
+        image_tokens: of each picture.
         vision_max_abs_diff: largest difference of any feature; vision_min_cosine and vision_mean_cosine are over image
             tokens, vision_rms is of the reference.
         packed_max_abs_diff: largest change of features when all images go through the encoder in one call.
     """
 
     reference: str
-    grids: list[list[int]]
+    image_tokens: list[int]
     vision_rms: float
     vision_max_abs_diff: float
     vision_min_cosine: float
@@ -97,7 +98,7 @@ def measure(ours: Sequence[Sample], theirs: Sequence[Sample], packed: ImageFeatu
     cosine = (own * other).sum(-1) / np.maximum(np.linalg.norm(own, axis=-1) * np.linalg.norm(other, axis=-1), 1e-30)
     return Parity(
         reference=f"transformers {transformers.__version__}, float32",
-        grids=[sample.case.pixels.grid_thw[0].tolist() for sample in theirs],
+        image_tokens=[len(sample.features[0]) for sample in theirs],
         vision_rms=_rms(other),
         vision_max_abs_diff=float(np.abs(own - other).max()),
         vision_min_cosine=float(cosine.min()),

@@ -26,9 +26,11 @@ from edgetune_core.weightset import WeightSet
 from edgetune_export.check.blocks import watched
 from edgetune_export.checkpoint import OpenCheckpoint
 from edgetune_export.decoder.rounding import to_numpy
+from edgetune_runtime.codec import grammar
+from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import EdgetuneError
+from edgetune_runtime.images.base import Arrays, Preprocessing
 from edgetune_runtime.images.load import load_image
-from edgetune_runtime.images.smart import ImageSpec, Pixels, preprocess
 from edgetune_runtime.manifest import sha256_tree
 from edgetune_runtime.records import read_entries
 from edgetune_runtime.tokens import TextTokenizer
@@ -54,13 +56,17 @@ class Case:
 
     Attributes:
         name: what it is called.
-        pixels: of all pictures, one after the other; the geometry is the first's.
+        images: the model's arrays of each picture.
+        arrays: of all pictures, as transformers takes them together.
+        geometry: of the first.
         token_ids: the prompt.
         new_tokens: length of the answer at most.
     """
 
     name: str
-    pixels: Pixels
+    images: tuple[Arrays, ...]
+    arrays: Arrays
+    geometry: Geometry
     token_ids: npt.NDArray[np.int64]
     new_tokens: int
 
@@ -103,8 +109,8 @@ def generated_cases(checkpoint: OpenCheckpoint) -> list[Case]:
     """A square, a wide and a tall picture with structure at several scales."""
     text, cases = checkpoint.family.ground_prompt.replace("{phrase}", _PHRASE), []
     for seed, (name, (rows, columns)) in enumerate(_SHAPES.items()):
-        factor = checkpoint.spec.factor
-        picture = test_image(columns * factor, rows * factor, seed)
+        side = checkpoint.spec.token_pixels
+        picture = test_image(columns * side, rows * side, seed)
         cases.append(make_case(checkpoint, name, picture, text, _PICTURE_TOKENS))
     return cases
 
@@ -148,25 +154,25 @@ def record_cases(
         return [], f"the calibration records cannot be read any more: {error}"
 
 
-def _asked(sample: Conversed, spec: ImageSpec) -> Case:
+def _asked(sample: Conversed, spec: Preprocessing) -> Case:
     """The last question of a record or conversation, after all that was said and shown before."""
-    pictures = [preprocess(load_image(image), spec) for image in sample.images]
-    pixels = Pixels(
-        np.concatenate([picture.pixel_values for picture in pictures]),
-        np.concatenate([picture.grid_thw for picture in pictures]),
-        pictures[0].geometry,
-        sum(picture.image_tokens for picture in pictures),
-    )
-    return Case(sample.record.source, pixels, np.array(sample.last_prompt_ids, np.int64), _RECORD_TOKENS)
+    images = tuple(spec.arrays(load_image(image)) for image in sample.images)
+    ids = np.array(sample.last_prompt_ids, np.int64)
+    return Case(sample.record.source, images, spec.join(images), sample.geometry, ids, _RECORD_TOKENS)
 
 
 def make_case(checkpoint: OpenCheckpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
     """A prompt of the user's whole words about a picture."""
-    pixels = preprocess(image, checkpoint.spec)
+    spec, family = checkpoint.spec, checkpoint.family
+    plan, arrays = spec.plan(*image.size), spec.arrays(image)
     ids = TextTokenizer(checkpoint.folder / "tokenizer.json").prompt(
-        checkpoint.family.chat, text, image_tokens=pixels.image_tokens, image_token=checkpoint.tokens["image"]
+        family.chat,
+        text,
+        image_tokens=plan.pieces,
+        image_token=checkpoint.tokens["image"],
+        allowed=grammar.tags(family.box_format.style),
     )
-    return Case(name, pixels, ids, new_tokens)
+    return Case(name, (arrays,), spec.join([arrays]), plan.geometry, ids, new_tokens)
 
 
 def test_image(width: int, height: int, seed: int) -> Image.Image:
@@ -203,9 +209,11 @@ class Reference:
         self._streamed, self._image = streamed, checkpoint.tokens["image"]
         self.seen = {} if seen is None else seen
         self._now = threading.local()
-        self._tower = streamed.model.get_submodule(checkpoint.modules.vision_root)
-        self._encode = self._tower.forward
-        self._tower.forward = self._see
+        self._typed = checkpoint.spec.typed_tokens
+        inner = streamed.model.model
+        # Not the function that an earlier reference put in its place.
+        self._encode = partial(type(inner).get_image_features, inner)
+        inner.get_image_features = self._see
         if keeps_states:
             blocks = streamed.model.get_submodule(checkpoint.modules.blocks)
             # DeepStack is added after a block returns, so a block's states are what the next module is given.
@@ -225,15 +233,14 @@ class Reference:
         result = self._streamed.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == self._image).int(),
-            pixel_values=given(case.pixels.pixel_values),
-            image_grid_thw=given(case.pixels.grid_thw),
+            **({"mm_token_type_ids": (ids == self._image).int()} if self._typed else {}),
+            **{name: given(array) for name, array in case.arrays.items()},
             use_cache=False,
             logits_to_keep=len(answer),
         )
         seen = self.seen[id(case)]
-        # DeepStack has one entry a layer; Qwen2.5-VL has none.
-        features = (seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ()))
+        # DeepStack has one entry a layer; most models have none.
+        features = [flat(part) for part in (seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ()))]
         states = np.stack(self._now.states) if self._now.states else None
         told = tuple(to_numpy(part) for part in features)
         return Sample(case, told, to_numpy(result.logits[0]), list(answer), states)
@@ -243,8 +250,14 @@ class Reference:
         self._now.states.append(to_numpy(inputs[0][0, self._now.watched]))
 
     def _see(self, *args: Any, **kwargs: Any) -> Any:
-        """The tower's forward; its output is kept, and given as a copy because models put results of their own in."""
+        """The model's image features; they are kept, and given as a copy because models put results of their own in."""
         case = self._now.case
         if case not in self.seen:
             self.seen[case] = self._encode(*args, **kwargs)
         return type(self.seen[case])(**self.seen[case])
+
+
+def flat(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features [image tokens, H], however a model has grouped them by picture or tile."""
+    parts = [features] if isinstance(features, torch.Tensor) else features
+    return torch.cat([part.flatten(end_dim=-2) for part in parts])

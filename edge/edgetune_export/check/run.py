@@ -7,8 +7,6 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from edgetune_core.progress import Tell, no_one
 from edgetune_core.weightset import WeightSet
 from edgetune_export.check import blocks, drift, parity
@@ -69,8 +67,8 @@ class SelfCheck:
         asked = [*pictures, *records]
         with closing(load()) as shipped:
             own = [self._answers.ask(shipped, case) for case in asked]
-            arrays = [case.pixels.arrays for case in pictures]
-            packed = shipped.encode_images({name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]})
+            together = self._checkpoint.spec.encoder_arrays([image for case in pictures for image in case.images])
+            packed = shipped.encode_images(together)
         keeps = not self._rounds
         reference = Reference(self._checkpoint.streamed, self._checkpoint, keeps_states=keeps, tell=self._tell)
         theirs = reference.read(asked, [sample.tokens for sample in own])

@@ -10,6 +10,7 @@ import onnxruntime
 
 from edgetune_export.check.exact import WATCH, block_states
 from edgetune_runtime.backends import Arrays, Backend, Float, ImageFeatures, Int, ModelShape
+from edgetune_runtime.backends.trt.frames import encoder_calls
 
 
 class TrtDecoder:
@@ -79,15 +80,8 @@ class OnnxTrtBackend(Backend):
         )
 
     def encode_images_impl(self, images: Arrays) -> ImageFeatures:
-        """Run the vision encoder frame by frame."""
-        parts, start = [], 0
-        pixel_values = images["pixel_values"]
-        for frames, rows, columns in images["image_grid_thw"].tolist():
-            for _ in range(frames):
-                end = start + rows * columns
-                grid = np.array([[1, rows, columns]], np.int64)
-                parts.append(self._vision.run(None, {"pixel_values": pixel_values[start:end], "image_grid_thw": grid}))
-                start = end
+        """Run the vision encoder."""
+        parts = [self._vision.run(None, dict(call)) for call in encoder_calls(images)]
         first, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return ImageFeatures(first, tuple(others))
 

@@ -17,10 +17,8 @@ from edgetune_export.decoder.linear import Linear, Part, parameter
 from edgetune_export.decoder.rounding import to_numpy
 from edgetune_runtime.backends import Int
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat, Float
-
-TEXT = "model.language_model"
-"""Where transformers keeps the text model of every supported family."""
 
 LINEARS = (
     "self_attn.q_proj",
@@ -45,7 +43,8 @@ class DecoderSpec:
 
     Attributes:
         rope: float32 [3, head_dim / 2]; angles of a token = its (t, h, w) position @ rope. A column has one nonzero,
-            the frequency in the row of the axis that drives it, so interleaved and sectioned M-RoPE are one graph.
+            the frequency in the row of the axis that drives it, so interleaved and sectioned M-RoPE are one graph, and
+            ordinary positions, all of which are t's, too.
         rope_scale: factor on cos and sin (1 but for YaRN).
         deepstack: number of first layers after which image features are added.
     """
@@ -67,7 +66,8 @@ class DecoderWeights:
     """Access to a decoder's weights by role.
 
     Args:
-        model: a Qwen2.5-VL or Qwen3-VL model for conditional generation, loaded or streamed.
+        model: of transformers, for conditional generation, loaded or streamed.
+        modules: names of its family.
         layers_format: format of the layers' linear weights that `weights` does not hold, None for dense.
         head_format: format of the language model head when `weights` does not hold it.
         weights: a weight set calibrated from this model; the layers, norms and biases in it take their place.
@@ -85,6 +85,7 @@ class DecoderWeights:
     def __init__(
         self,
         model: nn.Module,
+        modules: Modules,
         *,
         layers_format: BlockFormat | None,
         head_format: BlockFormat | None,
@@ -94,12 +95,12 @@ class DecoderWeights:
     ) -> None:
         source: Any = model
         self._values, self._device = values, torch.device(device)
-        self._text = source.model.language_model
-        self._head = source.lm_head
+        self._text, self._root = source.get_submodule(modules.text_root), modules.text_root
+        self._head = source.get_output_embeddings()
         self._layers_format, self._head_format = layers_format, head_format
         self._weights = weights
         self.tied = self._head.weight is self._text.embed_tokens.weight
-        deepstack = len(getattr(source.model.visual, "deepstack_merger_list", ()))
+        deepstack = len(getattr(source.get_submodule(modules.vision_root), "deepstack_merger_list", ()))
         self.spec = _read_spec(self._text, deepstack)
         if weights is not None:
             check_names(model, weights)
@@ -109,7 +110,7 @@ class DecoderWeights:
         block = self._text.layers[layer]
         name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
         parts = [
-            Part(f"{TEXT}.layers.{layer}.{role}", block.get_submodule(role), self._weights, self._values)
+            Part(f"{self._root}.layers.{layer}.{role}", block.get_submodule(role), self._weights, self._values)
             for role in roles
         ]
         return Linear(name, parts, self._layers_format, self._device)
@@ -137,7 +138,7 @@ class DecoderWeights:
     def norm(self, layer: int | None, role: str) -> Float | None:
         """A norm's weight, such as "input_layernorm"; layer None is the final norm. None where there is none."""
         owner = self._text if layer is None else self._text.layers[layer]
-        name = f"{TEXT}.{role}" if layer is None else f"{TEXT}.layers.{layer}.{role}"
+        name = f"{self._root}.{role}" if layer is None else f"{self._root}.layers.{layer}.{role}"
         try:
             return parameter(f"{name}.weight", owner.get_submodule(role).weight, self._weights, self._values)
         except AttributeError:
@@ -186,6 +187,9 @@ def _rope_matrix(rotary: Any) -> tuple[NDArray[np.float32], float]:
     half = rotary.inv_freq.shape[0]
     matrix = np.zeros((3, half), np.float32)
     frequencies = rotary.inv_freq.float()
+    if "mrope_section" not in rotary.config.rope_parameters:  # positions are the tokens' own
+        matrix[0] = to_numpy(frequencies)
+        return matrix, float(rotary.attention_scaling)
     probe = torch.zeros_like(frequencies[:1])
     for axis in range(3):
         position = torch.zeros(3, 1, 1, dtype=torch.int64, device=frequencies.device)

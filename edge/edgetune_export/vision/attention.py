@@ -7,6 +7,7 @@ grid says: one frame a call, and windows under a mask over all pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune_export.decoder.dialects.ort import MICROSOFT
-from edgetune_export.graph import GraphBuilder, cast_float
+from edgetune_export.graph import Dim, GraphBuilder, cast_float
 from edgetune_export.vision.layout import BIASES, Layout, Segments, Whole
 
 
@@ -124,15 +125,7 @@ class FusedAttention(SegmentedAttention):
 
     def mix(self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Attention within each segment."""
-        biased: list[ir.Value | None] = []
-        if bias is not None:  # it has to have a row a query
-            rows = self.graph.op("Shape", query, start=1, end=2)
-            one = self.layout.whole.number([1])
-            shape = self.graph.op("Concat", one, one, rows, one, axis=0)
-            biased = [None, None, self.graph.op("Expand", bias, shape)]
-        return self.graph.op(
-            "MultiHeadAttention", query, key, value, *biased, num_heads=self.shape.heads, domain=MICROSOFT
-        )
+        return fused(self.graph, (query, key, value), self.shape, bias)
 
 
 class MaskedAttention:
@@ -209,3 +202,43 @@ def decomposed(
     mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), graph.op("Transpose", value, perm=[0, 2, 1, 3]))
     joined = whole.number([0, 0, shape.width])
     return graph.op("Reshape", graph.op("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
+
+
+def fused(
+    graph: GraphBuilder, parts: tuple[ir.Value, ir.Value, ir.Value], shape: Heads, bias: ir.Value | None
+) -> ir.Value:
+    """Attention of [S, L, heads · d] as onnxruntime's MultiHeadAttention; a bias is added to the scores."""
+    biased: list[ir.Value | None] = []
+    if bias is not None:  # it has to have a row a query
+        rows = graph.op("Shape", parts[0], start=1, end=2)
+        one = Whole(graph).number([1])
+        expanded = graph.op("Concat", one, one, rows, one, axis=0)
+        biased = [None, None, graph.op("Expand", bias, expanded)]
+    return graph.op("MultiHeadAttention", *parts, *biased, num_heads=shape.heads, domain=MICROSOFT)
+
+
+Mix = Callable[[GraphBuilder, tuple[ir.Value, ir.Value, ir.Value], Heads, ir.Value | None], ir.Value]
+"""Attention within each of S sequences of L tokens; values and result are [S, L, heads · d]."""
+
+
+@dataclass(frozen=True)
+class Operators:
+    """How an engine attends.
+
+    Attributes:
+        packed: among patches that lie one picture after the other.
+        mix: among the patches of tiles of one size.
+        pictures: how many packed pictures a call has, free or fixed.
+    """
+
+    packed: Callable[[GraphBuilder, Layout, Heads], Attention]
+    mix: Mix
+    pictures: Dim = "images"
+
+
+FUSED = Operators(FusedAttention, fused)
+"""For onnxruntime."""
+STANDARD = Operators(SegmentedAttention, decomposed)
+"""For any engine with the standard operators."""
+ONE_FRAME = Operators(MaskedAttention, decomposed, pictures=1)
+"""For TensorRT."""

@@ -7,9 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgetune_core.weightset import WeightSet
 from edgetune_export.job import ExportJob
-from edgetune_export.vision.attention import FusedAttention, SegmentedAttention
+from edgetune_export.vision.attention import FUSED, STANDARD
 from edgetune_export.vision.int8 import dynamic_layers, quantize_linears, static_layers
 from edgetune_export.vision.products import (
     Dynamic,
@@ -20,7 +19,7 @@ from edgetune_export.vision.products import (
     static_standard,
     weights_only,
 )
-from edgetune_export.vision.tower import write_tower
+from edgetune_export.vision.towers import tower_of
 from edgetune_runtime.errors import InputError
 
 
@@ -31,13 +30,11 @@ def build_vision(job: ExportJob) -> ir.Model:
         InputError: static int8 without a weight set that has the ranges of the tower's activations.
     """
     options, checkpoint = job.options, job.checkpoint
-    ranges = ranges_of(job.weights) if options.vision == "int8-static" else {}
-    model = write_tower(
-        checkpoint.config["model_type"],
-        checkpoint.tower,
-        SegmentedAttention if options.dialect == "plain" else FusedAttention,
-        dtype=ir.DataType.FLOAT16 if options.vision == "fp16" else ir.DataType.FLOAT,
-        values=checkpoint.streamed.values,
+    ranges = ranges_of(job) if options.vision == "int8-static" else {}
+    model = tower_of(checkpoint.family.tower).write(
+        checkpoint.vision,
+        STANDARD if options.dialect == "plain" else FUSED,
+        ir.DataType.FLOAT16 if options.vision == "fp16" else ir.DataType.FLOAT,
     )
     if options.vision.startswith("int8"):
         quantize_linears(model, _schemes(job, ranges))
@@ -50,29 +47,28 @@ def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Pro
     assert fmt is not None
     plain = job.options.dialect == "plain"
     slow = weights_only if plain else by_block(fmt)
-    tower = job.checkpoint.tower
-    images = job.pictures()
     if ranges:
-        fixed, write = static_layers(tower, images, ranges), static_standard if plain else static
+        fixed, write = static_layers(job.seen, ranges), static_standard if plain else static
         return lambda name: write(ranges[name]) if name in fixed else slow
     # Integer products are an advantage of CPUs; CUDA's are not used by onnxruntime for these operators.
-    free, dynamic = dynamic_layers(tower, images) if job.options.target == "cpu" else frozenset(), Dynamic()
+    free, dynamic = dynamic_layers(job.seen) if job.options.target == "cpu" else frozenset(), Dynamic()
     return lambda name: dynamic if name in free else slow
 
 
-def ranges_of(weights: WeightSet | None) -> dict[str, Range]:
+def ranges_of(job: ExportJob) -> dict[str, Range]:
     """The levels of each layer's input by the name of its weight in the graph.
 
     Raises:
         InputError: there is no weight set, or it has none.
     """
-    told: Any = None if weights is None else weights.fields.get("vision_ranges")
+    told: Any = None if job.weights is None else job.weights.fields.get("vision_ranges")
     if not told:
         raise InputError(
             "static int8 vision needs the ranges of the encoder's activations",
             hint="give a weight set of edgetune calibrate, or choose --vision-precision int8",
         )
+    root = job.checkpoint.modules.vision_root
     return {
-        f"tower.{name.rpartition('visual.')[2]}.weight": Range.of(span["low"], span["high"])
+        f"tower.{name.removeprefix(root + '.')}.weight": Range.of(span["low"], span["high"])
         for name, span in told.items()
     }

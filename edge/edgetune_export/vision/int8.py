@@ -8,7 +8,8 @@ transformers tend to have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -29,25 +30,35 @@ Rounding = Callable[[str, Tensor], Tensor]
 """What a scheme keeps of a layer's input, by the name of its weight."""
 
 
-def dynamic_layers(tower: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> frozenset[str]:
-    """Names of the graph's weights whose layers stay accurate in the dynamic scheme.
+@dataclass(frozen=True)
+class Seen:
+    """A vision tower and pictures to try it on.
 
-    Args:
+    Attributes:
         tower: of transformers.
-        images: float32 patches [P, K] and int64 grids [N, 3].
+        blocks: its list of transformer blocks, by its name in the tower.
+        look: lets the model see one of `images`.
+        images: the model's keyword arguments of each picture.
     """
-    return _accurate_layers(tower, images, lambda name, values: _rounded(values, *_dynamic_levels(values)))
+
+    tower: nn.Module
+    blocks: str
+    look: Callable[..., object]
+    images: Sequence[Mapping[str, Tensor]]
 
 
-def static_layers(
-    tower: nn.Module, images: Iterable[tuple[Tensor, Tensor]], ranges: Mapping[str, Range]
-) -> frozenset[str]:
+def dynamic_layers(seen: Seen) -> frozenset[str]:
+    """Names of the graph's weights whose layers stay accurate in the dynamic scheme."""
+    return _accurate_layers(seen, lambda name, values: _rounded(values, *_dynamic_levels(values)))
+
+
+def static_layers(seen: Seen, ranges: Mapping[str, Range]) -> frozenset[str]:
     """Those that stay accurate in the static one, with these ranges by the name of the weight."""
-    return _accurate_layers(tower, images, lambda name, values: _rounded(values, ranges[name].scale, ranges[name].zero))
+    return _accurate_layers(seen, lambda name, values: _rounded(values, ranges[name].scale, ranges[name].zero))
 
 
 @torch.no_grad()
-def _accurate_layers(tower: nn.Module, images: Iterable[tuple[Tensor, Tensor]], kept: Rounding) -> frozenset[str]:
+def _accurate_layers(seen: Seen, kept: Rounding) -> frozenset[str]:
     """Try the scheme on every layer of the transformer blocks.
 
     Mergers are left out: they are a small share of the work, and all that the decoder sees.
@@ -56,24 +67,25 @@ def _accurate_layers(tower: nn.Module, images: Iterable[tuple[Tensor, Tensor]], 
 
     def observe(name: str) -> Any:
         def hook(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            some = slice(None, None, -(-len(output) // _ROWS))
-            exact = inputs[0][some] @ layer.weight.T
+            some = slice(None, None, -(-(output.numel() // output.shape[-1]) // _ROWS))
+            values = inputs[0].flatten(end_dim=-2)
+            exact = values[some] @ layer.weight.T
             scale = layer.weight.abs().amax(dim=1, keepdim=True) / WEIGHT_LIMIT
             weight = (layer.weight / scale).round() * scale
-            error = (kept(name, inputs[0])[some] @ weight.T - exact).norm() / exact.norm()
+            error = (kept(name, values)[some] @ weight.T - exact).norm() / exact.norm()
             errors[name] = max(errors.get(name, 0.0), float(error))
 
         return hook
 
-    layers = [(name, layer) for name, layer in tower.named_modules() if isinstance(layer, nn.Linear)]
+    layers = [(name, layer) for name, layer in seen.tower.named_modules() if isinstance(layer, nn.Linear)]
     hooks = [
         layer.register_forward_hook(observe(f"tower.{name}.weight"))
         for name, layer in layers
-        if name.startswith("blocks.")
+        if name.startswith(f"{seen.blocks}.")
     ]
     try:
-        for image in images:
-            tower(*image)
+        for image in seen.images:
+            seen.look(**image)
     finally:
         for handle in hooks:
             handle.remove()

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from edgetune_export.graph import cast_float
 from edgetune_export.job import ExportJob
-from edgetune_export.vision.attention import MaskedAttention
+from edgetune_export.vision.attention import ONE_FRAME
 from edgetune_export.vision.int8 import static_layers
 from edgetune_export.vision.products import Range
-from edgetune_export.vision.tower import write_tower
+from edgetune_export.vision.towers import tower_of
 from edgetune_runtime.errors import InputError
 
 LIMIT = 127
@@ -36,21 +36,19 @@ def build_trt_vision(job: ExportJob) -> ir.Model:
         InputError: int8 without a weight set that knows the ranges of the tower's activations.
     """
     limits = _limits(job) if job.options.vision == "int8-static" else {}
-    tower = job.checkpoint.tower
+    model = tower_of(job.checkpoint.family.tower).write(job.checkpoint.vision, ONE_FRAME, HALF)
     if limits:
         ranges = {name: Range.of(-most, most) for name, most in limits.items()}
-        accurate = static_layers(tower, job.pictures(), ranges)
-        limits = {name: most for name, most in limits.items() if name in accurate}
-    model = write_tower(
-        job.checkpoint.config["model_type"],
-        tower,
-        MaskedAttention,
-        dtype=HALF,
-        pictures=1,
-        values=job.checkpoint.streamed.values,
-    )
-    quantize_static(model, limits)
+        # transformers runs, and calibration measured, layers whose output some models do not use.
+        accurate = static_layers(job.seen, ranges) & _layers(model).keys()
+        quantize_static(model, {name: most for name, most in limits.items() if name in accurate})
     return model
+
+
+def _layers(model: ir.Model) -> dict[str, ir.Node]:
+    """The linear layers of a graph, by the names of their weights."""
+    products = [node for node in model.graph if node.op_type == "Gemm"]
+    return {str(node.inputs[1].name): node for node in products if node.inputs[1] is not None}
 
 
 def _limits(job: ExportJob) -> dict[str, float]:
@@ -61,22 +59,21 @@ def _limits(job: ExportJob) -> dict[str, float]:
             "int8 vision for TensorRT needs the ranges of its activations",
             hint="give a weight set of edgetune calibrate, or choose --vision-precision fp16",
         )
-    return {f"tower.{name.rpartition('visual.')[2]}.weight": float(span["amax"]) for name, span in told.items()}
+    root = job.checkpoint.modules.vision_root
+    return {f"tower.{name.removeprefix(root + '.')}.weight": float(span["amax"]) for name, span in told.items()}
 
 
 def quantize_static(model: ir.Model, limits: Mapping[str, float]) -> None:
     """Make the products of a float16 tower int8, in place.
 
     Args:
-        model: from `write_tower`.
+        model: of a `Tower`.
         limits: largest magnitude of a layer's input, by the name of its weight; layers without one stay as they are.
 
     Raises:
         InputError: a name is not that of a layer.
     """
-    layers = {
-        node.inputs[1].name: node for node in model.graph if node.op_type == "Gemm" and node.inputs[1] is not None
-    }
+    layers = _layers(model)
     for name, limit in limits.items():
         if name not in layers:
             raise InputError(f"the vision encoder has no layer {name!r}, which the calibration has ranges of")

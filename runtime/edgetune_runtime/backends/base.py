@@ -136,7 +136,7 @@ class Backend(ABC):
         """Run the vision encoder.
 
         Args:
-            images: what `Preprocessing.arrays` gives for the bundle's rule, of one image or of several joined.
+            images: what `Preprocessing.encoder_arrays` gives for the bundle's rule, of one image or several.
 
         Returns:
             Features of all image tokens, in the order of the images.

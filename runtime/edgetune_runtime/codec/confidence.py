@@ -19,16 +19,17 @@ class TokenProbability(NamedTuple):
 
 
 def token_probabilities(
-    ids: Sequence[int], probabilities: Sequence[float], decode: Callable[[list[int]], str]
+    ids: Sequence[int], probabilities: Sequence[float], decode: Callable[[list[int]], str], prefix: str = ""
 ) -> list[TokenProbability]:
     """Return where each token of an answer ends in its text, with the token's probability.
 
     Args:
         ids: the generated tokens [N].
         probabilities: what each was chosen with [N], in 0-1.
-        decode: turns tokens into the answer's text.
+        decode: turns tokens into text.
+        prefix: see `TextStream`.
     """
-    stream, found = TextStream(decode), []
+    stream, found = TextStream(decode, prefix), []
     for token, probability in zip(ids, probabilities, strict=True):
         stream.push(token)
         found.append(TokenProbability(stream.length, float(probability)))

@@ -94,7 +94,8 @@ class Family:
         stop_tokens: tokens that end an answer.
         special_tokens: role -> token text, for the ids that a bundle carries.
         modules: module names, or None for families that are supported for their boxes only.
-        exports: whether `calibrate` and `export` know its layers; else it is trained, merged and run under torch only.
+        tower: name of what writes its vision tower as a graph, ours or an entry point of the group "edgetune.towers";
+            without it a family is trained, merged and run under torch only.
         marker: control token that only this family's tokenizers have, where families share a model_type.
     """
 
@@ -111,5 +112,10 @@ class Family:
     stop_tokens: tuple[str, ...]
     special_tokens: Mapping[str, str] = field(default_factory=dict, hash=False)
     modules: Modules | None = None
-    exports: bool = False
+    tower: str = ""
     marker: str = ""
+
+    @property
+    def exports(self) -> bool:
+        """Whether `calibrate` and `export` take its checkpoints."""
+        return bool(self.tower)

@@ -47,4 +47,5 @@ FAMILY = Family(
             ("lm_head.", "language_model.lm_head."),
         ),
     ),
+    tower="internvl",
 )

@@ -49,4 +49,5 @@ FAMILY = Family(
             ("lm_head.", "language_model.lm_head."),
         ),
     ),
+    tower="llava",
 )

@@ -50,4 +50,5 @@ FAMILY = Family(
             ("lm_head.", "language_model.lm_head."),
         ),
     ),
+    tower="llava_onevision",
 )

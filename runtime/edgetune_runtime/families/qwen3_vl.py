@@ -34,7 +34,7 @@ FAMILY = Family(
         "vision_end": "<|vision_end|>",
         "pad": "<|endoftext|>",
     },
-    exports=True,
+    tower="patches",
     modules=Modules(
         blocks="model.language_model.layers",
         linears=(

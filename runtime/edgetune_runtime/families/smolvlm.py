@@ -39,4 +39,5 @@ FAMILY = Family(
         # HuggingFaceTB/SmolVLM-256M-Instruct uses the same names as transformers.
         hub_prefixes=(),
     ),
+    tower="idefics3",
 )

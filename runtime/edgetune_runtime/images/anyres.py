@@ -8,11 +8,13 @@ transformers does.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
@@ -22,6 +24,68 @@ from edgetune_runtime.images.config import Normalise, Settings
 
 _SHRINK_OVER = 1.1
 """A grid is shrunk when its side is over this many times that of `max_tiles` tiles."""
+
+
+_WHOLE = np.array([1, 0, 0, 0], np.float32)
+"""The shares of a token that is one feature."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Which features of a picture's tiles become tokens.
+
+    Attributes:
+        top: rows of the canvas above the picture.
+        left: columns of the canvas before it.
+        high: rows of the picture on the canvas.
+        wide: columns of the picture on the canvas.
+        tiles: of a row of the canvas.
+        rows: of tokens, fewer than `high` where the grid is shrunk.
+        columns: of tokens, the row's end not counted.
+    """
+
+    top: int
+    left: int
+    high: int
+    wide: int
+    tiles: int
+    rows: int
+    columns: int
+
+    def taps(self, across: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return for each token, row ends included, four features of all tiles, and how much of each.
+
+        Args:
+            across: features of a tile's side. The overview's come first, then tile by tile, each row by row.
+        """
+        (near, far, below), (left, right, beside) = _between(self.high, self.rows), _between(self.wide, self.columns)
+        # The row's end takes any feature here: its place is that of another vector.
+        left, right, beside = np.append(left, 0), np.append(right, 0), np.append(beside, np.float32(0))
+
+        def feature(row: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            row, column = row[:, None] + self.top, column[None] + self.left
+            tile = 1 + row // across * self.tiles + column // across
+            flat: npt.NDArray[np.int64] = (tile * across**2 + row % across * across + column % across).ravel()
+            return flat
+
+        def share(row: npt.NDArray[np.float32], column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            return (row[:, None] * column[None]).ravel()
+
+        one = np.float32(1)
+        rows = [feature(row, column) for row in (near, far) for column in (left, right)]
+        shares = [share(row, column) for row in (one - below, below) for column in (one - beside, beside)]
+        return np.stack(rows, axis=1), np.stack(shares, axis=1)
+
+
+def _between(size: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return both neighbours of `count` evenly spread points among `size` ones, and the share of the second.
+
+    Edges are aligned, not centres, as in torch's bilinear `interpolate`, and computed in float32 as there.
+    """
+    scale = np.float32(size / max(count, 1))  # a very long picture keeps no column at all
+    place = np.maximum(scale * (np.arange(count, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
+    near = place.astype(np.int64)
+    return near, np.minimum(near + 1, size - 1), place - near.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -103,23 +167,34 @@ class AnyResolution(Preprocessing):
         best = max(self.canvases, key=merit)  # the first of equals, as in transformers
         return best[1], best[0]
 
+    @property
+    def most_tokens(self) -> int:
+        """Image tokens of one picture, at most: overview, the largest grid that is not shrunk, and its row ends."""
+        across = self.side // self.patch
+        least = int(_SHRINK_OVER**2 * self.max_tiles * across**2)
+        grids = [tuple(edge // self.side * across for edge in canvas) for canvas in self.canvases]
+        return across**2 + max(min(rows * columns, least) + rows for rows, columns in grids)
+
     def plan(self, width: int, height: int) -> ImagePlan:
         """Return the picture's size on the canvas, and the tokens of overview, unpadded tiles and row ends."""
-        canvas = self.canvas(width, height)
+        grid = self._grid(width, height)
+        tokens = (self.side // self.patch) ** 2 + grid.rows * (grid.columns + 1)
+        return ImagePlan(Geometry(width, height, *self._inside(width, height, self.canvas(width, height))), (tokens,))
+
+    def _grid(self, width: int, height: int) -> _Grid:
+        """Return which features of the tiles are kept of a picture of this size, by transformers' arithmetic."""
         across = self.side // self.patch
-        columns, rows = (edge // self.side * across for edge in canvas)
-        # The model unpads the features and not the picture, so whole tokens are left, by transformers' arithmetic.
+        wide, high = columns, rows = [edge // self.side * across for edge in self.canvas(width, height)]
+        # The model unpads the features and not the picture, so whole tokens are left.
         if width / height > columns / rows:
-            kept = int(round(height * (columns / width), 7))
-            rows -= (rows - kept) // 2 * 2
+            rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
         else:
-            kept = int(round(width * (rows / height), 7))
-            columns -= (columns - kept) // 2 * 2
+            columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+        kept = (high - rows) // 2, (wide - columns) // 2, rows, columns
         shrink = math.sqrt(columns * rows / (self.max_tiles * across**2))
         if shrink > _SHRINK_OVER:
             columns, rows = int(columns // shrink), int(rows // shrink)
-        tokens = across**2 + rows * (columns + 1)
-        return ImagePlan(Geometry(width, height, *self._inside(width, height, canvas)), (tokens,))
+        return _Grid(*kept, wide // across, rows, columns)
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [1 + tiles, 3, side, side], overview first, and image_sizes [1, 2].
@@ -139,6 +214,28 @@ class AnyResolution(Preprocessing):
             "pixel_values": self.normalise([overview, *tiles]),
             "image_sizes": np.array([[image.height, image.width]], np.int64),
         }
+
+    def encoder_arrays(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
+        """Return pixel_values float32 [tiles, 3, side, side] of several images, and what each token is made of.
+
+        token_rows int64 [tokens, 4] are rows of the encoder's output before it is put together, and token_shares
+        float32 [tokens, 4] how much of each: row 0 is `image_newline`, the tiles' features follow. A token has one
+        row, or four where a grid is shrunk bilinearly.
+        """
+        across, first = self.side // self.patch, 1
+        rows, shares = [], []
+        for part in parts:
+            for height, width in part["image_sizes"].tolist():
+                grid = self._grid(width, height)
+                overview = np.repeat(np.arange(across**2)[:, None], 4, axis=1)
+                taps, weights = grid.taps(across)
+                ends = slice(grid.columns, None, grid.columns + 1)
+                taps[ends], weights[ends] = -first, _WHOLE  # row 0: image_newline
+                rows.append(first + np.concatenate([overview, taps]))
+                shares += [np.tile(_WHOLE, (len(overview), 1)), weights]
+            first += len(part["pixel_values"]) * across**2
+        pixels = np.concatenate([part["pixel_values"] for part in parts])
+        return {"pixel_values": pixels, "token_rows": np.concatenate(rows), "token_shares": np.concatenate(shares)}
 
     def _whole_tiles(self, edge: object) -> bool:
         return type(edge) is int and self.side <= edge <= 1 << 16 and edge % self.side == 0

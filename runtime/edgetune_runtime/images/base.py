@@ -58,6 +58,11 @@ class Preprocessing(ABC):
         """Pixels per side of one image token, in the picture that the model sees."""
 
     @property
+    @abstractmethod
+    def most_tokens(self) -> int:
+        """Image tokens of one picture, at most."""
+
+    @property
     def patch_values(self) -> int | None:
         """Values of one row of `pixel_values` where rows are flat patches, else None."""
         return None
@@ -85,6 +90,14 @@ class Preprocessing(ABC):
 
     def join(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Return the arrays of several images, in the order of their tokens, as the model takes them."""
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def encoder_arrays(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
+        """Return what an exported vision encoder takes of several images: tiles or patches one after the other.
+
+        Args:
+            parts: the `arrays` of each image.
+        """
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def to_dict(self) -> dict[str, Any]:

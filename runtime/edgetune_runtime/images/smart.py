@@ -140,6 +140,11 @@ class ImageSpec(Preprocessing):
         return self.factor
 
     @property
+    def most_tokens(self) -> int:
+        """Image tokens of one picture, at most."""
+        return self.max_pixels // self.factor**2
+
+    @property
     def patch_values(self) -> int:
         """Channels, frames, rows and columns of one patch."""
         return 3 * self.temporal_patch_size * self.patch_size**2

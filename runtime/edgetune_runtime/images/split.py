@@ -79,6 +79,12 @@ class SplitTiles(Preprocessing):
         """Pixels per side of one image token, in the picture as it is cut into tiles."""
         return self.token_side
 
+    @property
+    def most_tokens(self) -> int:
+        """Image tokens of one picture, at most: of a square of tiles and the overview."""
+        edge = math.ceil(min(self.longest_edge, MAX_EDGE) / self.side) if self.split else 1
+        return self.tile_tokens * (edge**2 + 1 if edge > 1 else 1)
+
     def sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the (width, height) in pixels after the first resize, and after the one to whole tiles.
 

@@ -68,6 +68,11 @@ class PaddedSquare(Preprocessing):
         return self.patch
 
     @property
+    def most_tokens(self) -> int:
+        """Image tokens of a picture, whatever its size."""
+        return (self.side // self.patch) ** 2
+
+    @property
     def remark(self) -> str | None:
         """Tells of a checkpoint whose own settings cut pictures: other tools will lose boxes with it."""
         if self.crops is None:
@@ -82,7 +87,7 @@ class PaddedSquare(Preprocessing):
         """Return the picture's own size inside the resized square, and one token for each patch of the square."""
         scale = self.side / max(width, height)
         inside = Geometry(width, height, max(1, round(width * scale)), max(1, round(height * scale)))
-        return ImagePlan(inside, ((self.side // self.patch) ** 2,))
+        return ImagePlan(inside, (self.most_tokens,))
 
     def arrays(self, image: Image.Image) -> Arrays:
         """Return pixel_values float32 [1, 3, side, side]."""

@@ -73,6 +73,11 @@ class DynamicTiles(Preprocessing):
         """Pixels per side of one image token, in the stretched picture."""
         return self.token_side
 
+    @property
+    def most_tokens(self) -> int:
+        """Image tokens of one picture, at most: of all tiles and the thumbnail."""
+        return self.tile_tokens * _with_thumbnail(self.max_tiles)
+
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return (columns, rows) of the grid for an image of this size in pixels.
 

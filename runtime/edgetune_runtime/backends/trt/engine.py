@@ -14,6 +14,7 @@ from edgetune_runtime.backends.trt.context import Context, Engine
 from edgetune_runtime.backends.trt.cuda import Cuda
 from edgetune_runtime.backends.trt.cuda import Device as Memory
 from edgetune_runtime.backends.trt.engines import choose, graphs_of
+from edgetune_runtime.backends.trt.frames import encoder_calls
 from edgetune_runtime.backends.trt.library import installed, load_library
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError
 
@@ -91,22 +92,19 @@ class TrtBackend(Backend):
         )
 
     def encode_images_impl(self, images: Arrays) -> ImageFeatures:
-        """Run the vision encoder frame by frame: frames do not see each other, and need no mask that way."""
-        parts: list[list[Float]] = []
-        start = 0
-        pixel_values = images["pixel_values"]
-        for frames, rows, columns in images["image_grid_thw"].tolist():
-            for _ in range(frames):
-                end = start + rows * columns
-                self._vision.upload("pixel_values", pixel_values[start:end])
-                self._vision.upload("image_grid_thw", np.array([[1, rows, columns]], np.int64))
-                self._vision.execute()
-                parts.append([self._vision.download(name).astype(np.float32) for name in self._vision.engine.outputs])
-                start = end
+        """Run the vision encoder."""
+        parts = [self._encode(call) for call in encoder_calls(images)]
         named = dict(zip(self._vision.engine.outputs, zip(*parts, strict=True), strict=True))
         features = {name: np.concatenate(arrays) for name, arrays in named.items()}
         first = features.pop("image_features")
         return ImageFeatures(first, tuple(features[name] for name in sorted(features)))
+
+    def _encode(self, inputs: Arrays) -> list[Float]:
+        """The encoder's outputs for one call's inputs."""
+        for name, array in inputs.items():
+            self._vision.upload(name, array)
+        self._vision.execute()
+        return [self._vision.download(name).astype(np.float32) for name in self._vision.engine.outputs]
 
     def embed_impl(self, token_ids: Int) -> Float:
         """Look up token embeddings."""
@@ -200,5 +198,5 @@ def _shape(decoder: Engine, vision: Engine) -> ModelShape:
         layers=len(caches),
         kv_heads=cache[1],
         head_dim=cache[-1],
-        pixels=vision.shapes["pixel_values"][1],
+        pixels=vision.shapes["pixel_values"][1] if len(vision.shapes["pixel_values"]) == 2 else None,
     )

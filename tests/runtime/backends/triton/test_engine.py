@@ -44,8 +44,7 @@ def reference(checkpoint: Path, weights: Path) -> list[Sample]:
 
 def assert_computes(backend: TorchBackend, checkpoint: Path, sample: Sample) -> None:
     """Features, logits at every step and greedy tokens are the reference's."""
-    pixels = sample.case.pixels
-    image = backend.encode_images(pixels.arrays)
+    image = backend.encode_images(sample.case.arrays)
     for actual, expected in zip((image.embeddings, *image.deepstack), sample.features, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-4 * max(1, np.abs(expected).max()))
     opened = open_checkpoint(checkpoint)

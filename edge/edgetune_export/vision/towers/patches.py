@@ -6,82 +6,50 @@ of the position table) is computed in the graph from `image_grid_thw`. Weights a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import torch
 from torch import nn
 
-from edgetune_core.streaming import Values, own_values
-from edgetune_export.decoder.rounding import to_numpy
-from edgetune_export.graph import Dim, GraphBuilder, cast_float
-from edgetune_export.vision.attention import Attention, Heads, Rotary
-from edgetune_export.vision.layout import Layout, Whole
-from edgetune_runtime.errors import InputError
-
-OPSET = 20
-"""Opset of the vision graph: TensorRT 10.3 and onnxruntime 1.17 read it."""
-
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Model types whose towers can be written."""
-
-AttentionFactory = Callable[[GraphBuilder, Layout, Heads], Attention]
+from edgetune_export.vision.attention import Heads, Operators, Rotary
+from edgetune_export.vision.layout import Layout
+from edgetune_export.vision.writer import FEATURES, OPSET, TowerWriter, VisionSource
+from edgetune_runtime.images.smart import ImageSpec
 
 
-def write_tower(
-    model_type: str,
-    tower: nn.Module,
-    attention: AttentionFactory,
-    *,
-    dtype: ir.DataType = ir.DataType.FLOAT,
-    pictures: Dim = "images",
-    values: Values = own_values,
-) -> ir.Model:
-    """Write a tower of transformers as a graph.
+class PatchTower:
+    """Towers whose batch is one sequence of the pictures' patches.
 
     Inputs: pixel_values float32 [P, channels · frames · patch · patch], image_grid_thw int64 [N, 3]. Outputs:
     image_features float32 [P / merge², H], and deepstack_features_{i} of the same shape where the tower has them.
-
-    Args:
-        model_type: of the checkpoint.
-        tower: on any device, in any float dtype.
-        attention: the operators to attend with.
-        dtype: of weights and activations, float32 or float16.
-        pictures: N in the graph's interface, free or fixed.
-        values: what a parameter of the tower holds.
-
-    Raises:
-        InputError: the model type or its activation is not supported.
     """
-    if model_type not in FAMILIES:
-        raise InputError(
-            f"no exportable vision tower for model type {model_type!r}", hint=f"supported: {', '.join(FAMILIES)}"
-        )
-    return _Writer(tower, attention, dtype, pictures, values).write()
+
+    def write(self, source: VisionSource, operators: Operators, dtype: ir.DataType) -> ir.Model:
+        """Write the graph; see `Tower`."""
+        return _Writer(source, operators, dtype).write()
+
+    def sizes(self, source: VisionSource, tokens: int) -> Mapping[str, list[list[int]]]:
+        """Sizes of the free inputs; see `Tower`."""
+        spec = source.spec
+        assert isinstance(spec, ImageSpec)
+        return {"pixel_values": [[count * spec.merge_size**2, spec.patch_values] for count in (1, tokens, tokens)]}
 
 
-class _Writer:
-    """One graph while it is written; its weights are named as the tower's parameters are."""
+class _Writer(TowerWriter):
+    """The graph while it is written."""
 
-    def __init__(
-        self, tower: Any, attention: AttentionFactory, dtype: ir.DataType, pictures: Dim, values: Values
-    ) -> None:
-        self.tower, self.values = tower, values
-        self.config = tower.config
-        self.dtype = dtype
-        self.graph = GraphBuilder("vision_encoder")
-        self.whole = Whole(self.graph)
+    def __init__(self, source: VisionSource, operators: Operators, dtype: ir.DataType) -> None:
+        super().__init__(source, operators, dtype)
         self.merge: int = self.config.spatial_merge_size
-        projection = tower.patch_embed.proj
+        projection = self.tower.patch_embed.proj
         hidden, size = len(projection.weight), projection.weight[0].numel()
         self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", size))
-        grid = self.graph.input("image_grid_thw", ir.DataType.INT64, (pictures, 3))
+        grid = self.graph.input("image_grid_thw", ir.DataType.INT64, (operators.pictures, 3))
         count = self.graph.op("Gather", self.graph.op("Shape", self.pixels), self.whole.number(0))
         self.layout = Layout(self.graph, count, grid, self.merge)
         self.heads = Heads(self.config.num_heads, hidden // self.config.num_heads, dtype)
-        self.attend = attention(self.graph, self.layout, self.heads)
+        self.attend = operators.packed(self.graph, self.layout, self.heads)
 
     def write(self) -> ir.Model:
         """The whole graph."""
@@ -106,11 +74,10 @@ class _Writer:
                 outputs[f"deepstack_features_{index}"] = self.merger(
                     f"tower.deepstack_merger_list.{index}", merger, states
                 )
-        outputs = {"image_features": self.merger("tower.merger", tower.merger, states)} | outputs
+        outputs = {FEATURES: self.merger("tower.merger", tower.merger, states)} | outputs
         last = [part for part in tower.merger.modules() if isinstance(part, nn.Linear)][-1]
         for name, value in outputs.items():
-            shape = ("tokens", len(last.weight))
-            self.graph.output(self.to(value, ir.DataType.FLOAT), name, ir.DataType.FLOAT, shape)
+            self.output(value, name, len(last.weight))
         return self.graph.model(OPSET)
 
     def positions(self) -> ir.Value:
@@ -181,23 +148,6 @@ class _Writer:
         inner = self.activate(act, self.linear(f"{name}.{first}", getattr(module, first), states))
         return self.linear(f"{name}.{second}", getattr(module, second), inner)
 
-    def activate(self, kind: str, states: ir.Value) -> ir.Value:
-        """An activation by its name in transformers.
-
-        Raises:
-            InputError: it is none that can be written.
-        """
-        if kind == "silu":
-            return self.graph.op("Mul", states, self.graph.op("Sigmoid", states))
-        if kind == "quick_gelu":  # arXiv 1606.08415, section 2
-            steep = self.graph.op("Mul", states, self.to(self.real("quick_gelu", 1.702), self.dtype))
-            return self.graph.op("Mul", states, self.graph.op("Sigmoid", steep))
-        approximations = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
-        if kind not in approximations:
-            supported = ", ".join((*approximations, "quick_gelu", "silu"))
-            raise InputError(f"vision activation {kind!r} is not supported", hint=f"supported: {supported}")
-        return self.graph.op("Gelu", states, approximate=approximations[kind])
-
     def merger(self, name: str, module: Any, states: ir.Value) -> ir.Value:
         """[P / merge², H]: the patches of a merge block side by side, through two layers."""
         block = self.whole.number([-1, self.heads.width * self.merge * self.merge])
@@ -216,41 +166,3 @@ class _Writer:
             states = side_by_side(self.norm(f"{name}.{norms[0]}", norms[1], states))
         inner = self.activate("gelu", self.linear(f"{name}.{first[0]}", first[1], states))
         return self.linear(f"{name}.{second[0]}", second[1], inner)
-
-    def norm(self, name: str, module: Any, states: ir.Value) -> ir.Value:
-        """A layer norm, or an RMS norm computed in float32."""
-        op = self.graph.op
-        weight = self.weight(f"{name}.weight", module.weight, self.dtype)
-        if isinstance(module, nn.LayerNorm):
-            bias = self.weight(f"{name}.bias", module.bias, self.dtype)
-            return op("LayerNormalization", states, weight, bias, axis=-1, epsilon=module.eps)
-        wide = self.to(states, ir.DataType.FLOAT)
-        mean = op("ReduceMean", op("Pow", wide, self.real("square", 2.0)), self.whole.number([-1]), keepdims=1)
-        root = op("Sqrt", op("Add", mean, self.real("epsilon", module.variance_epsilon)))
-        return op("Mul", self.to(op("Div", wide, root), self.dtype), weight)
-
-    def linear(self, name: str, module: nn.Linear, states: ir.Value) -> ir.Value:
-        """A linear layer of states [rows, K]."""
-        return self.product(name, module.weight, module.bias, states)
-
-    def product(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, states: ir.Value) -> ir.Value:
-        """States [rows, K] @ weightᵀ + bias."""
-        parameters = [self.weight(f"{name}.weight", weight, self.dtype)]
-        if bias is not None:
-            parameters.append(self.weight(f"{name}.bias", bias, self.dtype))
-        return self.graph.op("Gemm", states, *parameters, transB=1)
-
-    def weight(self, name: str, parameter: torch.Tensor, dtype: ir.DataType) -> ir.Value:
-        """A parameter [N] or [N, ...], read when it is written; all but its first axis are one."""
-        shape = (len(parameter), *((parameter[0].numel(),) if parameter.ndim > 1 else ()))
-        return self.graph.weight(
-            name, dtype, shape, lambda: cast_float(to_numpy(self.values(parameter)).reshape(shape), dtype)
-        )
-
-    def to(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value in a dtype, where the activations' may be another."""
-        return value if self.dtype == ir.DataType.FLOAT else self.graph.op("Cast", value, to=dtype)
-
-    def real(self, name: str, value: float) -> ir.Value:
-        """A float32 constant."""
-        return self.graph.constant(f"{name}.{value}", np.array(value, np.float32))

@@ -1,0 +1,112 @@
+"""calibrate and export of every family in every format, on a conversation with two pictures and on a box."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from calibrate.test_conversations import FIND, TALK
+from edgetune_core.checkpoint import HubCheckpoint
+from edgetune_core.weightset import WeightSet
+from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.families import FAMILIES
+from edgetune_runtime.records import read_entries
+from edgetune_runtime.session import Session
+from families.checkpoints import BUILDERS
+from families.conftest import Build, run
+from hf_reader import dense_tensors, tensors_of
+from train.conftest import write_records
+
+EXPORTED = [name for name in BUILDERS if FAMILIES[name].exports]
+FORMATS = {
+    "onnx": [],
+    "onnx plain": ["--dialect", "plain"],
+    "gptq": [],
+    "awq": [],
+    "compressed-tensors": [],
+    "trt": ["--vision-precision", "int8", "--max-length", "2048"],
+}
+
+Sets = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSONL of a conversation about two pictures and of a box."""
+    return write_records(tmp_path_factory.mktemp("talks") / "data", records=[TALK, FIND])
+
+
+@pytest.fixture(scope="module")
+def calibrated(merged: Build, talks: Path) -> Sets:
+    """Gives a family's merged checkpoint, and a weight set of it in groups of 64."""
+
+    def make(name: str) -> tuple[Path, Path]:
+        folder = merged(name)
+        if not (folder / "set").is_dir():
+            options = ["--group-size", 64, "--head", 16]
+            run("calibrate", "--checkpoint", folder / "merged", "--data", talks, "--output", folder / "set", *options)
+        return folder / "merged", folder / "set"
+
+    return make
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_holds_the_weight_set(name: str, kind: str, calibrated: Sets, talks: Path, tmp_path: Path) -> None:
+    checkpoint, weights = calibrated(name)
+    format_, bundle = kind.partition(" ")[0], tmp_path / "bundle"
+    options = ["--weights", weights, "--format", format_, *FORMATS[kind]]
+    run("export", "--checkpoint", checkpoint, "--output", bundle, *options)
+    parity = Bundle.load(bundle).manifest["result"]["bundle"]["parity"]
+    # Three generated pictures and both records; a conversation is asked for its last answer, after two pictures.
+    assert parity["exact"]["answers_equal"] == parity["exact"]["answers"] == 5
+    assert (parity["drift"]["records"], parity["drift"]["source"]) == (2, str(talks))
+    assert parity["vision_mean_cosine"] > 0.99
+    if format_ == "trt":
+        return  # its engines need a GPU; the check ran their graphs
+    with Session.load(bundle) as session:
+        picture = read_entries(talks)[1].images[0]
+        assert session.answer(picture, session.request("the cup"), max_new_tokens=4).timings.tokens <= 4
+    if format_ != "onnx":
+        check_tensors(name, checkpoint, weights, bundle)
+
+
+def check_tensors(name: str, checkpoint: Path, weights: Path, bundle: Path) -> None:
+    """Every tensor of a packed bundle is the weight set's or the checkpoint's, and readers know which are which."""
+    modules, stored = FAMILIES[name].modules, WeightSet.load(weights)
+    assert modules is not None
+    dense = {modules.memory_name(key): value for key, value in dense_tensors(bundle).items()}
+    base = {modules.memory_name(key): value.float() for key, value in tensors_of(checkpoint).items()}
+    assert set(dense) == set(base)
+    for key, value in dense.items():
+        layer = key.removesuffix(".weight")
+        if key.endswith(".weight") and layer in stored:
+            exact = torch.from_numpy(stored.dequantized(layer))
+            torch.testing.assert_close(value, exact, atol=1e-3 * float(exact.abs().max()), rtol=0)  # float16 scales
+        elif key in stored.overrides:
+            torch.testing.assert_close(value, torch.from_numpy(stored.override(key)))
+        else:
+            assert torch.equal(value, base[key])
+    model = HubCheckpoint.open(checkpoint).load_model(torch.float32)
+    linears = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    quantization = json.loads((bundle / "config.json").read_text())["quantization_config"]
+    for prefix in ("", "model."):  # readers disagree on whether names begin with it
+        found = {path for path in linears if not left_out(quantization, path.removeprefix(prefix))}
+        assert found == set(stored.names)
+
+
+def left_out(quantization: dict[str, Any], name: str) -> bool:
+    """Whether a reader that goes by this configuration leaves a layer as it is."""
+    if quantization["quant_method"] == "gptq":
+        if name.rpartition(".")[2] == "lm_head":
+            return not quantization["lm_head"]
+        return any(pattern.startswith("-:") and re.match(pattern[2:], name) for pattern in quantization["dynamic"])
+    if quantization["quant_method"] == "awq":
+        return any(re.match(rf"{re.escape(part)}(\.|$)", name) for part in quantization["modules_to_not_convert"])
+    return any(re.match(entry.removeprefix("re:"), name) for entry in quantization["ignore"])
