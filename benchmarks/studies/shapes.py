@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shape import Shape
+from tile_shapes import TILE_SHAPES
+from tokenizers import Tokenizer
+
 from edgetune_core.conversation import stop_ids, token_id
 from edgetune_core.tensor_file import Bytes, TensorLayout, raw, write_sharded
-from edgetune_runtime.families import Family, get_family
+from edgetune_runtime.families import Chat, Family, get_family
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.tokens import TextTokenizer
 
@@ -33,25 +35,6 @@ them write is of the size of a token's embedding. In a deep network that is all 
 rounding changed in those before: 4 bits left half of what a 3B's predictions told."""
 SHARD = 4 << 30
 """Bytes of a shard: published ones have about five thousand million."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a model.
-
-    Attributes:
-        family: our name of its family, which is its model type.
-        text: values of its text config.
-        vision: values of its vision config that are not transformers' defaults.
-        tied: whether the output head is the table of embeddings.
-        preprocessor: its preprocessor_config.json.
-    """
-
-    family: str
-    text: dict[str, Any]
-    vision: dict[str, Any]
-    tied: bool
-    preprocessor: dict[str, Any] = field(repr=False)
 
 
 _QWEN3_PREPROCESSOR = {
@@ -179,6 +162,7 @@ SHAPES: dict[str, Shape] = {
         tied=False,
         rotary=(2, 3, 3),
     ),
+    **TILE_SHAPES,
 }
 """Published sizes by the model's name on the hub, one for small machines (0.29 B), and two for tests, of no model."""
 
@@ -195,7 +179,7 @@ def config_of(shape: Shape, ids: dict[str, int] | None = None) -> Any:
     tie, ids = {"tie_word_embeddings": shape.tied}, dict(ids or {})
     text = shape.text | tie | {name: ids.pop(name) for name in ("bos_token_id", "eos_token_id") if name in ids}
     return AutoConfig.for_model(
-        shape.family, text_config=text, vision_config=dict(shape.vision), dtype="bfloat16", **tie, **ids
+        shape.family, text_config=text, vision_config=dict(shape.vision), dtype="bfloat16", **tie, **ids, **shape.more
     )
 
 
@@ -206,7 +190,8 @@ def write_checkpoint(
 
     Args:
         shape: its sizes.
-        tokenizer: a folder with the tokenizer.json and tokenizer_config.json of a tokenizer with Qwen's control tokens.
+        tokenizer: a folder with the tokenizer.json and tokenizer_config.json of a tokenizer, which gets the control
+            tokens that it lacks.
         folder: a new folder.
         seed: of the weights.
         shard: bytes of a shard; at most that much and one piece is in memory.
@@ -221,9 +206,8 @@ def write_checkpoint(
     family = get_family(shape.family)
     assert family.modules is not None
     folder.mkdir(parents=True)
-    words = _write_tokenizer(tokenizer, folder, family)
-    roles = ("image", "video", "vision_start", "vision_end")
-    ids = {f"{role}_token_id": token_id(words, family.special_tokens[role]) for role in roles}
+    words = _write_tokenizer(tokenizer, folder, family, shape.marks)
+    ids = {f"{role}_token_id": token_id(words, text) for role, text in family.special_tokens.items() if role != "pad"}
     stops, pad = stop_ids(words, family), token_id(words, family.special_tokens["pad"])
     if max(*ids.values(), *stops, pad) >= shape.text["vocab_size"]:
         raise ValueError(f"{tokenizer}: has tokens beyond the {shape.text['vocab_size']} embeddings of the shape")
@@ -234,6 +218,8 @@ def write_checkpoint(
     config.save_pretrained(folder)
     GenerationConfig(eos_token_id=stops, pad_token_id=pad, do_sample=False).save_pretrained(folder)
     _write_json(folder / "preprocessor_config.json", shape.preprocessor)
+    if shape.processor:
+        _write_json(folder / "processor_config.json", shape.processor)
 
     published = family.modules.hub_name
     layouts = {published(name): TensorLayout.like(tensor) for name, tensor in model.named_parameters()}
@@ -255,32 +241,58 @@ def write_checkpoint(
     write_sharded(folder, layouts, pieces, shard)
 
 
-def _write_tokenizer(source: Path, folder: Path, family: Family) -> TextTokenizer:
-    """Copy a tokenizer and write its family's chat template beside it."""
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+def _write_tokenizer(source: Path, folder: Path, family: Family, marks: tuple[str, ...]) -> TextTokenizer:
+    """Copy a tokenizer with the control tokens of a family, and write the family's chat template beside it."""
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    added = tokenizer.add_special_tokens([*family.special_tokens.values(), *family.stop_tokens, *marks])
+    tokenizer.save(str(folder / "tokenizer.json"))
     settings = read_json(source / "tokenizer_config.json")
     settings.pop("chat_template", None)
+    if added:  # a class of its own would look for them in lists of its own
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     _write_json(folder / "tokenizer_config.json", settings)
-    chat = family.chat
-    opening, closing = chat.user.split("user")
-    default = chat.prefix.removesuffix(chat.user)
-    template = (
-        "{% for message in messages %}"
-        + ("{% if loop.first and message.role != 'system' %}" + default + "{% endif %}" if default else "")
-        + opening
-        + "{{ message.role }}"
-        + closing
-        + "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-        + "{% if part.type == 'image' %}"
-        + (chat.before_image + chat.image_token + chat.after_image)
-        + "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
-        + (chat.end + chat.between)
-        + "{% endfor %}{% if add_generation_prompt %}"
-        + chat.suffix.removeprefix(chat.end + chat.between)
-        + "{% endif %}"
-    )
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(_template(family.chat), encoding="utf-8")
     return TextTokenizer(folder / "tokenizer.json")
+
+
+def _template(chat: Chat) -> str:
+    """A chat template that renders what a family's pieces say."""
+
+    def said(text: str) -> str:
+        return "{{ " + json.dumps(text) + " }}" if text else ""
+
+    system = "".join(said(part) + joint for part, joint in zip(chat.system.split("{text}"), (_WORDS, ""), strict=False))
+    image = said(chat.before_image + chat.image_token + chat.after_image)
+    content = (
+        "{% if message.content is string or message.content[0].type != 'image' %}"
+        + said(chat.before_text)
+        + "{% endif %}"
+        "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+        "{% if part.type == 'image' %}" + image + "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    )
+    return (
+        "{% for message in messages %}{% if message.role == 'system' %}"
+        + system
+        + "{% elif message.role == 'user' %}{% if loop.first %}"
+        + said(chat.prefix)
+        + "{% else %}"
+        + said(chat.user)
+        + "{% endif %}"
+        + content
+        + "{% if add_generation_prompt or not loop.last %}"
+        + said(chat.suffix)
+        + "{% endif %}{% else %}"
+        + said(chat.before_answer)
+        + _WORDS
+        + said(chat.end + chat.between)
+        + "{% endif %}{% endfor %}"
+    )
+
+
+_WORDS = (
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}{{ part.text }}"
+    "{% endfor %}{% endif %}"
+)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -292,7 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="folder of a tokenizer with Qwen's control tokens"
+        "--tokenizer", type=Path, required=True, help="folder of a tokenizer; control tokens that it lacks are added"
     )
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--seed", type=int, default=0)

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from shapes import SHAPES, Shape, write_checkpoint
+from shape import Shape
+from shapes import SHAPES, write_checkpoint
 
 from edgetune_calibrate.run import calibrate
 from edgetune_calibrate.settings import CalibrateSettings

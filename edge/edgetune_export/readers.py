@@ -18,6 +18,10 @@ Formats = Mapping[str, BlockFormat]
 """Name of each quantized linear layer in transformers, and its format."""
 
 
+ASKED = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
+"""Model families that engines were run with, or whose code in them was read; of others nothing is said."""
+
+
 @dataclass(frozen=True)
 class Accepts:
     """What a reader takes of one format.
@@ -168,13 +172,13 @@ def readers_of(format_: str, formats: Formats, family: str, names: str | None) -
 
     Returns:
         "read": names of engines; "refuse": by name of the engine "why", the "hint" what it would read, and whether it
-        is a "server".
+        is a "server"; "unknown": engines that read the format, but were not asked about the family.
     """
-    told: dict[str, Any] = {"read": [], "refuse": {}}
+    told: dict[str, Any] = {"read": [], "refuse": {}, "unknown": []}
     for reader in READERS:
         why = reader.refusal(format_, formats, family, names)
         if why is None:
-            told["read"].append(reader.name)
+            told["read" if family in ASKED else "unknown"].append(reader.name)
         else:
             hint = _hint(reader, format_, formats, family, names)
             told["refuse"][reader.name] = {"why": why, "hint": hint, "server": reader.server}

@@ -58,6 +58,15 @@ def test_names_and_a_quantized_head() -> None:
     assert told == {"why": "hub names of tensors", "hint": "export with --names transformers", "server": False}
 
 
+def test_of_families_that_no_engine_was_asked_about_nothing_is_promised() -> None:
+    told = readers_of("awq", {"layer": G128}, "internvl", None)
+    assert told["read"] == [] and "vLLM 0.32.0" in told["unknown"]
+    assert readers_of("awq", {"layer": G128}, "qwen3_vl", None)["unknown"] == []
+    assert readers_of("gptq", {"layer": G128}, "internvl", None)["refuse"]["vLLM 0.32.0"]["why"].startswith(
+        "zero points"
+    )
+
+
 @pytest.mark.parametrize(
     ("format_", "fmt", "hint"),
     [

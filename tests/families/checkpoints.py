@@ -27,15 +27,21 @@ from families.writing import TOWER, text_config, write
 _transformers: Any = transformers
 
 
-def build_internvl(folder: Path, *, weights: bool = True) -> Path:
-    """Write a checkpoint as OpenGVLab/InternVL3-1B-hf; its preprocessor config says crop_to_patches false, as there."""
+def build_internvl(folder: Path, *, weights: bool = True, text: str = "qwen2") -> Path:
+    """Write a checkpoint as OpenGVLab/InternVL3-1B-hf; its preprocessor config says crop_to_patches false, as there.
+
+    Args:
+        folder: where it goes.
+        weights: write random ones.
+        text: kind of the language model: InternVL 3.5 has "qwen3".
+    """
     side = 56 if weights else 448
 
     def config(size: int, ids: dict[str, int]) -> Any:
         vision = {**TOWER, "image_size": [side, side], "patch_size": [14, 14]}
         return _transformers.InternVLConfig(
             vision_config=vision,
-            text_config=text_config("qwen2", size),
+            text_config=text_config(text, size, head_dim=32),
             image_token_id=ids["<IMG_CONTEXT>"],
             image_seq_length=(side // 28) ** 2,
             downsample_ratio=0.5,

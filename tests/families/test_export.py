@@ -15,10 +15,11 @@ from calibrate.test_conversations import FIND, TALK
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import WeightSet
 from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES
 from edgetune_runtime.records import read_entries
 from edgetune_runtime.session import Session
-from families.checkpoints import BUILDERS
+from families.checkpoints import BUILDERS, build_internvl
 from families.conftest import Build, run
 from hf_reader import dense_tensors, tensors_of
 from train.conftest import write_records
@@ -75,6 +76,26 @@ def test_every_format_holds_the_weight_set(name: str, kind: str, calibrated: Set
         assert session.answer(picture, session.request("the cup"), max_new_tokens=4).timings.tokens <= 4
     if format_ != "onnx":
         check_tensors(name, checkpoint, weights, bundle)
+
+
+@pytest.mark.parametrize("format_", ["onnx", "gptq", "trt"])
+def test_internvl_with_a_decoder_of_qwen3(format_: str, talks: Path, tmp_path: Path) -> None:
+    """InternVL 3.5: norms of queries and keys, no biases."""
+    checkpoint = build_internvl(tmp_path / "base", text="qwen3")
+    options = ["--group-size", 64, "--head", 16]
+    run("calibrate", "--checkpoint", checkpoint, "--data", talks, "--output", tmp_path / "set", *options)
+    bundle = tmp_path / "bundle"
+    place = ["--format", format_, "--max-length", 2048, "--output", bundle]
+    run("export", "--checkpoint", checkpoint, "--weights", tmp_path / "set", *place)
+    exact = Bundle.load(bundle).manifest["result"]["bundle"]["parity"]["exact"]
+    assert exact["answers_equal"] == exact["answers"] == 5
+
+
+def test_an_engine_of_packed_patches_refuses_tiles(calibrated: Sets, tmp_path: Path) -> None:
+    checkpoint, weights = calibrated("internvl")
+    run("export", "--checkpoint", checkpoint, "--weights", weights, "--format", "awq", "--output", tmp_path / "bundle")
+    with pytest.raises(InputError, match="pictures of internvl are prepared by 'tiles'"):
+        Session.load(tmp_path / "bundle", engine="triton")
 
 
 def check_tensors(name: str, checkpoint: Path, weights: Path, bundle: Path) -> None:

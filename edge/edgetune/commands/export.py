@@ -74,7 +74,13 @@ def _tell_readers(console: Console, manifest: Any) -> None:
     readers = bundle.get("readers")
     if readers is None:
         return
-    console.line(f"{bundle['format']} is read by {', '.join(readers['read']) or 'none of the engines that we know'}")
+    if readers.get("unknown"):
+        family = bundle["family"]
+        console.line(f"{bundle['format']}: no engine was asked whether it reads a checkpoint of {family} like this one")
+    else:
+        console.line(
+            f"{bundle['format']} is read by {', '.join(readers['read']) or 'none of the engines that we know'}"
+        )
     refusals: dict[tuple[str, str], list[str]] = {}
     for name, told in readers["refuse"].items():
         if told["server"]:

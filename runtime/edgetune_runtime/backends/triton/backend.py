@@ -18,6 +18,7 @@ from edgetune_runtime.backends.triton.vision import load_vision
 from edgetune_runtime.backends.triton.weights import PackedCheckpoint, read_decoder
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.quant.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -68,10 +69,16 @@ class TorchBackend(GreedyBackend):
         Products are in bfloat16 on CUDA, or in float16 if the checkpoint's are, and in float32 on the CPU.
 
         Raises:
-            InputError: the checkpoint is of a kind that the engine does not support.
+            InputError: the checkpoint is of a kind that the engine does not support, such as one whose tower sees tiles.
             BundleError: the checkpoint is damaged.
             MissingDependency: device "cuda" without a GPU that torch can use, or without triton.
         """
+        if not isinstance(bundle.spec, ImageSpec):
+            raise InputError(
+                f"{bundle.folder}: the engine triton runs vision towers of packed patches, and pictures of "
+                f"{bundle.family} are prepared by {bundle.spec.rule!r}",
+                hint="choose --engine onnx, or export --format onnx or trt",
+            )
         place = torch.device(device)
         if place.type == "cuda" and not torch.cuda.is_available():
             raise MissingDependency(
