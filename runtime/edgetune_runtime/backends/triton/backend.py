@@ -69,7 +69,7 @@ class TorchBackend(GreedyBackend):
         Products are in bfloat16 on CUDA, or in float16 if the checkpoint's are, and in float32 on the CPU.
 
         Raises:
-            InputError: the checkpoint is of a kind that the engine does not support, such as one whose tower sees tiles.
+            InputError: the checkpoint is of a kind that the engine does not support, as one whose tower sees tiles.
             BundleError: the checkpoint is damaged.
             MissingDependency: device "cuda" without a GPU that torch can use, or without triton.
         """
