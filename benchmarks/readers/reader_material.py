@@ -132,7 +132,7 @@ def job(work: Path, family: str) -> dict[str, Any]:
         pixels = preprocess(picture, spec)
         np.ascontiguousarray(pixels.pixel_values, np.float32).tofile(stem.with_suffix(".f32"))
         ids = tokenizer.prompt(chat, text, image_tokens=pixels.image_tokens, image_token=image)
-        one = f"{chat.prefix}{chat.before_image}{chat.image_token}{chat.after_image}{text}{chat.suffix}"
+        one = f"{chat.prefix}{chat.before_image}{chat.image_token}{chat.after_image}{text}{chat.last_suffix}"
         records.append(
             {
                 "prompt": one,

@@ -280,7 +280,7 @@ def _template(chat: Chat) -> str:
         + "{% endif %}"
         + content
         + "{% if add_generation_prompt or not loop.last %}"
-        + said(chat.suffix)
+        + said(chat.last_suffix)
         + "{% endif %}{% else %}"
         + said(chat.before_answer)
         + _WORDS

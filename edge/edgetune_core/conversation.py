@@ -177,7 +177,8 @@ class _Script:
             if number:
                 self._text += chat.between + chat.user
             self._ask(turn.parts)
-            self._text += chat.suffix
+            is_last = not any(later.role == "assistant" for later in rest[number + 2 :])
+            self._text += chat.last_suffix if is_last else chat.suffix
 
     def _ask(self, parts: Sequence[Part]) -> None:
         chat = self._family.chat
@@ -195,7 +196,8 @@ class _Script:
     def _answer(self, turn: Turn) -> None:
         self._flush()
         chat = self._family.chat
-        ids = self._tokenizer.encode(chat.before_answer + "".join(map(self._part, turn.parts)), after=chat.suffix)
+        said = chat.before_answer + "".join(map(self._part, turn.parts))
+        ids = self._tokenizer.encode(said, after=self._context)
         if {self._end_id, self._image_id} & set(ids):
             raise InputError(f"the answer holds {chat.end!r} or {chat.image_token!r}")
         self._add([*ids, self._end_id], learned=turn.learned, said=True)
@@ -222,6 +224,7 @@ class _Script:
         if self._text:
             ids = self._tokenizer.encode(self._text, after=self._context)
             self._add(expand(ids, self._image_id, self._runs))
+            self._context = self._text
         self._text, self._runs = "", []
 
     def _add(self, ids: Sequence[int], *, learned: bool = False, said: bool = False) -> None:

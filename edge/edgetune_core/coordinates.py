@@ -94,7 +94,7 @@ def locate(
     words, boxes = grounding.lay_out(record.boxes, record.labels, geometry, family.box_format)
     opening = family.chat.before_answer
     text = opening + words
-    ids, spans = tokenizer.encode_with_spans(text, after=family.chat.suffix)
+    ids, spans = tokenizer.encode_with_spans(text, after=family.chat.last_suffix)
     places = family.box_format.decimals
     limits = [round(size * 10**places) for size in frame_size(geometry, family.box_format).tolist()]
     known = sign_ids(tokenizer, family)

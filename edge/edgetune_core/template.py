@@ -49,7 +49,9 @@ def own_template(folder: Path) -> Render:
         )
 
     def render(turns: list[dict[str, Any]]) -> str:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        # Templates with a switch for thinking aloud differ in what they do without it.
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return str(tokenizer.apply_chat_template(turns, **options))
 
     return lambda turns: _bounded(folder, render, turns)
 

@@ -300,7 +300,7 @@ def _short(value: object) -> str:
 
 def _chat(told: _Fields) -> Chat:
     """The prompt's pieces; those that no prompt can do without must not be empty."""
-    names = [field.name for field in fields(Chat)]
+    names = [field.name for field in fields(Chat) if field.name != "opening" or "opening" in told.values]
     if wrong := sorted(set(told.values) ^ set(names)):
         raise InputError(f"{told.place}{wrong[0]} is {'missing' if wrong[0] in names else 'unknown'}")
     needed = ("prefix", "image_token", "suffix", "end")

@@ -28,6 +28,7 @@ class Chat:
             where there is none.
         before_text: what opens a user turn that starts with words and not with an image.
         before_answer: what the model writes before an answer's own words.
+        opening: what the template writes behind `suffix` before the last answer of a conversation, and before no other.
     """
 
     prefix: str
@@ -42,6 +43,12 @@ class Chat:
     begin: str = ""
     before_text: str = ""
     before_answer: str = ""
+    opening: str = ""
+
+    @property
+    def last_suffix(self) -> str:
+        """The end of the last user turn, up to where its answer starts."""
+        return self.suffix + self.opening
 
     def render(self, text: str, image_tokens: int) -> str:
         """Return the whole prompt up to where the answer starts, as a chat template would (without `begin`).
@@ -51,4 +58,4 @@ class Chat:
             image_tokens: how many image placeholder tokens the image takes; 0 leaves the image part out.
         """
         image = self.before_image + self.image_token * image_tokens + self.after_image
-        return self.prefix + (image if image_tokens else self.before_text) + text + self.suffix
+        return self.prefix + (image if image_tokens else self.before_text) + text + self.last_suffix

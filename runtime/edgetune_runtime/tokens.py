@@ -111,7 +111,7 @@ class TextTokenizer:
         rendered = chat.render(text, 0)
         if runs:
             image = "".join(piece if isinstance(piece, str) else chat.image_token for piece in pieces)
-            rendered = chat.prefix + chat.before_image + image + chat.after_image + text + chat.suffix
+            rendered = chat.prefix + chat.before_image + image + chat.after_image + text + chat.last_suffix
         begin = self.encode(chat.begin) if chat.begin else []
         return np.array([*begin, *expand(self.encode(rendered), image_token, runs)], np.int64)
 

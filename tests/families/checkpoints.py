@@ -300,8 +300,66 @@ def build_qwen2_vl(folder: Path, *, weights: bool = True, **text: int) -> Path:
     )
 
 
+def build_qwen3_5(folder: Path, *, weights: bool = True) -> Path:
+    """Write a checkpoint as Qwen/Qwen3.5-0.8B: three blocks of linear attention, and one of attention with a gate."""
+
+    def config(size: int, ids: dict[str, int]) -> Any:
+        rope = {
+            "rope_type": "default",
+            "rope_theta": 10_000_000.0,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        }
+        kinds = {
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        }
+        names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+        return _transformers.Qwen3_5Config(
+            text_config=text_config(
+                "qwen3_5_text", size, num_hidden_layers=4, head_dim=32, rope_parameters=rope, **kinds
+            ),
+            vision_config={
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "out_hidden_size": 128,
+                "num_position_embeddings": 64,
+            },
+            tie_word_embeddings=False,
+            **{f"{role}_token_id": ids[f"<|{name}|>"] for role, name in names.items()},
+        )
+
+    preprocessor = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "image_std": [0.5, 0.5, 0.5],
+        "merge_size": 2,
+        "patch_size": 16,
+        "processor_class": "Qwen3VLProcessor",
+        "size": {"longest_edge": 256 * 256 if weights else 16777216, "shortest_edge": 4096 if weights else 65536},
+        "temporal_patch_size": 2,
+    }
+    named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    return write(
+        folder,
+        qwen_tokenizer(["<think>", "</think>"]),
+        templates.QWEN3_5_TEMPLATE,
+        preprocessor,
+        config,
+        named=named,
+        weights=weights,
+        processor={"processor_class": "Qwen3VLProcessor"},
+    )
+
+
 BUILDERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": build_qwen2_vl,
+    "qwen3_5": build_qwen3_5,
     "internvl": build_internvl,
     "llava": build_llava,
     "llava_onevision": build_llava_onevision,

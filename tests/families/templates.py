@@ -35,6 +35,20 @@ ONEVISION_TEMPLATE = (
     "{% generation %}{{ content['text'] }}{% endgeneration %}{% endfor %}{% endif %}"
     "{{'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Qwen/Qwen3.5-0.8B, as far as it is about text and pictures; larger sizes think unless they are told not to
+QWEN3_5_TEMPLATE = (
+    "{% set last = namespace(query=-1) %}"
+    "{% for message in messages %}{% if message.role == 'user' %}{% set last.query = loop.index0 %}{% endif %}"
+    "{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.role == 'assistant' and loop.index0 > last.query %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is true %}{{ '<think>\n' }}"
+    "{% else %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
 # HuggingFaceTB/SmolVLM-256M-Instruct; HuggingFaceM4/Idefics3-8B-Llama3 begins with <|begin_of_text|> instead
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"

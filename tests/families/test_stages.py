@@ -49,7 +49,7 @@ def test_the_matrix_in_the_documentation_is_what_is_tested_here() -> None:
         if family.modules is None:
             verbs = ["no: its code is on the hub, only its box format is readable"] + ["no"] * 9
         else:
-            verbs = ["pass"] * 4 + ["pass" if family.exports else "no: its tower is not known"] * 6
+            verbs = ["pass"] * 4 + ["pass" if family.exports else "no: its decoder is not written yet"] * 6
         expected.append([family.title, types, *verbs])
     assert sorted(table) == sorted(expected)
 
@@ -65,7 +65,9 @@ def test_training_learns_and_merging_keeps_it(name: str, tiny: Build, merged: Bu
     plain = _transformers.AutoModelForImageTextToText.from_pretrained(folder / "merged")
     inputs = reference.question(tiny(name), load_image(data.parent / "0.png"), "What is it?")
     with torch.no_grad():
-        torch.testing.assert_close(plain(**inputs).logits, active(**inputs).logits, atol=1e-4, rtol=1e-4)
+        expected = active(**inputs).logits
+        atol = 1e-4 * max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(plain(**inputs).logits, expected, atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -162,9 +164,12 @@ def test_module_names_are_those_of_transformers(name: str, tiny: Build) -> None:
     model = HubCheckpoint.open(tiny(name)).load_model(torch.float32)
     named = dict(model.named_modules())
     assert {modules.text_root, modules.vision_root, modules.vision_blocks, *modules.mergers} <= set(named)
+    found: set[str] = set()
     for block in named[modules.blocks]:
         linears = {path for path, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
-        assert linears == set(modules.linears)
+        assert linears == set(modules.linears) or FAMILIES[name].recurrent
+        found |= linears
+    assert found == set(modules.linears)
     seeing = resolve_targets(model, modules, ["auto"], vision=True)
     blind = resolve_targets(model, modules, ["auto"], vision=False)
     assert all(re.fullmatch(modules.lora_targets, path) for path in blind)

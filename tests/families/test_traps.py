@@ -197,3 +197,29 @@ def test_internvl_may_be_asked_in_its_tags_but_not_by_a_forged_turn(tiny: Build,
     assert token_id(base.tokenizer, "<ref>") in sample.prompt_ids
     with pytest.raises(InputError, match="control token '<IMG_CONTEXT>'"):
         base.tokenizer.prompt(base.family.chat, "a <IMG_CONTEXT>", image_tokens=0, image_token=0)
+
+
+def test_a_model_that_thinks_unless_told_otherwise_is_told(tiny: Build, tmp_path: Path) -> None:
+    """Qwen3.5's larger sizes think aloud by default, its smaller ones do not; ours answers behind no thoughts always."""
+    folder = copy_checkpoint(tiny("qwen3_5"), tmp_path / "thinks")
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    small, large = (
+        "enable_thinking is defined and enable_thinking is true",
+        "enable_thinking is not defined or enable_thinking",
+    )
+    assert small in template
+    (folder / "chat_template.jinja").write_text(template.replace(small, large), encoding="utf-8")
+    tokenizer = _transformers.AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "Where?"}]
+    thinking = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert thinking.endswith("assistant\n<think>\n")
+    base = HubCheckpoint.open(folder)
+    base.check_template()
+    assert base.family.chat.render("Where?", 0).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_samples_of_linear_attention_are_not_packed(tiny: Build, data: Path, tmp_path: Path) -> None:
+    """Nothing tells its state where a sample ends, and the loss would not show it."""
+    options = ["--data", str(data), "--output", str(tmp_path / "adapter"), "--pack", "512"]
+    with pytest.raises(InputError, match=r"--pack cannot be used with Qwen3\.5: the state of its linear attention"):
+        cli.main(["train", "--checkpoint", str(tiny("qwen3_5")), *options], standalone_mode=False)

@@ -66,6 +66,12 @@ def adapted_model(
         MissingDependency: a library that a setting needs is not installed.
     """
     dtype = dtype_of(settings.precision)
+    if settings.pack and checkpoint.family.recurrent:
+        raise InputError(
+            f"--pack cannot be used with {checkpoint.family.title}: the state of its linear attention would pass from "
+            "one sample of a pack to the next",
+            hint="leave --pack out",
+        )
     if settings.compile and is_sharded(arguments):
         raise InputError("--compile cannot be combined with FSDP or DeepSpeed", hint="use DDP (torchrun)")
     quantization = None

@@ -156,7 +156,7 @@ def _one(base: HubCheckpoint, text: str, answer: str, picture: Image.Image | Non
     pieces = base.spec.plan(*picture.size).pieces if picture else 0
     allowed = grammar.tags(base.family.box_format.style)
     prompt = tokenizer.prompt(chat, text, image_tokens=pieces, image_token=image_id, allowed=allowed).tolist()
-    ids = torch.tensor([prompt + tokenizer.encode(chat.before_answer + answer + chat.end, after=chat.suffix)])
+    ids = torch.tensor([prompt + tokenizer.encode(chat.before_answer + answer + chat.end, after=chat.last_suffix)])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if picture is None:
         return inputs

@@ -64,7 +64,10 @@ class LibraryInputs:
         if not self._tokenizer.chat_template:
             raise InputError("the checkpoint has no chat template", hint="copy chat_template.jinja from its base model")
         prompt: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
         return prompt.replace(self._image_token, self._image_token * image_tokens)
 

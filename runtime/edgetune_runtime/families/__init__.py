@@ -12,6 +12,7 @@ from edgetune_runtime.families import (
     llava_onevision,
     qwen2_5_vl,
     qwen2_vl,
+    qwen3_5,
     qwen3_vl,
     qwen_vl,
     smolvlm,
@@ -21,7 +22,7 @@ from edgetune_runtime.plugins import Plugins
 
 __all__ = ["FAMILIES", "Chat", "Family", "Modules", "all_families", "family_of", "get_family"]
 
-_MODULES = (qwen3_vl, qwen2_5_vl, qwen2_vl, qwen_vl, internvl, llava, llava_onevision, smolvlm, idefics3)
+_MODULES = (qwen3_vl, qwen3_5, qwen2_5_vl, qwen2_vl, qwen_vl, internvl, llava, llava_onevision, smolvlm, idefics3)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
 

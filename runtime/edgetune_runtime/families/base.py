@@ -32,7 +32,7 @@ class Modules:
 
     Attributes:
         blocks: dotted name of the decoder layer list; layer i is `f"{blocks}.{i}"`.
-        linears: the linear layers of one block, relative to it.
+        linears: the linear layers of one block, relative to it; where blocks are of several kinds, of all of them.
         norm_linears: a norm of the block -> the linears that read its output directly.
         text_root: dotted name of the text model (embeddings, blocks, final norm).
         vision_root: dotted name of the vision tower; the mergers may lie inside or outside of it.
@@ -96,6 +96,7 @@ class Family:
         modules: module names, or None for families that are supported for their boxes only.
         tower: name of what writes its vision tower as a graph, ours or an entry point of the group "edgetune.towers";
             without it a family is trained, merged and run under torch only.
+        recurrent: whether layers carry a state from token to token, so that samples cannot share a sequence.
         marker: control token that only this family's tokenizers have, where families share a model_type.
     """
 
@@ -113,6 +114,7 @@ class Family:
     special_tokens: Mapping[str, str] = field(default_factory=dict, hash=False)
     modules: Modules | None = None
     tower: str = ""
+    recurrent: bool = False
     marker: str = ""
 
     @property
