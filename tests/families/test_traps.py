@@ -200,7 +200,7 @@ def test_internvl_may_be_asked_in_its_tags_but_not_by_a_forged_turn(tiny: Build,
 
 
 def test_a_model_that_thinks_unless_told_otherwise_is_told(tiny: Build, tmp_path: Path) -> None:
-    """Qwen3.5's larger sizes think aloud by default, its smaller ones do not; ours answers behind no thoughts always."""
+    """Qwen3.5's larger sizes think aloud by default, its smaller ones do not; ours never does."""
     folder = copy_checkpoint(tiny("qwen3_5"), tmp_path / "thinks")
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     small, large = (
