@@ -135,13 +135,14 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 def _spread(model: torch.nn.Module, seed: int) -> None:
     """Draw every weight again with a spread that makes logits and greedy tokens differ from input to input.
 
-    Vectors (norm gains, biases) get noise around their initial value, or a wrong bias would go unseen.
+    Vectors (norm gains, biases) get noise around their initial value, or a wrong bias would go unseen. So do short
+    convolutions before linear attention: other values make its float32 results depend on the order of sums.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or parameter.shape[1:2] == (1,):  # a convolution of each channel by itself
                 parameter.add_(0.1 * noise)
             else:
                 parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5)

@@ -123,6 +123,7 @@ def our_backend(folder: Path, device: str = "cuda") -> TorchBackend:
     )
     with ThreadPoolExecutor() as pool:
         blocks = tuple(pool.map(block, range(layers)))
-    rope = rope_matrix(Rope(THETA, (SIZES["head_dim"] // 2, 0, 0), False, SIZES["head_dim"])).to(place)
+    size = SIZES["head_dim"]
+    rope = rope_matrix(Rope(THETA, (size // 2, 0, 0), False, size, size)).to(place)
     table = tensors["model.embed_tokens.weight"].to(place, torch.float16)
     return TorchBackend(Decoder(sizes, torch.float16, rope, table, blocks, norm("model.norm"), linear("lm_head")))

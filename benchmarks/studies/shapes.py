@@ -29,7 +29,7 @@ from edgetune_runtime.tokens import TextTokenizer
 
 SPREAD = 0.02
 """Standard deviation of weights and biases; what scales after a norm is 1."""
-RESIDUAL = ("self_attn.o_proj", "mlp.down_proj")
+RESIDUAL = ("self_attn.o_proj", "linear_attn.out_proj", "mlp.down_proj")
 """The decoder's layers that write to the residual. Their spread falls with the number of blocks, so that what all of
 them write is of the size of a token's embedding. In a deep network that is all random each block would magnify what
 rounding changed in those before: 4 bits left half of what a 3B's predictions told."""
@@ -87,6 +87,26 @@ def _qwen2_5(text: dict[str, Any], vision: dict[str, Any], *, tied: bool, rotary
     return Shape("qwen2_5_vl", common | text, tower | vision, tied, _QWEN2_5_PREPROCESSOR)
 
 
+def _qwen3_5(text: dict[str, Any], vision: dict[str, Any], *, tied: bool) -> Shape:
+    common = {
+        "vocab_size": 248320,
+        "head_dim": 256,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 262144,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000_000.0,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {"out_hidden_size": text["hidden_size"]} | vision
+    return Shape("qwen3_5", common | text, vision, tied, _QWEN3_PREPROCESSOR, marks=("<think>", "</think>"))
+
+
 def _qwen2(text: dict[str, Any], *, tied: bool) -> Shape:
     common = {
         "max_position_embeddings": 32768,
@@ -122,6 +142,11 @@ SHAPES: dict[str, Shape] = {
         {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
         tied=False,
         rotary=(24, 20, 20),
+    ),
+    "qwen3.5-0.8b": _qwen3_5(
+        {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24, "num_attention_heads": 8},
+        {"depth": 12, "hidden_size": 768, "intermediate_size": 3072, "num_heads": 12},
+        tied=True,
     ),
     "qwen2-vl-2b": _qwen2(
         {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}

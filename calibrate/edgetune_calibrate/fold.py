@@ -20,11 +20,12 @@ from edgetune_runtime.families.base import Modules
 class Seam:
     """Where factors can move: from `source`, a norm or a linear, to the linears that read what it makes.
 
-    Names are relative to the block.
+    Names are relative to the block. What a norm's weight counts from is its offset (`Modules.norm_offset`).
     """
 
     source: str
     readers: tuple[str, ...]
+    offset: float = 0.0
 
 
 def seams(modules: Modules, block: nn.Module) -> Iterator[Seam]:
@@ -34,7 +35,7 @@ def seams(modules: Modules, block: nn.Module) -> Iterator[Seam]:
     its reader and is none. Norms inside the attention, on queries or keys, are not touched: they undo factors.
     """
     for norm, readers in modules.norm_linears.items():
-        yield Seam(norm, tuple(readers))
+        yield Seam(norm, tuple(readers), modules.norm_offset)
     for source, reader in modules.linear_pairs.items():
         if len(_weight(block, source)) == _weight(block, reader).shape[1]:
             yield Seam(source, (reader,))
@@ -57,7 +58,7 @@ def fold(block: nn.Module, seam: Seam, factors: Tensor) -> list[str]:
     source = block.get_submodule(seam.source)
     changed = []
     for name, parameter in source.named_parameters(recurse=False):
-        _scale(parameter.data, 1 / (factors[:, None] if parameter.ndim == 2 else factors))
+        _scale(parameter.data, 1 / (factors[:, None] if parameter.ndim == 2 else factors), seam.offset)
         if parameter.ndim == 1:
             changed.append(f"{seam.source}.{name}")
     return changed
@@ -67,6 +68,6 @@ def _weight(block: nn.Module, name: str) -> Tensor:
     return block.get_submodule(name).get_parameter("weight").data
 
 
-def _scale(values: Tensor, factors: Tensor) -> None:
-    """Multiply in float32, then round once to the values' own dtype."""
-    values.copy_(values.float() * factors)
+def _scale(values: Tensor, factors: Tensor, offset: float = 0.0) -> None:
+    """Multiply values and their offset in float32, then round once to the values' own dtype."""
+    values.copy_((values.float() + offset) * factors - offset)

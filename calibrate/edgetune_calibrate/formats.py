@@ -12,7 +12,7 @@ from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.allocate import Allocation, Choice, Unit, plan
 from edgetune_calibrate.capture import output_head
 from edgetune_calibrate.journal import UnitLog
-from edgetune_calibrate.linears import check_columns
+from edgetune_calibrate.linears import check_columns, of_block
 from edgetune_calibrate.sensitivity import BoxMeter, measure
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
@@ -34,7 +34,7 @@ def told_formats(model: nn.Module, modules: Modules, settings: CalibrateSettings
     formats = {}
     blocks = model.get_submodule(modules.blocks)
     for index, block in enumerate(blocks.children()):
-        for role in modules.linears:
+        for role in of_block(modules, block).linears:
             name, linear = f"{modules.blocks}.{index}.{role}", block.get_submodule(role)
             candidates = settings.candidates(linear.get_parameter("weight").shape[1])
             check_columns(name, linear, candidates[0] if candidates else settings.solve)

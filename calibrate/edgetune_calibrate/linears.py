@@ -16,8 +16,18 @@ from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockWeight
 
 
+def of_block(modules: Modules, block: nn.Module) -> Modules:
+    """Return the names that one block has: blocks may be of several kinds."""
+    there = {name for name, _ in block.named_modules()}
+    return modules.within(there.__contains__)
+
+
 def input_groups(modules: Modules) -> list[tuple[str, ...]]:
-    """Return the linears of a block in the order they run, those that read the same norm's output together."""
+    """Return the linears of a block in the order they run, those that read the same norm's output together.
+
+    Args:
+        modules: names of the block, see `of_block`.
+    """
     shared = {name: tuple(names) for names in modules.norm_linears.values() for name in names}
     return list(dict.fromkeys(shared.get(name, (name,)) for name in modules.linears))
 

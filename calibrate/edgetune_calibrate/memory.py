@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from edgetune_calibrate.capture import output_head
-from edgetune_calibrate.linears import input_groups
+from edgetune_calibrate.linears import input_groups, of_block
 from edgetune_calibrate.quantize import DecoderSettings
 from edgetune_calibrate.solve.rows import PART
 from edgetune_calibrate.vision import COUNTS
@@ -64,7 +64,8 @@ def needed(model: Any, modules: Modules, settings: DecoderSettings, *, device: s
     steps = [_vision(model, modules)]
     for block in model.get_submodule(modules.blocks):
         weights = _bytes(block)
-        shapes = [[tuple(block.get_submodule(name).weight.shape) for name in group] for group in input_groups(modules)]
+        groups = input_groups(of_block(modules, block))
+        shapes = [[tuple(block.get_submodule(name).weight.shape) for name in group] for group in groups]
         moments = [_moments(group[0][1], settings) for group in shapes]
         for group, own in zip(shapes, moments, strict=True):
             held = own if settings.true_sequential and settings.solve.method != "awq" else sum(moments)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
 from edgetune_calibrate.fold import fold, seams
-from edgetune_calibrate.linears import check_columns, group_of, input_groups, put_weight, untie, visible
+from edgetune_calibrate.linears import check_columns, group_of, input_groups, of_block, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments, TokenWeights, relative_error
 from edgetune_calibrate.parts import Parts
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
@@ -148,7 +148,8 @@ class _Walk:
         self._solver, self._factors = solve, factors
         listed: Any = model.get_submodule(modules.blocks)
         self._blocks: list[nn.Module] = list(listed)
-        self._groups = input_groups(modules)
+        self._names = [of_block(modules, block) for block in self._blocks]
+        self._groups = [input_groups(names) for names in self._names]
         weights = token_weights or [visible(batch) for batch in batches]
         self._weights = [TokenWeights.of(weight, device) for weight in weights]
         self._check()
@@ -156,7 +157,7 @@ class _Walk:
     def _check(self) -> None:
         """Refuse formats that do not fit before hours are spent."""
         for index, block in enumerate(self._blocks):
-            for group in self._groups:
+            for group in self._groups[index]:
                 names = [self._name(index, name) for name in group]
                 if len({self._settings.of(name).format for name in names}) > 1:
                     raise InputError(f"{' and '.join(names)} share an input, so they need the same format")
@@ -199,7 +200,9 @@ class _Walk:
         streams = [stream] if original is None else [original, stream]
         head = index == len(self._blocks)
         parts = (
-            None if head or solved or not self._settings.true_sequential else Parts(self._blocks[index], self._modules)
+            None
+            if head or solved or not self._settings.true_sequential
+            else Parts(self._blocks[index], self._names[index])
         )
         with self._held(self._head()[1] if head else self._blocks[index]):
             for each in streams:
@@ -207,7 +210,7 @@ class _Walk:
             if index == 0:
                 stream.around.forget_first()
             if original is not None and not head:  # while the block is what it was
-                original.leave([] if solved else [group[0] for group in self._groups], parts)
+                original.leave([] if solved else [group[0] for group in self._groups[index]], parts)
             if solved is not None:
                 self._apply(solved)
             elif head:
@@ -222,7 +225,8 @@ class _Walk:
         """Solve the groups of a block in order; their dequantized weights are in the block afterwards."""
         solved = SolvedBlock(index, {}, {}, {"error": {}, "tokens": {}})
         divisors = self._fold(index, stream, solved) if self._settings.solve.method == "awq" else {}
-        for groups in [[group] for group in self._groups] if self._settings.true_sequential else [self._groups]:
+        every = self._groups[index]
+        for groups in [[group] for group in every] if self._settings.true_sequential else [every]:
             moments = self._moments([group[0] for group in groups], stream, original, divisors, parts)
             for group in groups:
                 linears = {self._name(index, name): self._blocks[index].get_submodule(name) for name in group}
@@ -236,10 +240,10 @@ class _Walk:
             By what the inputs of linears are divided now.
         """
         block = self._blocks[index]
-        moments = self._moments([group[0] for group in self._groups], stream, None)
+        moments = self._moments([group[0] for group in self._groups[index]], stream, None)
         divisors: dict[str, Tensor] = {}
         changed: set[str] = set()
-        for seam in list(seams(self._modules, block)):
+        for seam in list(seams(self._names[index], block)):
             group = group_of(
                 {self._name(index, name): block.get_submodule(name) for name in seam.readers}, moments[seam.readers[0]]
             )

@@ -18,7 +18,7 @@ from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.batches import batches, roles, token_weights
 from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
 from edgetune_calibrate.journal import Journal, UnitLog
-from edgetune_calibrate.linears import input_groups
+from edgetune_calibrate.linears import input_groups, of_block
 from edgetune_calibrate.memory import needed, room_for_activations
 from edgetune_calibrate.models import open_model, quantized_model
 from edgetune_calibrate.quantize import SolvedBlock, quantize_decoder
@@ -125,8 +125,8 @@ def _solve(
             # Units are measured in forwards of the whole model: weights that fit stay in memory for all of them.
             measured = open_model(source, dtype, settings.device, room if settings.device == "cpu" else 1 << 62)
             planner, before = BoxPlanner(measured, source, chosen.samples, given, settings, units, kept), blocks
-            kinds = len(input_groups(source.modules))
-            choice = planner.choose(weights, lambda done: tell(-(-done // kinds), total))
+            groups = _groups(streamed.model, source)
+            choice = planner.choose(weights, lambda done: tell(-(-done * blocks // groups), total))
             solve = settings.decoder(choice.formats, head)
             del measured
         ranges = InputRanges(streamed.model, source.modules.vision_root)
@@ -151,6 +151,12 @@ def _solve(
         return ranges.ranges(), choice.to_dict(settings, planner.finish(quantized))
     finally:
         kept.close()
+
+
+def _groups(model: Any, source: HubCheckpoint) -> int:
+    """How many groups of linears with one input the model's blocks have, all together."""
+    every = model.get_submodule(source.modules.blocks)
+    return sum(len(input_groups(of_block(source.modules, block))) for block in every)
 
 
 @contextmanager

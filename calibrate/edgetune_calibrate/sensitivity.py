@@ -9,6 +9,7 @@ averaged, or the few boxes that the model is in two minds about would decide alo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from edgetune_calibrate.activations import Activations, moved
 from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
-from edgetune_calibrate.linears import group_of, input_groups, put_weight, untie, visible
+from edgetune_calibrate.linears import group_of, input_groups, of_block, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments, TokenWeights
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_core.coordinates import BoxPlaces, expected_boxes
@@ -145,10 +146,11 @@ def measure(
         with held(vision.tower) if vision is not None else nullcontext():
             around.survey()
         stream = Stream(around, "sensitivity")
-        groups = input_groups(modules)
-        start = min(len(finished) // len(groups), len(blocks))
-        yield from finished[: start * len(groups)]
-        for index, block in enumerate(blocks):
+        every = [input_groups(of_block(modules, block)) for block in blocks]
+        ends = list(itertools.accumulate(map(len, every)))
+        start = sum(end <= len(finished) for end in ends)
+        yield from finished[: ends[start - 1] if start else 0]
+        for index, (block, groups) in enumerate(zip(blocks, every, strict=True)):
             with held(block):
                 stream.enter(index)
                 moments = _moments(stream, [group[0] for group in groups], weights) if index >= start else {}

@@ -59,9 +59,10 @@ def describe(
         "tokens": checkpoint.tokens,
         "rope": {
             "theta": rope["rope_theta"],
-            "mrope_section": list(rope.get("mrope_section", (spec.head_dim // 2, 0, 0))),
+            "mrope_section": list(rope.get("mrope_section", (spec.rope.shape[1], 0, 0))),
             "interleaved": bool(rope.get("mrope_interleaved", False)),
             "head_dim": spec.head_dim,
+            "rotary_dim": 2 * spec.rope.shape[1],
         },
         "model": {
             "layers": spec.layers,

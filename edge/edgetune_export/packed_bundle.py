@@ -70,15 +70,13 @@ def _source(job: ExportJob, format_: str) -> tuple[WeightSet, Modules]:
         )
     modules = job.checkpoint.family.modules
     assert modules is not None
-    for layer in range(job.decoder.spec.layers):
-        for role in modules.linears:
-            name = f"{modules.blocks}.{layer}.{role}"
-            if name not in job.weights:
-                raise InputError(
-                    f"{job.weights.folder}: {name} is not quantized, and readers of {format_} checkpoints disagree on "
-                    "how exceptions are spelled",
-                    hint="calibrate all layers of the decoder, or export --format onnx",
-                )
+    for part in (part for linear in job.decoder.linears() for part in linear.parts):
+        if part.name not in job.weights:
+            raise InputError(
+                f"{job.weights.folder}: {part.name} is not quantized, and readers of {format_} checkpoints disagree on "
+                "how exceptions are spelled",
+                hint="calibrate all layers of the decoder, or export --format onnx",
+            )
     return job.weights, modules
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from edgetune_export.decoder.dialects.trt import DecomposedTrtDialect
 from edgetune_export.decoder.dialects.trt_fused import PROFILES, FusedTrtDialect
 from edgetune_export.decoder.linear import Linear
-from edgetune_export.decoder.weights import LINEARS, DecoderWeights
+from edgetune_export.decoder.weights import DecoderWeights
 from edgetune_export.job import ExportJob
 from edgetune_export.settings import Block, VisionPrecision
 from edgetune_runtime.errors import InputError
@@ -57,5 +57,4 @@ def resolve(job: ExportJob) -> tuple[ExportJob, type[DecomposedTrtDialect] | typ
 
 
 def _linears(decoder: DecoderWeights) -> list[Linear]:
-    layers = range(decoder.spec.layers)
-    return [*(decoder.linear(layer, role) for layer in layers for role in LINEARS), decoder.head()]
+    return [*decoder.linears(), decoder.head()]

@@ -36,13 +36,15 @@ _MOST = 1 << 24
 class Rope:
     """Rotary embedding: base `theta`, the split of the head's half among (time, height, width), and its layout.
 
-    Where positions are the tokens' own and nothing else, all of it is time's.
+    Where positions are the tokens' own and nothing else, all of it is time's. The first `rotary_dim` dimensions of a
+    head turn.
     """
 
     theta: float
     mrope_section: tuple[int, ...]
     interleaved: bool
     head_dim: int
+    rotary_dim: int
 
 
 @dataclass(frozen=True)
@@ -324,8 +326,10 @@ def _rope(told: _Fields, head_dim: int) -> Rope:
     theta = told._value("theta", (int, float), "a number")
     if not 1 <= theta <= 1e12:
         raise InputError(f"rope.theta must be from 1 to 1e12, got {theta}")
-    rope = Rope(theta, told.wholes("mrope_section", 0), told.flag("interleaved"), told.whole("head_dim", 2))
-    if rope.head_dim != head_dim or len(rope.mrope_section) != 3 or 2 * sum(rope.mrope_section) != head_dim:
+    size = told.whole("head_dim", 2)
+    turning = told.whole("rotary_dim", 2, size) if "rotary_dim" in told.values else size
+    rope = Rope(theta, told.wholes("mrope_section", 0), told.flag("interleaved"), size, turning)
+    if rope.head_dim != head_dim or len(rope.mrope_section) != 3 or 2 * sum(rope.mrope_section) != turning:
         raise InputError(f"rope does not fit heads of {head_dim} (model.head_dim): {dict(told.values)}")
     return rope
 

@@ -138,8 +138,8 @@ def build_llava(folder: Path, *, weights: bool = True, legacy: bool = False) -> 
 
 
 def build_llava_onevision(folder: Path, *, weights: bool = True) -> Path:
-    """Write a checkpoint as llava-hf/llava-onevision-qwen2-0.5b-ov-hf."""
-    side = 56 if weights else 384
+    """Write a checkpoint as llava-hf/llava-onevision-qwen2-0.5b-ov-hf, whose tiles are no whole number of patches."""
+    side = 60 if weights else 384
     pinpoints = [[side * rows, side * columns] for rows in range(1, 7) for columns in range(1, 7)]
 
     def config(size: int, ids: dict[str, int]) -> Any:
@@ -301,7 +301,7 @@ def build_qwen2_vl(folder: Path, *, weights: bool = True, **text: int) -> Path:
 
 
 def build_qwen3_5(folder: Path, *, weights: bool = True) -> Path:
-    """Write a checkpoint as Qwen/Qwen3.5-0.8B: three blocks of linear attention, and one of attention with a gate."""
+    """Write a checkpoint as Qwen/Qwen3.5-0.8B: a block of linear attention, and one of attention with a gate."""
 
     def config(size: int, ids: dict[str, int]) -> Any:
         rope = {
@@ -312,16 +312,15 @@ def build_qwen3_5(folder: Path, *, weights: bool = True) -> Path:
             "mrope_interleaved": True,
         }
         kinds = {
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 4,
+            "linear_num_value_heads": 8,
             "linear_key_head_dim": 16,
             "linear_value_head_dim": 16,
         }
         names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
         return _transformers.Qwen3_5Config(
-            text_config=text_config(
-                "qwen3_5_text", size, num_hidden_layers=4, head_dim=32, rope_parameters=rope, **kinds
-            ),
+            text_config=text_config("qwen3_5_text", size, head_dim=32, rope_parameters=rope, **kinds),
             vision_config={
                 "depth": 2,
                 "hidden_size": 32,

@@ -109,7 +109,8 @@ class GraphDecoder:
     def reset(self, length: int) -> None:
         """Begin an empty sequence."""
         dtype = np.float16 if self.half else np.float32
-        self._past = {node.name: np.zeros((1, node.shape[1], 0, node.shape[3]), dtype) for node in self._caches}
+        # What grows begins empty, states of a fixed size begin at zero.
+        self._past = {node.name: np.zeros(_begin(node.shape), dtype) for node in self._caches}
         self._length = 0
 
     def read(self, states: Float, positions: Int, deepstack: Sequence[Float], watch: Int) -> tuple[Float, Float]:
@@ -127,6 +128,11 @@ class GraphDecoder:
         given = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
         self._past = {name: given[name.replace("past_key_values", "present")] for name in self._past}
         return given["logits"][0], block_states(given)
+
+
+def _begin(shape: Sequence[int | str]) -> tuple[int, ...]:
+    """The shape of a cache before the first token, of a batch of one."""
+    return (1, *(size if isinstance(size, int) else 0 for size in shape[1:]))
 
 
 def block_states(given: Mapping[str, NDArray[Any]]) -> Float:

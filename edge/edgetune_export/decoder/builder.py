@@ -7,10 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from edgetune_export.decoder import delta
+from edgetune_export.decoder.delta import DeltaDialect
 from edgetune_export.decoder.dialects import Dialect
 from edgetune_export.decoder.linear import Linear
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
-from edgetune_export.graph import GraphBuilder
+from edgetune_export.graph import Dim, GraphBuilder
+from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import Float
 
 BLOCK = "block"
@@ -25,7 +28,11 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
 
     Inputs: inputs_embeds [B, S, H], what `Dialect.start` declares, past_key_values.{i}.key and .value,
     deepstack_embeds.{i} [B, S, H] (added after layer i; zero at text tokens). Outputs: logits float32 [B, 1, V] of the
-    last token, present.{i}.key and .value. Dtypes of embeddings and shapes of the cache are the dialect's.
+    last token, present.{i}.key and .value. Dtypes of embeddings and shapes of the cache are the dialect's. Delta nets
+    have .conv and .state in place of .key and .value.
+
+    Raises:
+        InputError: the dialect does not know a kind of layer.
     """
     spec = weights.spec
     graph = GraphBuilder("decoder")
@@ -34,7 +41,16 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     states_shape = (dialect.batch, "length", spec.hidden)
     embeds = graph.input("inputs_embeds", dialect.input_dtype, states_shape)
     dialect.start()
-    pasts = [_cache_inputs(dialect, layer) for layer in range(spec.layers)]
+    if spec.delta is not None and not isinstance(dialect, DeltaDialect):
+        raise InputError(
+            "layers of linear attention (gated delta nets) are not written in this format",
+            hint="export --format onnx --dialect ort",
+        )
+    caches = [_cache_of(dialect, spec, layer, "past_length") for layer in range(spec.layers)]
+    pasts = [
+        [graph.input(f"past_key_values.{layer}.{kind}", dtype, shape) for kind, shape in cache.items()]
+        for layer, cache in enumerate(caches)
+    ]
     deepstack = [graph.input(f"deepstack_embeds.{i}", dialect.input_dtype, states_shape) for i in range(spec.deepstack)]
 
     def activation(value: ir.Value) -> ir.Value:
@@ -42,12 +58,13 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
 
     residual = activation(embeds)
     states = dialect.norm(residual, *_norm(weights, 0, "input_layernorm"))
-    presents: list[tuple[ir.Value, ir.Value]] = []
+    presents: list[list[ir.Value]] = []
     for layer in range(spec.layers):
         if layer > 0:
             states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "input_layernorm"))
-        states, key, value = _attention(dialect, weights, layer, states, pasts[layer])
-        presents.append((key, value))
+        mixer = _delta_net if layer in spec.delta_layers else _attention
+        states, *present = mixer(dialect, weights, layer, states, (pasts[layer][0], pasts[layer][1]))
+        presents.append(present)
         states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "post_attention_layernorm"))
         states = _feed_forward(dialect, weights, layer, states)
         if layer < spec.deepstack:
@@ -61,17 +78,18 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
         logits = graph.op("Cast", logits, to=ir.DataType.FLOAT)
     graph.output(logits, "logits", ir.DataType.FLOAT, (dialect.batch, 1, spec.vocabulary))
     for layer, pair in enumerate(presents):
-        for kind, value in zip(("key", "value"), pair, strict=True):
-            graph.output(value, f"present.{layer}.{kind}", dtype, dialect.cache_shape("present_length"))
+        cache = _cache_of(dialect, spec, layer, "present_length")
+        for (kind, shape), value in zip(cache.items(), pair, strict=True):
+            graph.output(value, f"present.{layer}.{kind}", dtype, shape)
     return graph.model(dialect.opset)
 
 
-def _cache_inputs(dialect: Dialect, layer: int) -> tuple[ir.Value, ir.Value]:
-    key, value = (
-        dialect.graph.input(f"past_key_values.{layer}.{kind}", dialect.dtype, dialect.cache_shape("past_length"))
-        for kind in ("key", "value")
-    )
-    return key, value
+def _cache_of(dialect: Dialect, spec: DecoderSpec, layer: int, length: str) -> dict[str, tuple[Dim, ...]]:
+    """What a layer keeps of the tokens before, and the shapes of it."""
+    if layer in spec.delta_layers:
+        assert spec.delta is not None
+        return spec.delta.shapes(dialect.batch)
+    return dict.fromkeys(("key", "value"), dialect.cache_shape(length))
 
 
 def _norm(weights: DecoderWeights, layer: int | None, role: str) -> tuple[str, Float]:
@@ -88,16 +106,35 @@ def _attention(
     """Project, attend and project back; returns the output and the present key and value."""
     spec = weights.spec
     joint = weights.linear(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    query, key, value = _split(
-        dialect.graph,
-        _linear(dialect, states, joint),
-        (spec.heads * spec.head_dim, *(spec.kv_heads * spec.head_dim,) * 2),
-    )
+    graph, width, narrow = dialect.graph, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    parts = _split(graph, _linear(dialect, states, joint), (width * (1 + spec.gated), narrow, narrow))
+    query, key, value = parts
+    gate = None
+    if spec.gated:  # head by head the query and behind it the gate
+        by_head = graph.op("Reshape", query, graph.constant("gate.by_head", np.array([0, 0, spec.heads, -1])))
+        flat = graph.constant("gate.flat", np.array([0, 0, width]))
+        query, gate = (graph.op("Reshape", part, flat) for part in _split(graph, by_head, (spec.head_dim,) * 2))
     norms = None
     if weights.norm(layer, "self_attn.q_norm") is not None:
         norms = _norm(weights, layer, "self_attn.q_norm"), _norm(weights, layer, "self_attn.k_norm")
     mixed, present_key, present_value = dialect.attention(query, key, value, past, norms)
+    if gate is not None:
+        mixed = graph.op("Mul", mixed, graph.op("Sigmoid", gate))
     return _linear(dialect, mixed, weights.linear(layer, "self_attn.o_proj")), present_key, present_value
+
+
+def _delta_net(
+    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: tuple[ir.Value, ir.Value]
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Project, mix by linear attention and project back; returns the output and the present conv and state."""
+    spec = weights.spec.delta
+    assert spec is not None and isinstance(dialect, DeltaDialect)
+    *inputs, output = delta.LINEARS
+    joint = _linear(dialect, states, weights.linear(layer, *inputs))
+    sizes = (spec.channels, spec.values, spec.value_heads, spec.value_heads)
+    mixed, gate, rate, decay = _split(dialect.graph, joint, sizes)
+    attended, conv, state = dialect.delta((mixed, gate, rate, decay), past, weights.delta(layer))
+    return _linear(dialect, attended, weights.linear(layer, output)), conv, state
 
 
 def _feed_forward(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value) -> ir.Value:

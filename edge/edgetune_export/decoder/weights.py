@@ -13,6 +13,8 @@ from torch import nn
 
 from edgetune_core.streaming import Values, own_values
 from edgetune_core.weightset import HEAD, WeightSet
+from edgetune_export.decoder import delta
+from edgetune_export.decoder.delta import DeltaParameters, DeltaSpec
 from edgetune_export.decoder.linear import Linear, Part, parameter
 from edgetune_export.decoder.rounding import to_numpy
 from edgetune_runtime.backends import Int
@@ -20,16 +22,9 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat, Float
 
-LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-"""The linear layers of a decoder block."""
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+"""The linear layers of a decoder block; a delta net has `delta.LINEARS` in place of attention's."""
 
 _TABLE_ROWS = 8192
 
@@ -42,11 +37,15 @@ class DecoderSpec:
     """Sizes of a decoder of the RMSNorm, RoPE, grouped-query, SwiGLU kind, and its rotary matrix.
 
     Attributes:
-        rope: float32 [3, head_dim / 2]; angles of a token = its (t, h, w) position @ rope. A column has one nonzero,
-            the frequency in the row of the axis that drives it, so interleaved and sectioned M-RoPE are one graph, and
-            ordinary positions, all of which are t's, too.
+        rope: float32 [3, d / 2], where d of a head's dimensions turn, mostly all of them; angles of a token = its (t,
+            h, w) position @ rope. A column has one nonzero, the frequency in the row of the axis that drives it, so
+            interleaved and sectioned M-RoPE are one graph, and ordinary positions, which are all t's, too.
         rope_scale: factor on cos and sin (1 but for YaRN).
         deepstack: number of first layers after which image features are added.
+        gated: whether each head's output of attention is multiplied by a gate, whose inputs are in q_proj behind the
+            head's query.
+        delta: sizes of the delta nets, None without any.
+        delta_layers: which layers are delta nets in place of attention.
     """
 
     layers: int
@@ -60,6 +59,9 @@ class DecoderSpec:
     rope: NDArray[np.float32]
     rope_scale: float
     deepstack: int
+    gated: bool = False
+    delta: DeltaSpec | None = None
+    delta_layers: frozenset[int] = frozenset()
 
 
 class DecoderWeights:
@@ -99,6 +101,7 @@ class DecoderWeights:
         self._head = source.get_output_embeddings()
         self._layers_format, self._head_format = layers_format, head_format
         self._weights = weights
+        self._norm_offset = np.float32(modules.norm_offset)
         self.tied = self._head.weight is self._text.embed_tokens.weight
         deepstack = len(getattr(source.get_submodule(modules.vision_root), "deepstack_merger_list", ()))
         self.spec = _read_spec(self._text, deepstack)
@@ -121,8 +124,22 @@ class DecoderWeights:
 
     def rounded(self) -> Iterator[Linear]:
         """The layers, head included, that are rounded to nearest because the weight set does not hold them."""
-        every = [self.linear(layer, role) for layer in range(self.spec.layers) for role in LINEARS]
-        return (linear for linear in (*every, self.head()) if linear.format is not None and not linear.calibrated)
+        every = (*self.linears(), self.head())
+        return (linear for linear in every if linear.format is not None and not linear.calibrated)
+
+    def linears(self) -> Iterator[Linear]:
+        """All linear layers of the blocks, each by itself."""
+        for layer in range(self.spec.layers):
+            mixer = delta.LINEARS if layer in self.spec.delta_layers else ATTENTION
+            yield from (self.linear(layer, role) for role in (*mixer, *MLP))
+
+    def delta(self, layer: int) -> DeltaParameters:
+        """The parameters of a delta net beside its linear layers."""
+
+        def read(tensor: torch.Tensor) -> Float:
+            return to_numpy(self._values(tensor)).astype(np.float32)
+
+        return DeltaParameters.of(f"model.layers.{layer}.linear_attn", self._text.layers[layer].linear_attn, read)
 
     def embedded(self, token_ids: Int) -> Float:
         """Float32 rows [S, H] of the token table."""
@@ -140,9 +157,10 @@ class DecoderWeights:
         owner = self._text if layer is None else self._text.layers[layer]
         name = f"{self._root}.{role}" if layer is None else f"{self._root}.layers.{layer}.{role}"
         try:
-            return parameter(f"{name}.weight", owner.get_submodule(role).weight, self._weights, self._values)
+            weight = owner.get_submodule(role).weight
         except AttributeError:
             return None
+        return parameter(f"{name}.weight", weight, self._weights, self._values) + self._norm_offset
 
 
 def check_names(model: nn.Module, weights: WeightSet) -> None:
@@ -162,7 +180,11 @@ def _read_spec(text: Any, deepstack: int) -> DecoderSpec:
         raise InputError(f"decoder activation {config.hidden_act!r} is not supported", hint="supported: silu")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise InputError("decoder with sliding-window layers is not supported", hint="set use_sliding_window to false")
-    attention, rotary = text.layers[0].self_attn, text.rotary_emb
+    deltas = [number for number, block in enumerate(text.layers) if hasattr(block, "linear_attn")]
+    attention = next((block.self_attn for block in text.layers if hasattr(block, "self_attn")), None)
+    if attention is None:
+        raise InputError("a decoder without any layer of attention cannot be exported")
+    rotary = text.rotary_emb
     if rotary.rope_type not in STATIC_ROPE_TYPES:
         supported = ", ".join(STATIC_ROPE_TYPES)
         raise InputError(f"rope type {rotary.rope_type!r} is not supported", hint=f"supported: {supported}")
@@ -179,6 +201,9 @@ def _read_spec(text: Any, deepstack: int) -> DecoderSpec:
         rope=rope,
         rope_scale=scale,
         deepstack=deepstack,
+        gated=attention.q_proj.out_features == 2 * config.num_attention_heads * attention.head_dim,
+        delta=DeltaSpec.of(text.layers[deltas[0]].linear_attn) if deltas else None,
+        delta_layers=frozenset(deltas),
     )
 
 

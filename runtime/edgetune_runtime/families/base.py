@@ -6,8 +6,8 @@ layers are. Everything else in the project reads these facts and never asks for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgetune_runtime.chat import Chat as Chat
@@ -43,6 +43,8 @@ class Modules:
         vision_blocks: dotted name of the vision tower's layer list, empty where it cannot be trained in part.
         mergers: dotted names of what turns the tower's output into image tokens (mergers, projectors, connectors); a
             list of modules stands for all of them.
+        norm_offset: what the weights of the decoder's norms count from: 1 where a checkpoint keeps their difference
+            from it, which does not go for the norm inside of a delta net.
     """
 
     blocks: str
@@ -55,6 +57,20 @@ class Modules:
     linear_pairs: Mapping[str, str] = field(default_factory=dict, hash=False)
     vision_blocks: str = ""
     mergers: tuple[str, ...] = ()
+    norm_offset: float = 0.0
+
+    def within(self, has: Callable[[str], bool]) -> Modules:
+        """Return the names of one block, where blocks are of several kinds.
+
+        Args:
+            has: whether the block has a module of this name, relative to it.
+        """
+        return replace(
+            self,
+            linears=tuple(filter(has, self.linears)),
+            norm_linears={norm: tuple(filter(has, linears)) for norm, linears in self.norm_linears.items()},
+            linear_pairs={one: other for one, other in self.linear_pairs.items() if has(one) and has(other)},
+        )
 
     def sees(self, name: str) -> bool:
         """Whether a dotted module name lies on the way of images into the language model: vision tower and mergers."""

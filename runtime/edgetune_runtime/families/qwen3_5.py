@@ -29,17 +29,21 @@ FAMILY = replace(
     title="Qwen3.5",
     model_types=("qwen3_5",),
     chat=replace(qwen3_vl.FAMILY.chat, opening="<think>\n\n</think>\n\n"),
-    tower="",
     recurrent=True,
     modules=Modules(
         blocks="model.language_model.layers",
         linears=(*_ATTENTION, *_DELTA_NET, *_MLP),
-        norm_linears={},  # they differ from block to block, and nothing folds into norms that count from one
+        norm_linears={
+            "input_layernorm": (*_ATTENTION[:3], *_DELTA_NET[:4]),
+            "post_attention_layernorm": _MLP[:2],
+        },
+        linear_pairs={"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"},
         text_root="model.language_model",
         vision_root="model.visual",
         vision_blocks="model.visual.blocks",
         mergers=("model.visual.merger",),
         lora_targets=rf"model\.language_model\.layers\.\d+\.({_NAMES})",
+        norm_offset=1.0,
         # Published checkpoints use the same names as transformers.
         hub_prefixes=(),
     ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgetune_export.decoder.delta import DeltaParameters
+from edgetune_export.decoder.dialects.ort_delta import write_delta
 from edgetune_export.decoder.linear import Linear, shared
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import Dim, GraphBuilder, cast_float
@@ -117,7 +119,7 @@ class OrtDialect:
         op, spec = self.graph.op, self._spec
         attention_mask = self.graph.input("attention_mask", ir.DataType.INT64, (self.batch, "total_length"))
         position_ids = self.graph.input("position_ids", ir.DataType.INT64, (3, self.batch, "length"))
-        half = spec.head_dim // 2
+        half = spec.rope.shape[1]
         axis_last = op("Transpose", op("Cast", position_ids, to=ir.DataType.FLOAT), perm=[1, 2, 0])  # [B, S, 3]
         angles = op("MatMul", axis_last, self.graph.constant("rope.matrix", spec.rope))
         flat = op("Reshape", angles, self.graph.constant("rope.table_shape", np.array([-1, half])))  # [B·S, d/2]
@@ -149,9 +151,13 @@ class OrtDialect:
         if norms is not None:
             query = self._head_norm(query, *norms[0])
             key = self._head_norm(key, *norms[1])
+        spec, turning = self._spec, 2 * self._spec.rope.shape[1]
+        partly: list[dict[str, int]] = [{}, {}]
+        if turning < spec.head_dim:
+            partly = [{"rotary_embedding_dim": turning, "num_heads": heads} for heads in (spec.heads, spec.kv_heads)]
         query, key = (
-            self.graph.op("RotaryEmbedding", states, self._rows, self._cos, self._sin, domain=MICROSOFT)
-            for states in (query, key)
+            self.graph.op("RotaryEmbedding", states, self._rows, self._cos, self._sin, domain=MICROSOFT, **options)
+            for states, options in zip((query, key), partly, strict=True)
         )
         outputs = self.graph.ops(
             "GroupQueryAttention",
@@ -167,6 +173,17 @@ class OrtDialect:
             kv_num_heads=self._spec.kv_heads,
         )
         return outputs[0], outputs[1], outputs[2]
+
+    def delta(
+        self,
+        mixed: tuple[ir.Value, ir.Value, ir.Value, ir.Value],
+        past: tuple[ir.Value, ir.Value],
+        parameters: DeltaParameters,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Linear attention with a state."""
+        spec = self._spec
+        assert spec.delta is not None
+        return write_delta(self.graph, spec.delta, mixed, past, parameters, norm_eps=spec.norm_eps, dtype=self.dtype)
 
     def _head_norm(self, states: ir.Value, name: str, weight: Float) -> ir.Value:
         """RMS norm of each head of [B, S, heads·d]."""

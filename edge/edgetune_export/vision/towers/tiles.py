@@ -58,7 +58,7 @@ class TileWriter(TowerWriter):
         names: LayerNames,
     ) -> None:
         super().__init__(source, operators, dtype)
-        self.patch, self.across, self.hidden, self.names = patch, side // patch, hidden, names
+        self.side, self.patch, self.across, self.hidden, self.names = side, patch, side // patch, hidden, names
         self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("tiles", 3, side, side))
         heads = int(self.config.num_attention_heads)
         self.heads = Heads(heads, hidden // heads, dtype)
@@ -67,8 +67,11 @@ class TileWriter(TowerWriter):
     def embed(self, projection: nn.Conv2d, name: str) -> ir.Value:
         """[T · patches, hidden]: patches of T tiles, row by row."""
         op, whole = self.graph.op, self.whole
-        size, across = self.patch, self.across
-        split = op("Reshape", self.pixels, whole.number([-1, 3, across, size, across, size]))
+        size, across, pixels = self.patch, self.across, self.pixels
+        if across * size < self.side:  # a convolution leaves out what no whole patch covers
+            ends = whole.number([across * size, across * size])
+            pixels = op("Slice", pixels, whole.number([0, 0]), ends, whole.number([2, 3]))
+        split = op("Reshape", pixels, whole.number([-1, 3, across, size, across, size]))
         rows = op("Transpose", split, perm=[0, 2, 4, 1, 3, 5])
         flat = op("Reshape", rows, whole.number([-1, 3 * size * size]))
         return self.product(f"tower.{name}", projection.weight, projection.bias, self.to(flat, self.dtype))

@@ -40,7 +40,9 @@ class Cache(Protocol):
 def make_cache(session: Any, binding: Any, device: Device) -> Cache:
     """The cache that a decoder's graph needs."""
     growing = session.get_modelmeta().custom_metadata_map.get(METADATA) == GROWING
-    return (GrowingCache if growing else SharedCache)(session, binding, device)
+    cache = (GrowingCache if growing else SharedCache)(session, binding, device)
+    states = [node for node in _inputs(session) if _is_state(node)]
+    return WithStates(cache, states, binding, device) if states else cache
 
 
 class SharedCache:
@@ -107,8 +109,53 @@ class GrowingCache:
         self._past = [written[_present(node.name)] for node in self._inputs]
 
 
-def _cache_inputs(session: Any) -> list[Any]:
+class WithStates:
+    """A cache of keys and values beside states of fixed size, which layers of linear attention have instead.
+
+    A state is read from one buffer and written to another; the two change places after each call.
+    """
+
+    def __init__(self, cache: Cache, states: list[Any], binding: Any, device: Device) -> None:
+        self._cache, self._states, self._binding, self._device = cache, states, binding, device
+        self._past: list[Any] = []
+        self._present: list[Any] = []
+
+    def reserve(self, length: int) -> None:
+        """Start an empty sequence, from states of zero."""
+        self._cache.reserve(length)
+        self._past = [_zeros(node, tuple(node.shape[1:]), self._device) for node in self._states]
+        if not self._present:
+            self._present = [_zeros(node, tuple(node.shape[1:]), self._device) for node in self._states]
+
+    def forget(self) -> None:
+        """Drop all of it."""
+        self._cache.forget()
+        self._past, self._present = [], []
+
+    def before(self) -> None:
+        """Bind what the next call reads and writes."""
+        self._cache.before()
+        for node, past, present in zip(self._states, self._past, self._present, strict=True):
+            self._binding.bind_ortvalue_input(node.name, past)
+            self._binding.bind_ortvalue_output(_present(node.name), present)
+
+    def after(self) -> None:
+        """What was written is what the next call reads."""
+        self._cache.after()
+        self._past, self._present = self._present, self._past
+
+
+def _inputs(session: Any) -> list[Any]:
     return [node for node in session.get_inputs() if node.name.startswith("past_key_values.")]
+
+
+def _is_state(node: Any) -> bool:
+    return not node.name.endswith((".key", ".value"))
+
+
+def _cache_inputs(session: Any) -> list[Any]:
+    """Those that grow with the text."""
+    return [node for node in _inputs(session) if not _is_state(node)]
 
 
 def _present(name: str) -> str:
@@ -117,7 +164,12 @@ def _present(name: str) -> str:
 
 def _empty(node: Any, length: int, device: Device) -> Any:
     """Zeros [1, kv_heads, length, d] in the node's dtype."""
+    return _zeros(node, (int(node.shape[1]), length, int(node.shape[3])), device)
+
+
+def _zeros(node: Any, shape: tuple[int, ...], device: Device) -> Any:
+    """Zeros [1, ...] in the node's dtype."""
     import onnxruntime as ort
 
-    shape = (1, int(node.shape[1]), length, int(node.shape[3]))
-    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _DTYPES[node.type]), device.kind, device.number)
+    zeros = np.zeros((1, *shape), _DTYPES[node.type])
+    return ort.OrtValue.ortvalue_from_numpy(zeros, device.kind, device.number)

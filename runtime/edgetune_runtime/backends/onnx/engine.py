@@ -163,7 +163,10 @@ def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:
 def _shape(vision: Any, decoder: Any, vision_path: Path, decoder_path: Path) -> ModelShape:
     """What the graphs say of the model; the first past key tells of the cache."""
     pixels = _require_input(vision, "pixel_values", vision_path)
-    embeds, past = (_require_input(decoder, name, decoder_path) for name in ("inputs_embeds", "past_key_values.0.key"))
+    caches = [node.name for node in decoder.get_inputs() if node.name.startswith("past_key_values.")]
+    # Layers of linear attention have a state in place of keys and values.
+    first = next((name for name in caches if name.endswith(".key")), "past_key_values.0.key")
+    embeds, past = (_require_input(decoder, name, decoder_path) for name in ("inputs_embeds", first))
     logits = {node.name: node for node in decoder.get_outputs()}.get("logits")
     sizes = [embeds.shape[-1], logits.shape[-1] if logits else None, past.shape[1], past.shape[3]]
     if not all(isinstance(size, int) for size in sizes):
@@ -174,7 +177,7 @@ def _shape(vision: Any, decoder: Any, vision_path: Path, decoder_path: Path) -> 
         hidden=hidden,
         vocabulary=vocabulary,
         deepstack=sum(name.startswith("deepstack_embeds.") for name in names),
-        layers=sum(name.startswith("past_key_values.") and name.endswith(".key") for name in names),
+        layers=len({name.split(".")[1] for name in caches}),
         kv_heads=kv_heads,
         head_dim=head_dim,
         pixels=pixels.shape[1] if len(pixels.shape) == 2 and isinstance(pixels.shape[1], int) else None,
