@@ -95,6 +95,12 @@ def test_internvl_with_a_decoder_of_qwen3(format_: str, talks: Path, tmp_path: P
     assert exact["answers_equal"] == exact["answers"] == 5
 
 
+def test_linear_attention_is_not_written_in_float16(tiny: Build, tmp_path: Path) -> None:
+    options = ["--precision", "int4", "--target", "cuda", "--output", tmp_path / "bundle"]
+    with pytest.raises(InputError, match="linear attention is written in float32"):
+        run("export", "--checkpoint", tiny("qwen3_5"), *options)
+
+
 def test_an_engine_of_packed_patches_refuses_tiles(calibrated: Sets, tmp_path: Path) -> None:
     checkpoint, weights = calibrated("internvl")
     run("export", "--checkpoint", checkpoint, "--weights", weights, "--format", "awq", "--output", tmp_path / "bundle")

@@ -32,7 +32,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     have .conv and .state in place of .key and .value.
 
     Raises:
-        InputError: the dialect does not know a kind of layer.
+        InputError: the dialect does not know a kind of layer, or has it in another dtype.
     """
     spec = weights.spec
     graph = GraphBuilder("decoder")
@@ -45,6 +45,12 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
         raise InputError(
             "layers of linear attention (gated delta nets) are not written in this format",
             hint="export --format onnx --dialect ort",
+        )
+    if spec.delta is not None and dtype != ir.DataType.FLOAT:
+        raise InputError(
+            "linear attention is written in float32: onnxruntime has no float16 kernels of it for CPUs, on which every "
+            "export is checked",
+            hint="leave --target cuda and --precision fp16 out",
         )
     caches = [_cache_of(dialect, spec, layer, "past_length") for layer in range(spec.layers)]
     pasts = [
