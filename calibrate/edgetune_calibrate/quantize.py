@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
 from edgetune_calibrate.fold import fold, seams
-from edgetune_calibrate.linears import check_columns, group_of, input_groups, of_block, put_weight, untie, visible
+from edgetune_calibrate.linears import check_columns, group_of, input_groups, of_blocks, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments, TokenWeights, relative_error
 from edgetune_calibrate.parts import Parts
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
@@ -117,7 +117,7 @@ def quantize_decoder(
 
     Raises:
         InputError: a group size does not divide a layer's inputs, linears that share an input have different
-            formats, or there are no batches.
+            formats, no block has one of the family's linears, or there are no batches.
     """
     where = torch.device(device)
     if held is None:
@@ -148,7 +148,7 @@ class _Walk:
         self._solver, self._factors = solve, factors
         listed: Any = model.get_submodule(modules.blocks)
         self._blocks: list[nn.Module] = list(listed)
-        self._names = [of_block(modules, block) for block in self._blocks]
+        self._names = of_blocks(modules, self._blocks)
         self._groups = [input_groups(names) for names in self._names]
         weights = token_weights or [visible(batch) for batch in batches]
         self._weights = [TokenWeights.of(weight, device) for weight in weights]

@@ -125,7 +125,7 @@ def _solve(
             # Units are measured in forwards of the whole model: weights that fit stay in memory for all of them.
             measured = open_model(source, dtype, settings.device, room if settings.device == "cpu" else 1 << 62)
             planner, before = BoxPlanner(measured, source, chosen.samples, given, settings, units, kept), blocks
-            groups = _groups(streamed.model, source)
+            groups = _groups(streamed.model, source) + (head is not None)
             choice = planner.choose(weights, lambda done: tell(-(-done * blocks // groups), total))
             solve = settings.decoder(choice.formats, head)
             del measured
@@ -216,10 +216,19 @@ class _Batches(Sequence[dict[str, Any]]):
         return found
 
     def forget_pixels(self) -> None:
-        """Leave no more of the pictures than that there are some, for when the vision tower is not run any more."""
+        """Leave no more of the pictures than that there are some, for when the vision tower is not run any more.
+
+        Of tiles a corner of ones stays: some models count them, and leave out those that are all zero.
+        """
         for number, one in enumerate(self):
             if "pixel_values" in one:
-                self._kept["batch", number] = one | {"pixel_values": one["pixel_values"][:0].clone()}
+                pixels = one["pixel_values"]
+                corner = pixels[:0] if pixels.ndim == 2 else torch.ones_like(pixels[..., :1, :_CORNER, :_CORNER])
+                self._kept["batch", number] = one | {"pixel_values": corner.clone()}
+
+
+_CORNER = 32
+"""Pixels a side of what is left of a tile: at least a patch."""
 
 
 def _key(settings: CalibrateSettings, chosen: CalibrationSet, checkpoint: str) -> str:

@@ -83,7 +83,7 @@ class BoxMeter:
         self._asked = [number for number, place in enumerate(places) if place.digits]
         if not self._asked:
             raise InputError(
-                "no calibration record has a box, and sensitivity is measured in boxes",
+                "no calibration record has a box of whole numbers in brackets, and sensitivity is measured in those",
                 hint="give --data with grounding records, or choose --bits instead of a budget",
             )
         self._sides = torch.cat([places[number].sides for number in self._asked])

@@ -3,7 +3,7 @@
 All linear layers of the decoder's blocks are quantized, for readers disagree on how an exception is spelled. Where
 formats differ from layer to layer, layers have to be named, and readers name the same one differently: transformers
 "model.language_model.layers.0.mlp.up_proj", vLLM "language_model.model.layers.0.mlp.gate_up_proj" with gate and up in
-one. So they are named by regular expressions that match either, with "layers.N", which no vision tower contains, and
+one. So they are named by regular expressions that match either, with "layers.N" outside of the vision tower, and
 without an end, for onnxruntime-genai matches them with tensors' names.
 """
 
@@ -23,8 +23,14 @@ from edgetune_runtime.quant.blocks import BlockFormat
 Formats = Mapping[str, BlockFormat]
 """Name of each quantized linear layer in transformers, and its format."""
 
-_LAYER = re.compile(r".*\.layers\.(\d+)\.(\w+)\.(\w+)_proj")
-_FUSED = {**dict.fromkeys("qkv", "(q|k|v|qkv)"), **dict.fromkeys(("gate", "up"), "(gate|up|gate_up)")}
+_LAYER = re.compile(r".*\.layers\.(\d+)\.(\w+)\.(\w+)")
+_FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "(q|k|v|qkv)_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "(gate|up|gate_up)_proj"),
+    **dict.fromkeys(("in_proj_qkv", "in_proj_z"), "in_proj_(qkv|z|qkvz)"),
+    **dict.fromkeys(("in_proj_b", "in_proj_a"), "in_proj_(b|a|ba)"),
+}
+"""What a linear layer is called where readers put it into one with others, as an expression for all of them."""
 
 
 def vision_names(modules: Modules) -> list[str]:
@@ -176,7 +182,7 @@ def _patterns(names: Iterable[str], modules: Modules) -> list[str]:
             patterns.append(rf"(.*\.)?{re.escape(name)}")
             continue
         number, owner, role = found.groups()
-        layers.setdefault(rf"{owner}\.{_FUSED.get(role, role)}_proj", set()).add(int(number))
+        layers.setdefault(rf"{owner}\.{_FUSED.get(role, role)}", set()).add(int(number))
     for kind, numbers in layers.items():
         patterns.append(rf"{apart}.*\.layers\.({'|'.join(map(str, sorted(numbers)))})\.{kind}")
     return patterns

@@ -17,7 +17,7 @@ from edgetune_core.weightset import WeightSet
 from edgetune_export import describe
 from edgetune_export.check.answers import Open
 from edgetune_export.check.exact import Decoder
-from edgetune_export.check.reference import Cases, generated_cases, record_cases
+from edgetune_export.check.reference import Case, Cases, generated_cases, record_cases
 from edgetune_export.check.run import SelfCheck
 from edgetune_export.checkpoint import COPIED, OpenCheckpoint, open_checkpoint
 from edgetune_export.decoder.weights import DecoderWeights
@@ -100,7 +100,7 @@ class ExportJob:
         asked = None if options.check == "none" else weights
         records, source = ([], "") if asked is None else record_cases(checkpoint, asked, longest)
         records = records[: FAST_RECORDS if options.check == "fast" else None]
-        cases = Cases(generated_cases(checkpoint), records, source)
+        cases = Cases(_fitting(generated_cases(checkpoint), longest), records, source)
         return cls(work, options, weights, checkpoint, decoder, cases, progress, tell)
 
     @property
@@ -157,6 +157,18 @@ class ExportJob:
         """The manifest's "result" of a bundle with these files by role; `more` are fields of the format's own."""
         common = describe.describe(self.checkpoint, self.decoder.spec, self.options, self.weights)
         return {"bundle": {"format": format_, **common, **more, "files": dict(files), "parity": dict(measured)}}
+
+
+def _fitting(cases: list[Case], longest: int) -> list[Case]:
+    """Those that a bundle of this length can be asked."""
+    fitting = [case for case in cases if len(case.token_ids) + case.new_tokens <= longest]
+    if not fitting:
+        least = min(len(case.token_ids) + case.new_tokens for case in cases)
+        raise InputError(
+            f"max length {longest} leaves no room for a picture: a small one takes {least} tokens with its question",
+            hint=f"choose at least {least}",
+        )
+    return fitting
 
 
 def _bounded(spec: Preprocessing, options: ExportSettings, folder: Path) -> Preprocessing:

@@ -42,9 +42,9 @@ class Accepts:
     head: bool = True
     families: tuple[str, ...] | None = None
 
-    def refusal(self, formats: Formats, family: str) -> str | None:
-        """Why layers of these formats are not read, None where they are."""
-        if self.families is not None and family not in self.families:
+    def refusal(self, formats: Formats, family: str | None) -> str | None:
+        """Why layers of these formats are not read, None where they are; without a family whatever it is."""
+        if None not in (self.families, family) and family not in (self.families or ()):
             return f"model family {family}"
         found = list(dict.fromkeys(formats.values()))
         for fmt in found:
@@ -79,13 +79,13 @@ class Reader:
     formats: Mapping[str, Accepts] = field(hash=False)
     only_names: str | None = None
 
-    def refusal(self, format_: str, formats: Formats, family: str, names: str | None) -> str | None:
+    def refusal(self, format_: str, formats: Formats, family: str | None, names: str | None) -> str | None:
         """Why a checkpoint is not read, None where it is.
 
         Args:
             format_: "gptq", "awq" or "compressed-tensors".
             formats: of its quantized layers.
-            family: name of its model family.
+            family: name of its model family; None for what is true of any.
             names: of its tensors, "hub" or "transformers"; None where both are the same.
         """
         if format_ not in self.formats:
@@ -175,17 +175,18 @@ def readers_of(format_: str, formats: Formats, family: str, names: str | None) -
         is a "server"; "unknown": engines that read the format, but were not asked about the family.
     """
     told: dict[str, Any] = {"read": [], "refuse": {}, "unknown": []}
+    asked = family if family in ASKED else None
     for reader in READERS:
-        why = reader.refusal(format_, formats, family, names)
+        why = reader.refusal(format_, formats, asked, names)
         if why is None:
-            told["read" if family in ASKED else "unknown"].append(reader.name)
+            told["unknown" if asked is None else "read"].append(reader.name)
         else:
-            hint = _hint(reader, format_, formats, family, names)
+            hint = _hint(reader, format_, formats, asked, names)
             told["refuse"][reader.name] = {"why": why, "hint": hint, "server": reader.server}
     return told
 
 
-def _hint(reader: Reader, format_: str, formats: Formats, family: str, names: str | None) -> str:
+def _hint(reader: Reader, format_: str, formats: Formats, family: str | None, names: str | None) -> str:
     """How to get something that a reader takes in place of what it refuses."""
     if format_ in reader.formats and reader.formats[format_].refusal(formats, family) is None:
         return f"export with --names {reader.only_names}"

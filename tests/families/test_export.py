@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import pytest
 import torch
 
 from calibrate.test_conversations import FIND, TALK
+from edgetune_calibrate.linears import of_blocks
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import WeightSet
+from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.hf_config import compressed_config
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import FAMILIES
+from edgetune_runtime.quant.blocks import BlockFormat
 from edgetune_runtime.records import read_entries
 from edgetune_runtime.session import Session
 from families.checkpoints import BUILDERS, build_internvl
@@ -95,6 +100,41 @@ def test_internvl_with_a_decoder_of_qwen3(format_: str, talks: Path, tmp_path: P
     assert exact["answers_equal"] == exact["answers"] == 5
 
 
+@pytest.mark.parametrize("name", ["internvl", "llava_onevision", "smolvlm", "idefics3"])
+def test_a_quantized_head(name: str, tiny: Build, talks: Path, tmp_path: Path) -> None:
+    """For which the model runs once more when its pictures are gone."""
+    options = ["--group-size", 64, "--head", 8, "--output", tmp_path / "set"]
+    run("calibrate", "--checkpoint", tiny(name), "--data", talks, *options)
+    assert "lm_head" in WeightSet.load(tmp_path / "set")
+
+
+def test_layers_that_differ_are_found_under_every_readers_names() -> None:
+    modules = FAMILIES["qwen3_5"].modules
+    assert modules is not None
+    formats = {f"{modules.blocks}.0.{role}": BlockFormat(4, 64, symmetric=True) for role in modules.linears}
+    formats |= {f"{modules.blocks}.1.{role}": BlockFormat(8, 64, symmetric=True) for role in modules.linears}
+    groups = compressed_config(formats, modules)["config_groups"].values()
+    for name in ("language_model.model.layers.1.linear_attn.in_proj_qkvz", "model.layers.1.linear_attn.in_proj_ba"):
+        [group] = [group for group in groups if any(re.match(entry[3:], name) for entry in group["targets"])]
+        assert group["weights"]["num_bits"] == 8
+
+
+def test_a_linear_that_no_block_has_is_not_left_out(tiny: Build) -> None:
+    checkpoint = HubCheckpoint.open(tiny("llava"))
+    modules = replace(checkpoint.modules, linears=(*checkpoint.modules.linears, "mlp.gate_up_proj"))
+    model = checkpoint.load_model(torch.float32)
+    with pytest.raises(InputError, match=r"no block of the decoder has mlp\.gate_up_proj"):
+        of_blocks(modules, model.get_submodule(modules.blocks))
+    with pytest.raises(InputError, match=r"no block of the decoder has mlp\.gate_up_proj"):
+        DecoderWeights(model, modules, layers_format=None, head_format=None)
+
+
+def test_a_length_without_room_for_a_picture_is_refused(tiny: Build, tmp_path: Path) -> None:
+    options = ["--precision", "int4", "--max-length", 64, "--output", tmp_path / "bundle"]
+    with pytest.raises(InputError, match="max length 64 leaves no room for a picture: a small one takes"):
+        run("export", "--checkpoint", tiny("smolvlm"), *options)
+
+
 def test_linear_attention_is_not_written_in_float16(tiny: Build, tmp_path: Path) -> None:
     options = ["--precision", "int4", "--target", "cuda", "--output", tmp_path / "bundle"]
     with pytest.raises(InputError, match="linear attention is written in float32"):
@@ -106,6 +146,10 @@ def test_an_engine_of_packed_patches_refuses_tiles(calibrated: Sets, tmp_path: P
     run("export", "--checkpoint", checkpoint, "--weights", weights, "--format", "awq", "--output", tmp_path / "bundle")
     with pytest.raises(InputError, match="pictures of internvl are prepared by 'tiles'"):
         Session.load(tmp_path / "bundle", engine="triton")
+    checkpoint, weights = calibrated("qwen3_5")
+    run("export", "--checkpoint", checkpoint, "--weights", weights, "--format", "awq", "--output", tmp_path / "delta")
+    with pytest.raises(InputError, match="the engine triton has no linear attention"):
+        Session.load(tmp_path / "delta", engine="triton")
 
 
 def check_tensors(name: str, checkpoint: Path, weights: Path, bundle: Path) -> None:

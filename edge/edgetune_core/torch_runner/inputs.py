@@ -1,8 +1,9 @@
 """One question about one picture as the inputs of a checkpoint under torch, in two ways.
 
-Families that are exported are read by transformers' own processor and chat template: a bundle is compared with them, so
-a mistake in our preprocessing or prompt has to show as a difference and must not cancel out. The others go through the
-preprocessing that training uses, which keeps whole pictures where a checkpoint's own processor would cut them.
+Families that resize smartly are read by transformers' own processor and chat template: a bundle is compared with them,
+so a mistake in our preprocessing or prompt has to show as a difference and must not cancel out. The others go through
+the preprocessing that training uses, which keeps whole pictures where a checkpoint's own processor would cut them;
+tests compare it with transformers' processors bit for bit.
 """
 
 from __future__ import annotations

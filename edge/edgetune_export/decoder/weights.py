@@ -103,6 +103,10 @@ class DecoderWeights:
         self._weights = weights
         self._norm_offset = np.float32(modules.norm_offset)
         self.tied = self._head.weight is self._text.embed_tokens.weight
+        there = {name for block in self._text.layers for name, _ in block.named_modules()}
+        for name in modules.linears:
+            if name not in there:
+                raise InputError(f"no block of the decoder has {name}, as models of its family have")
         deepstack = len(getattr(source.get_submodule(modules.vision_root), "deepstack_merger_list", ()))
         self.spec = _read_spec(self._text, deepstack)
         if weights is not None:

@@ -154,7 +154,7 @@ def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:
         # longer one buffer: on an H200 every answer was right for one token and wrong from then on.
         raise InputError(
             f"{bundle.folder}: computes in float32, but attention on CUDA needs float16",
-            hint="export with --target cuda",
+            hint="export with --target cuda; models with linear attention (Qwen3.5) run on CPUs only, --device cpu",
         )
     level = INT8_ACTIVATIONS if bundle.accuracy_level is None else bundle.accuracy_level
     return {role: bundle.files[role] for role in ("vision", "embed", "decoder")} | {"accuracy_level": level}

@@ -79,6 +79,12 @@ class TorchBackend(GreedyBackend):
                 f"{bundle.family} are prepared by {bundle.spec.rule!r}",
                 hint="choose --engine onnx, or export --format onnx or trt",
             )
+        if bundle.rope.rotary_dim != bundle.rope.head_dim:
+            raise InputError(
+                f"{bundle.folder}: the engine triton has no linear attention, and turns heads as a whole; layers of "
+                f"{bundle.family} are others",
+                hint="choose --engine onnx",
+            )
         place = torch.device(device)
         if place.type == "cuda" and not torch.cuda.is_available():
             raise MissingDependency(
