@@ -42,13 +42,13 @@ FORMATS = {
 Sets = Callable[[str], tuple[Path, Path]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JSONL of a conversation about two pictures and of a box."""
     return write_records(tmp_path_factory.mktemp("talks") / "data", records=[TALK, FIND])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def calibrated(merged: Build, talks: Path) -> Sets:
     """Gives a family's merged checkpoint, and a weight set of it in groups of 64."""
 
