@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,9 +24,6 @@ from edgetune_runtime.families.base import Modules
 from edgetune_runtime.images.smart import ImageSpec, preprocess
 from edgetune_runtime.quant.blocks import Float
 
-if TYPE_CHECKING:
-    from edgetune_runtime.images.base import Preprocessing
-
 _transformers: Any = transformers  # much of it is untyped
 
 
@@ -43,7 +40,7 @@ def decoder_weights(model: Any, **options: Any) -> DecoderWeights:
 
 def written_tower(model: Any, operators: Operators = FUSED, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
     """Return the vision tower of a model as a graph, which does not depend on its preprocessing."""
-    source = VisionSource(model, modules_of(model), cast("Preprocessing", None))
+    source = VisionSource(model, modules_of(model))
     return tower_of(get_family(model.config.model_type).tower).write(source, operators, dtype)
 
 

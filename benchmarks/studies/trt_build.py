@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -95,7 +95,7 @@ def encoders(model: Any, name: str, folder: Path, patches: int) -> Iterator[dict
     tower, family = model.model.visual, get_family(model.config.model_type)
     layers = [layer for layer, module in tower.named_modules() if isinstance(module, torch.nn.Linear)]
     for precision in ("fp16", "int8"):
-        source = VisionSource(model, modules_of(model), cast("Any", None))  # it does not depend on the preprocessing
+        source = VisionSource(model, modules_of(model))
         graph = tower_of(family.tower).write(source, ONE_FRAME, ir.DataType.FLOAT16)
         width = tower.patch_embed.proj.weight[0].numel()
         ranges = [{"pixel_values": [[4, width], [patches, width], [patches, width]]}]

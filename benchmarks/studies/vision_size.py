@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from shapes import SHAPES
@@ -54,7 +54,7 @@ def source_of(tower: Any, family: str) -> Any:
     modules = get_family(family).modules
     assert modules is not None
     model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"visual": tower})})
-    return VisionSource(model, modules, cast("Any", None))  # it does not depend on the preprocessing
+    return VisionSource(model, modules)
 
 
 def write(shape: str, folder: Path) -> None:

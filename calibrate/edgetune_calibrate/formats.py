@@ -12,10 +12,11 @@ from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.allocate import Allocation, Choice, Unit, plan
 from edgetune_calibrate.capture import output_head
 from edgetune_calibrate.journal import UnitLog
-from edgetune_calibrate.linears import check_columns, of_block
+from edgetune_calibrate.linears import check_columns
 from edgetune_calibrate.sensitivity import BoxMeter, measure
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.solve import SolveSettings
+from edgetune_core.blocks import of_block
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
 from edgetune_core.coordinates import box_places, digit_tokens

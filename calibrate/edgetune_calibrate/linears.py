@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,31 +16,11 @@ from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockWeight
 
 
-def of_block(modules: Modules, block: nn.Module) -> Modules:
-    """Return the names that one block has: blocks may be of several kinds."""
-    there = {name for name, _ in block.named_modules()}
-    return modules.within(there.__contains__)
-
-
-def of_blocks(modules: Modules, blocks: Iterable[nn.Module]) -> list[Modules]:
-    """Return the names that each block has.
-
-    Raises:
-        InputError: no block has one of the family's linears: it would be left out and nobody would know.
-    """
-    each = [of_block(modules, block) for block in blocks]
-    found = {name for names in each for name in names.linears}
-    for name in modules.linears:
-        if name not in found:
-            raise InputError(f"no block of the decoder has {name}, as models of its family have")
-    return each
-
-
 def input_groups(modules: Modules) -> list[tuple[str, ...]]:
     """Return the linears of a block in the order they run, those that read the same norm's output together.
 
     Args:
-        modules: names of the block, see `of_block`.
+        modules: names of the block, see `edgetune_core.blocks.of_block`.
     """
     shared = {name: tuple(names) for names in modules.norm_linears.values() for name in names}
     return list(dict.fromkeys(shared.get(name, (name,)) for name in modules.linears))

@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from edgetune_calibrate.capture import output_head
-from edgetune_calibrate.linears import input_groups, of_block
+from edgetune_calibrate.linears import input_groups
 from edgetune_calibrate.quantize import DecoderSettings
 from edgetune_calibrate.solve.rows import PART
 from edgetune_calibrate.vision import COUNTS
+from edgetune_core.blocks import of_block
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 

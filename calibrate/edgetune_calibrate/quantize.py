@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
 from edgetune_calibrate.fold import fold, seams
-from edgetune_calibrate.linears import check_columns, group_of, input_groups, of_blocks, put_weight, untie, visible
+from edgetune_calibrate.linears import check_columns, group_of, input_groups, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments, TokenWeights, relative_error
 from edgetune_calibrate.parts import Parts
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
 from edgetune_calibrate.solve.awq import search_factors
+from edgetune_core.blocks import of_blocks
 from edgetune_core.progress import Tell, no_one
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules

@@ -18,13 +18,14 @@ from edgetune_calibrate.activations import Activations
 from edgetune_calibrate.batches import batches, roles, token_weights
 from edgetune_calibrate.formats import BoxPlanner, head_settings, told_formats
 from edgetune_calibrate.journal import Journal, UnitLog
-from edgetune_calibrate.linears import input_groups, of_block
+from edgetune_calibrate.linears import input_groups
 from edgetune_calibrate.memory import needed, room_for_activations
 from edgetune_calibrate.models import open_model, quantized_model
 from edgetune_calibrate.quantize import SolvedBlock, quantize_decoder
 from edgetune_calibrate.samples import CalibrationSet, calibration_set
 from edgetune_calibrate.settings import CalibrateSettings
 from edgetune_calibrate.vision import InputRanges, Ranges
+from edgetune_core.blocks import of_block
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.conversation import Sample
 from edgetune_core.progress import Tell, no_one

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from edgetune_calibrate.activations import Activations, moved
 from edgetune_calibrate.allocate import Choice, Unit
 from edgetune_calibrate.capture import Held, Stream, Surroundings, VisionCache, output_head
-from edgetune_calibrate.linears import group_of, input_groups, of_block, put_weight, untie, visible
+from edgetune_calibrate.linears import group_of, input_groups, put_weight, untie, visible
 from edgetune_calibrate.moments import Moments, TokenWeights
 from edgetune_calibrate.solve import LinearGroup, SolveSettings, solve_group
+from edgetune_core.blocks import of_block
 from edgetune_core.coordinates import BoxPlaces, expected_boxes
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules

@@ -65,7 +65,7 @@ class OpenCheckpoint:
     @property
     def vision(self) -> VisionSource:
         """What its vision tower is written from."""
-        return VisionSource(self.model, self.modules, self.spec, self.streamed.values)
+        return VisionSource(self.model, self.modules, self.streamed.values)
 
 
 def open_checkpoint(folder: Path, *, device: str = "cpu") -> OpenCheckpoint:

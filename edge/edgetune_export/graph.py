@@ -15,6 +15,9 @@ from edgetune_core.progress import Tell, no_one
 
 Dim = int | str
 
+MICROSOFT = "com.microsoft"
+"""Domain of onnxruntime's own operators."""
+
 ONNX_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 

@@ -117,6 +117,25 @@ class ExportJob:
         blocks = modules.vision_blocks.removeprefix(f"{modules.vision_root}.")
         return Seen(model.get_submodule(modules.vision_root), blocks, model.get_image_features, images)
 
+    def vision_ranges(self, missing: str, otherwise: str) -> dict[str, Mapping[str, float]]:
+        """What calibration saw of the input of each layer of the tower, by the name of its weight in the graph.
+
+        Args:
+            missing: what is said where there is none.
+            otherwise: a precision of the tower that does without.
+
+        Raises:
+            InputError: there is no weight set, or it has none.
+        """
+        told = None if self.weights is None else self.weights.fields.get("vision_ranges")
+        if not told:
+            raise InputError(
+                missing,
+                hint=f"give a weight set of edgetune calibrate, or choose --vision-precision {otherwise}",
+            )
+        root = self.checkpoint.modules.vision_root
+        return {f"tower.{name.removeprefix(root + '.')}.weight": span for name, span in told.items()}
+
     def copy_files(self) -> None:
         """Copy what other loaders of the checkpoint look for."""
         for name in COPIED:

@@ -44,7 +44,7 @@ class Accepts:
 
     def refusal(self, formats: Formats, family: str | None) -> str | None:
         """Why layers of these formats are not read, None where they are; without a family whatever it is."""
-        if None not in (self.families, family) and family not in (self.families or ()):
+        if self.families is not None and family is not None and family not in self.families:
             return f"model family {family}"
         found = list(dict.fromkeys(formats.values()))
         for fmt in found:

@@ -115,7 +115,7 @@ def _profiles(job: ExportJob, length: int) -> dict[str, list[dict[str, list[list
 
     most = min(length, MAX_CHUNK)
     return {
-        "vision": [dict(tower_of(checkpoint.family.tower).sizes(checkpoint.vision, tokens))],
+        "vision": [dict(tower_of(checkpoint.family.tower).sizes(checkpoint.vision, checkpoint.spec, tokens))],
         "decoder": [decoder(1, 1, 1), decoder(1, min(most, tokens + 64), most)],
     }
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from calibrate.test_conversations import FIND, TALK
-from edgetune_calibrate.linears import of_blocks
+from edgetune_core.blocks import of_blocks
 from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.weightset import WeightSet
 from edgetune_export.decoder.weights import DecoderWeights

@@ -31,7 +31,7 @@ WAYS = {"fused": FUSED, "standard": STANDARD, "TensorRT": ONE_FRAME}
 def written(folder: Path, path: Path, operators: Operators, dtype: ir.DataType) -> tuple[HubCheckpoint, Any, Any]:
     """A checkpoint, its model and a session of its written encoder."""
     checkpoint, model = HubCheckpoint.open(folder), load_model(folder)
-    source = VisionSource(model, checkpoint.modules, checkpoint.spec)
+    source = VisionSource(model, checkpoint.modules)
     save_model(tower_of(checkpoint.family.tower).write(source, operators, dtype), path)
     return checkpoint, model, onnxruntime.InferenceSession(str(path))
 
@@ -78,7 +78,7 @@ def test_no_picture_has_more_tokens_than_the_rule_says(name: str, tiny: Build) -
 
 def test_a_tower_of_another_kind_is_refused(tiny: Build) -> None:
     checkpoint, model = HubCheckpoint.open(tiny("llava")), load_model(tiny("llava"))
-    source = VisionSource(model, checkpoint.modules, checkpoint.spec)
+    source = VisionSource(model, checkpoint.modules)
     model.model.vision_tower.config.model_type = "pixtral"
     with pytest.raises(InputError, match="a LLaVA with a 'pixtral' tower cannot be exported"):
         tower_of("llava").write(source, FUSED, ir.DataType.FLOAT)
@@ -89,14 +89,14 @@ def test_a_feature_layer_that_is_none_is_refused(tiny: Build, layer: object) -> 
     checkpoint, model = HubCheckpoint.open(tiny("llava")), load_model(tiny("llava"))
     model.config.vision_feature_layer = layer
     with pytest.raises(InputError, match=r"vision_feature_layer .* cannot be exported"):
-        tower_of("llava").write(VisionSource(model, checkpoint.modules, checkpoint.spec), FUSED, ir.DataType.FLOAT)
+        tower_of("llava").write(VisionSource(model, checkpoint.modules), FUSED, ir.DataType.FLOAT)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, -1, -3])
 def test_every_single_layer_can_be_the_features(tiny: Build, tmp_path: Path, layer: int) -> None:
     checkpoint, model = HubCheckpoint.open(tiny("llava")), load_model(tiny("llava"))
     model.config.vision_feature_layer = layer
-    source = VisionSource(model, checkpoint.modules, checkpoint.spec)
+    source = VisionSource(model, checkpoint.modules)
     save_model(tower_of("llava").write(source, FUSED, ir.DataType.FLOAT), tmp_path / "vision.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "vision.onnx"))
     arrays = [checkpoint.spec.arrays(Image.new("RGB", (40, 50), (200, 10, 90)))]

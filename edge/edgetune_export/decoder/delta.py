@@ -25,9 +25,6 @@ LINEARS = (
 )
 """The linear layers of a delta net, in place of those of attention; all but the last read the same input."""
 
-STATES = ("conv", "state")
-"""What takes the place of key and value in the names of the cache."""
-
 
 @dataclass(frozen=True)
 class DeltaSpec:
@@ -70,7 +67,7 @@ class DeltaSpec:
         return 2 * self.keys + self.values
 
     def shapes(self, batch: Dim) -> dict[str, tuple[Dim, ...]]:
-        """Shapes of the states in the graph's interface, by `STATES`."""
+        """Shapes of the states in the graph's interface; their names stand where those of key and value would."""
         states = (batch, self.value_heads, self.key_dim, self.value_dim)
         return {"conv": (batch, self.channels, self.kernel - 1), "state": states}
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgetune_export.decoder.dialects.ort import MICROSOFT
 from edgetune_export.decoder.linear import Linear
 from edgetune_export.decoder.weights import DecoderWeights
-from edgetune_export.graph import GraphBuilder
+from edgetune_export.graph import MICROSOFT, GraphBuilder
 
 OPSET = 20
 

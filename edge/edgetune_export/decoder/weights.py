@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetune_core.blocks import of_blocks
 from edgetune_core.streaming import Values, own_values
 from edgetune_core.weightset import HEAD, WeightSet
-from edgetune_export.decoder import delta
 from edgetune_export.decoder.delta import DeltaParameters, DeltaSpec
 from edgetune_export.decoder.linear import Linear, Part, parameter
 from edgetune_export.decoder.rounding import to_numpy
@@ -21,10 +21,6 @@ from edgetune_runtime.backends import Int
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
 from edgetune_runtime.quant.blocks import BlockFormat, Float
-
-ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-"""The linear layers of a decoder block; a delta net has `delta.LINEARS` in place of attention's."""
 
 _TABLE_ROWS = 8192
 
@@ -103,10 +99,7 @@ class DecoderWeights:
         self._weights = weights
         self._norm_offset = np.float32(modules.norm_offset)
         self.tied = self._head.weight is self._text.embed_tokens.weight
-        there = {name for block in self._text.layers for name, _ in block.named_modules()}
-        for name in modules.linears:
-            if name not in there:
-                raise InputError(f"no block of the decoder has {name}, as models of its family have")
+        self._names = of_blocks(modules, self._text.layers)
         deepstack = len(getattr(source.get_submodule(modules.vision_root), "deepstack_merger_list", ()))
         self.spec = _read_spec(self._text, deepstack)
         if weights is not None:
@@ -133,9 +126,8 @@ class DecoderWeights:
 
     def linears(self) -> Iterator[Linear]:
         """All linear layers of the blocks, each by itself."""
-        for layer in range(self.spec.layers):
-            mixer = delta.LINEARS if layer in self.spec.delta_layers else ATTENTION
-            yield from (self.linear(layer, role) for role in (*mixer, *MLP))
+        for layer, names in enumerate(self._names):
+            yield from (self.linear(layer, role) for role in names.linears)
 
     def delta(self, layer: int) -> DeltaParameters:
         """The parameters of a delta net beside its linear layers."""

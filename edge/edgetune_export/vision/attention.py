@@ -14,8 +14,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from edgetune_export.decoder.dialects.ort import MICROSOFT
-from edgetune_export.graph import Dim, GraphBuilder, cast_float
+from edgetune_export.graph import MICROSOFT, Dim, GraphBuilder, cast_float
 from edgetune_export.vision.layout import BIASES, Layout, Segments, Whole
 
 

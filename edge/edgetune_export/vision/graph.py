@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import onnx_ir as ir
 
@@ -20,7 +19,6 @@ from edgetune_export.vision.products import (
     weights_only,
 )
 from edgetune_export.vision.towers import tower_of
-from edgetune_runtime.errors import InputError
 
 
 def build_vision(job: ExportJob) -> ir.Model:
@@ -30,7 +28,11 @@ def build_vision(job: ExportJob) -> ir.Model:
         InputError: static int8 without a weight set that has the ranges of the tower's activations.
     """
     options, checkpoint = job.options, job.checkpoint
-    ranges = ranges_of(job) if options.vision == "int8-static" else {}
+    ranges: dict[str, Range] = {}
+    if options.vision == "int8-static":
+        missing = "static int8 vision needs the ranges of the encoder's activations"
+        spans = job.vision_ranges(missing, otherwise="int8")
+        ranges = {name: Range.of(span["low"], span["high"]) for name, span in spans.items()}
     model = tower_of(checkpoint.family.tower).write(
         checkpoint.vision,
         STANDARD if options.dialect == "plain" else FUSED,
@@ -53,22 +55,3 @@ def _schemes(job: ExportJob, ranges: Mapping[str, Range]) -> Callable[[str], Pro
     # Integer products are an advantage of CPUs; CUDA's are not used by onnxruntime for these operators.
     free, dynamic = dynamic_layers(job.seen) if job.options.target == "cpu" else frozenset(), Dynamic()
     return lambda name: dynamic if name in free else slow
-
-
-def ranges_of(job: ExportJob) -> dict[str, Range]:
-    """The levels of each layer's input by the name of its weight in the graph.
-
-    Raises:
-        InputError: there is no weight set, or it has none.
-    """
-    told: Any = None if job.weights is None else job.weights.fields.get("vision_ranges")
-    if not told:
-        raise InputError(
-            "static int8 vision needs the ranges of the encoder's activations",
-            hint="give a weight set of edgetune calibrate, or choose --vision-precision int8",
-        )
-    root = job.checkpoint.modules.vision_root
-    return {
-        f"tower.{name.removeprefix(root + '.')}.weight": Range.of(span["low"], span["high"])
-        for name, span in told.items()
-    }

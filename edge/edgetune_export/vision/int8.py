@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from edgetune_export.decoder.dialects.ort import MICROSOFT
+from edgetune_export.graph import MICROSOFT
 from edgetune_export.vision.products import WEIGHT_LIMIT, Layer, Product, Range
 
 MAX_ERROR = 0.04

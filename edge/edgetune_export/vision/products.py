@@ -21,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgetune_export.decoder.dialects.ort import INT8_ACTIVATIONS, MICROSOFT
+from edgetune_export.decoder.dialects.ort import INT8_ACTIVATIONS
+from edgetune_export.graph import MICROSOFT
 from edgetune_runtime.quant.blocks import BlockFormat, Float, round_to_nearest
 
 WEIGHT_LIMIT = 63

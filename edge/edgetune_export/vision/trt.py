@@ -35,7 +35,11 @@ def build_trt_vision(job: ExportJob) -> ir.Model:
     Raises:
         InputError: int8 without a weight set that knows the ranges of the tower's activations.
     """
-    limits = _limits(job) if job.options.vision == "int8-static" else {}
+    limits: dict[str, float] = {}
+    if job.options.vision == "int8-static":
+        missing = "int8 vision for TensorRT needs the ranges of its activations"
+        spans = job.vision_ranges(missing, otherwise="fp16")
+        limits = {name: float(span["amax"]) for name, span in spans.items()}
     model = tower_of(job.checkpoint.family.tower).write(job.checkpoint.vision, ONE_FRAME, HALF)
     if limits:
         ranges = {name: Range.of(-most, most) for name, most in limits.items()}
@@ -49,18 +53,6 @@ def _layers(model: ir.Model) -> dict[str, ir.Node]:
     """The linear layers of a graph, by the names of their weights."""
     products = [node for node in model.graph if node.op_type == "Gemm"]
     return {str(node.inputs[1].name): node for node in products if node.inputs[1] is not None}
-
-
-def _limits(job: ExportJob) -> dict[str, float]:
-    """The magnitude that the largest code stands for in each layer's input, by the name of its weight in the graph."""
-    told = None if job.weights is None else job.weights.fields.get("vision_ranges")
-    if not told:
-        raise InputError(
-            "int8 vision for TensorRT needs the ranges of its activations",
-            hint="give a weight set of edgetune calibrate, or choose --vision-precision fp16",
-        )
-    root = job.checkpoint.modules.vision_root
-    return {f"tower.{name.removeprefix(root + '.')}.weight": float(span["amax"]) for name, span in told.items()}
 
 
 def quantize_static(model: ir.Model, limits: Mapping[str, float]) -> None:

@@ -17,7 +17,6 @@ from edgetune_export.vision.attention import Operators
 from edgetune_export.vision.layout import Whole
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
-from edgetune_runtime.images.base import Preprocessing
 
 OPSET = 20
 """Opset of the vision graph: TensorRT 10.3 and onnxruntime 1.17 read it."""
@@ -33,13 +32,11 @@ class VisionSource:
     Attributes:
         model: of transformers, on any device, in any float dtype.
         modules: names of its family.
-        spec: its preprocessing.
         values: what a parameter of the model holds.
     """
 
     model: Any
     modules: Modules
-    spec: Preprocessing
     values: Values = own_values
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edgetune_runtime.codec.box_format import BoxFormat
-from edgetune_runtime.families.base import Chat, Family, Modules
+from edgetune_runtime.families.base import Chat, Family
+from edgetune_runtime.families.decoder import llama_modules
 
 FAMILY = Family(
     name="qwen2_5_vl",
@@ -35,30 +36,11 @@ FAMILY = Family(
         "pad": "<|endoftext|>",
     },
     tower="patches",
-    modules=Modules(
-        blocks="model.language_model.layers",
-        linears=(
-            "self_attn.q_proj",
-            "self_attn.k_proj",
-            "self_attn.v_proj",
-            "self_attn.o_proj",
-            "mlp.gate_proj",
-            "mlp.up_proj",
-            "mlp.down_proj",
-        ),
-        norm_linears={
-            "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-        },
-        linear_pairs={"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"},
+    modules=llama_modules(
         text_root="model.language_model",
         vision_root="model.visual",
         vision_blocks="model.visual.blocks",
         mergers=("model.visual.merger",),
-        lora_targets=(
-            r"model\.language_model\.layers\.\d+\."
-            r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-        ),
         # Published checkpoints keep the names of transformers 4, which v5 renames on loading and saving.
         hub_prefixes=(("model.visual.", "visual."), ("model.language_model.", "model.")),
     ),

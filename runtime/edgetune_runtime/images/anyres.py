@@ -19,7 +19,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes
+from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes, in_turn
 from edgetune_runtime.images.config import Normalise, Settings
 
 _SHRINK_OVER = 1.1
@@ -234,8 +234,8 @@ class AnyResolution(Preprocessing):
                 rows.append(first + np.concatenate([overview, taps]))
                 shares += [np.tile(_WHOLE, (len(overview), 1)), weights]
             first += len(part["pixel_values"]) * across**2
-        pixels = np.concatenate([part["pixel_values"] for part in parts])
-        return {"pixel_values": pixels, "token_rows": np.concatenate(rows), "token_shares": np.concatenate(shares)}
+        tokens = {"token_rows": np.concatenate(rows), "token_shares": np.concatenate(shares)}
+        return {"pixel_values": in_turn(parts, "pixel_values"), **tokens}
 
     def _whole_tiles(self, edge: object) -> bool:
         return type(edge) is int and self.side <= edge <= 1 << 16 and edge % self.side == 0

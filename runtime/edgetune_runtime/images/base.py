@@ -90,7 +90,7 @@ class Preprocessing(ABC):
 
     def join(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Return the arrays of several images, in the order of their tokens, as the model takes them."""
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: in_turn(parts, name) for name in parts[0]}
 
     def encoder_arrays(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Return what an exported vision encoder takes of several images: tiles or patches one after the other.
@@ -98,11 +98,16 @@ class Preprocessing(ABC):
         Args:
             parts: the `arrays` of each image.
         """
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: in_turn(parts, name) for name in parts[0]}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule's name and its fields as JSON values, which `rules.rule_from_dict` reads."""
         return {"rule": self.rule, **_plain(self)}
+
+
+def in_turn(parts: Sequence[Mapping[str, npt.NDArray[Any]]], name: str) -> npt.NDArray[Any]:
+    """Return one of several images' arrays along axis 0; that of a single image, which is large, is not copied."""
+    return parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
 
 
 def _plain(value: Any) -> Any:

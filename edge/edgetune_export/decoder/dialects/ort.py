@@ -6,13 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune_export.decoder.delta import DeltaParameters
-from edgetune_export.decoder.dialects.ort_delta import write_delta
+from edgetune_export.decoder.dialects.ort_delta import rms_norm, write_delta
 from edgetune_export.decoder.linear import Linear, shared
 from edgetune_export.decoder.weights import DecoderSpec
-from edgetune_export.graph import Dim, GraphBuilder, cast_float
+from edgetune_export.graph import MICROSOFT, Dim, GraphBuilder, cast_float
 from edgetune_runtime.quant.blocks import BlockWeight, Float
-
-MICROSOFT = "com.microsoft"
 
 INT8_ACTIVATIONS = 4
 """MatMulNBits accuracy_level that lets CPU kernels round activations to int8 by block: the fast path of every CPU."""
@@ -80,15 +78,8 @@ class OrtDialect:
         )
 
     def norm(self, states: ir.Value, name: str, weight: Float) -> ir.Value:
-        """SimplifiedLayerNormalization: onnxruntime registers this contrib operator in the standard domain."""
-        return self.graph.op(
-            "SimplifiedLayerNormalization",
-            states,
-            self._vector(name, weight),
-            axis=-1,
-            epsilon=self._spec.norm_eps,
-            stash_type=1,
-        )
+        """A norm that no residual is added before."""
+        return rms_norm(self.graph, states, self._vector(name, weight), self._spec.norm_eps)
 
     def residual_norm(
         self, states: ir.Value, residual: ir.Value, name: str, weight: Float

@@ -6,9 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune_export.decoder.delta import DeltaParameters, DeltaSpec
-from edgetune_export.graph import GraphBuilder, cast_float
+from edgetune_export.graph import MICROSOFT, GraphBuilder, cast_float
 
-MICROSOFT = "com.microsoft"
 _NORM = 1e-6
 """Added to the squared length of queries and keys before its root is taken."""
 
@@ -68,17 +67,15 @@ def write_delta(
     )
     by_head = graph.constant("delta.by_head", np.array([0, 0, spec.value_heads, spec.value_dim]))
     weight = graph.constant(f"{name}.norm.weight", cast_float(parameters.norm, dtype))
-    normed = op(
-        "SimplifiedLayerNormalization",
-        op("Reshape", attended, by_head),
-        weight,
-        axis=-1,
-        epsilon=norm_eps,
-        stash_type=1,
-    )
+    normed = rms_norm(graph, op("Reshape", attended, by_head), weight, norm_eps)
     flat = op("Reshape", normed, graph.constant("shape.flat", np.array([0, 0, -1])))
     active = op("Mul", gate, op("Sigmoid", gate))
     return op("Mul", flat, active), present_conv, present_state
+
+
+def rms_norm(graph: GraphBuilder, states: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+    """SimplifiedLayerNormalization: onnxruntime registers this contrib operator in the standard domain."""
+    return graph.op("SimplifiedLayerNormalization", states, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
 
 def _heads(graph: GraphBuilder, spec: DeltaSpec, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -89,14 +86,7 @@ def _heads(graph: GraphBuilder, spec: DeltaSpec, value: ir.Value, dtype: ir.Data
     op = graph.op
     split = graph.constant("delta.by_key", np.array([0, 0, spec.key_heads, spec.key_dim]))
     root = graph.constant("delta.length", cast_float(np.full(spec.key_dim, spec.key_dim**-0.5, np.float32), dtype))
-    unit = op(
-        "SimplifiedLayerNormalization",
-        op("Reshape", value, split),
-        root,
-        axis=-1,
-        epsilon=_NORM / spec.key_dim,
-        stash_type=1,
-    )
+    unit = rms_norm(graph, op("Reshape", value, split), root, _NORM / spec.key_dim)
     times = spec.value_heads // spec.key_heads
     if times > 1:
         wide = op("Unsqueeze", unit, graph.constant("axis.3", np.array([3])))

@@ -14,6 +14,7 @@ from edgetune_export.vision.towers.llava import LlavaTower
 from edgetune_export.vision.towers.llava_onevision import OneVisionTower
 from edgetune_export.vision.towers.patches import PatchTower
 from edgetune_export.vision.writer import VisionSource
+from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.plugins import Plugins
 
 
@@ -37,11 +38,12 @@ class Tower(Protocol):
             InputError: the model has a part that cannot be written.
         """
 
-    def sizes(self, source: VisionSource, tokens: int) -> Mapping[str, list[list[int]]]:
+    def sizes(self, source: VisionSource, spec: Preprocessing, tokens: int) -> Mapping[str, list[list[int]]]:
         """The smallest, the usual and the largest shape of each input that has no fixed one.
 
         Args:
             source: the model.
+            spec: its preprocessing.
             tokens: image tokens of one picture at most.
         """
 

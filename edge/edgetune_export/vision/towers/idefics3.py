@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from edgetune_export.decoder.rounding import to_numpy
 from edgetune_export.graph import cast_float
 from edgetune_export.vision.attention import Operators
-from edgetune_export.vision.towers.llava import clip_writer
-from edgetune_export.vision.towers.tiles import square, tile_sizes
+from edgetune_export.vision.towers.tiles import TileWriter, tile_sizes
 from edgetune_export.vision.writer import FEATURES, OPSET, VisionSource
+from edgetune_runtime.images.base import Preprocessing
+from edgetune_runtime.images.split import SplitTiles
 
 
 class Idefics3Tower:
@@ -23,7 +24,7 @@ class Idefics3Tower:
     def write(self, source: VisionSource, operators: Operators, dtype: ir.DataType) -> ir.Model:
         """Write the graph; see `Tower`."""
         tower = source.tower
-        writer = clip_writer(source, operators, dtype)
+        writer = TileWriter(source, operators, dtype)
         embeddings = tower.embeddings
         states = writer.embed(embeddings.patch_embedding, "embeddings.patch_embedding")
         table, places = embeddings.position_embedding.weight, _places(writer.across)
@@ -42,12 +43,10 @@ class Idefics3Tower:
         writer.output(writer.linear("connector.proj", projection, states), FEATURES, len(projection.weight))
         return writer.graph.model(OPSET)
 
-    def sizes(self, source: VisionSource, tokens: int) -> Mapping[str, list[list[int]]]:
+    def sizes(self, source: VisionSource, spec: Preprocessing, tokens: int) -> Mapping[str, list[list[int]]]:
         """Sizes of the free inputs; see `Tower`."""
-        config, model = source.tower.config, source.model.config
-        side = square(config.image_size)
-        each = (side // square(config.patch_size)) ** 2 // model.scale_factor**2
-        return tile_sizes(side, tokens // each)
+        assert isinstance(spec, SplitTiles)
+        return tile_sizes(source, tokens // spec.tile_tokens)
 
 
 def _places(across: int) -> NDArray[np.int64]:

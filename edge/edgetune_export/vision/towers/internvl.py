@@ -8,8 +8,10 @@ import onnx_ir as ir
 from torch import nn
 
 from edgetune_export.vision.attention import Operators
-from edgetune_export.vision.towers.tiles import LayerNames, TileWriter, layers_before, square, tile_sizes
+from edgetune_export.vision.towers.tiles import LayerNames, TileWriter, layers_before, tile_sizes
 from edgetune_export.vision.writer import FEATURES, OPSET, VisionSource
+from edgetune_runtime.images.base import Preprocessing
+from edgetune_runtime.images.tiles import DynamicTiles
 
 LAYER = LayerNames("layernorm_before", "attention", "projection_layer", "layernorm_after", ("lambda_1", "lambda_2"))
 
@@ -20,16 +22,8 @@ class InternVLTower:
     def write(self, source: VisionSource, operators: Operators, dtype: ir.DataType) -> ir.Model:
         """Write the graph; see `Tower`."""
         tower, config = source.tower, source.model.config
-        sizes, embeddings = tower.config, tower.embeddings
-        writer = TileWriter(
-            source,
-            operators,
-            dtype,
-            side=square(sizes.image_size),
-            patch=square(sizes.patch_size),
-            hidden=sizes.hidden_size,
-            names=LAYER,
-        )
+        embeddings = tower.embeddings
+        writer = TileWriter(source, operators, dtype, LAYER)
         states = writer.embed(embeddings.patch_embeddings.projection, "embeddings.patch_embeddings.projection")
         states = writer.with_class_token(states, embeddings.cls_token, "embeddings.cls_token")
         if embeddings.position_embeddings is not None:
@@ -50,9 +44,7 @@ class InternVLTower:
         writer.output(features, FEATURES, config.text_config.hidden_size)
         return writer.graph.model(OPSET)
 
-    def sizes(self, source: VisionSource, tokens: int) -> Mapping[str, list[list[int]]]:
+    def sizes(self, source: VisionSource, spec: Preprocessing, tokens: int) -> Mapping[str, list[list[int]]]:
         """Sizes of the free inputs; see `Tower`."""
-        config = source.tower.config
-        side = square(config.image_size)
-        each = (side // square(config.patch_size)) ** 2 * source.model.config.downsample_ratio**2
-        return tile_sizes(side, round(tokens / each))
+        assert isinstance(spec, DynamicTiles)
+        return tile_sizes(source, tokens // spec.tile_tokens)

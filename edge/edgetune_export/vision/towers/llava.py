@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgetune_export.vision.attention import Operators
-from edgetune_export.vision.towers.tiles import CLIP_LAYER, TileWriter, layers_before, square, tile_sizes
+from edgetune_export.vision.towers.tiles import TileWriter, layers_before, tile_sizes
 from edgetune_export.vision.writer import FEATURES, OPSET, VisionSource
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.images.base import Preprocessing
 
 
 class LlavaTower:
@@ -22,7 +23,7 @@ class LlavaTower:
             raise InputError(
                 f"a LLaVA with a {tower.config.model_type!r} tower cannot be exported", hint="clip_vision_model can"
             )
-        writer = clip_writer(source, operators, dtype)
+        writer = TileWriter(source, operators, dtype)
         embeddings = tower.embeddings
         states = writer.embed(embeddings.patch_embedding, "embeddings.patch_embedding")
         states = writer.with_class_token(states, embeddings.class_embedding, "embeddings.class_embedding")
@@ -38,23 +39,9 @@ class LlavaTower:
         writer.output(features, FEATURES, config.text_config.hidden_size)
         return writer.graph.model(OPSET)
 
-    def sizes(self, source: VisionSource, tokens: int) -> Mapping[str, list[list[int]]]:
+    def sizes(self, source: VisionSource, spec: Preprocessing, tokens: int) -> Mapping[str, list[list[int]]]:
         """Sizes of the free inputs; see `Tower`."""
-        return tile_sizes(square(source.tower.config.image_size), 1)
-
-
-def clip_writer(source: VisionSource, operators: Operators, dtype: ir.DataType) -> TileWriter:
-    """A writer of a tower with CLIP's names and sizes."""
-    config = source.tower.config
-    return TileWriter(
-        source,
-        operators,
-        dtype,
-        side=square(config.image_size),
-        patch=square(config.patch_size),
-        hidden=config.hidden_size,
-        names=CLIP_LAYER,
-    )
+        return tile_sizes(source, 1)
 
 
 def project(writer: TileWriter, states: ir.Value) -> ir.Value:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgetune_export.vision.attention import Operators
-from edgetune_export.vision.towers.llava import clip_writer, project
-from edgetune_export.vision.towers.tiles import TileWriter, layers_before, square, tile_sizes
+from edgetune_export.vision.towers.llava import project
+from edgetune_export.vision.towers.tiles import TileWriter, layers_before, tile_sizes
 from edgetune_export.vision.writer import FEATURES, OPSET, VisionSource
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.anyres import AnyResolution
+from edgetune_runtime.images.base import Preprocessing
 
 TAPS = 4
 """Features that a token is made of where a grid is shrunk bilinearly."""
@@ -36,7 +37,7 @@ class OneVisionTower:
                 f"a LLaVA-OneVision with a {tower.config.model_type!r} tower cannot be exported",
                 hint="siglip_vision_model can",
             )
-        writer = clip_writer(source, operators, dtype)
+        writer = TileWriter(source, operators, dtype)
         embeddings = tower.embeddings
         states = writer.embed(embeddings.patch_embedding, "embeddings.patch_embedding")
         states = writer.add_positions(
@@ -48,14 +49,12 @@ class OneVisionTower:
         writer.output(features, FEATURES, config.text_config.hidden_size)
         return writer.graph.model(OPSET)
 
-    def sizes(self, source: VisionSource, tokens: int) -> Mapping[str, list[list[int]]]:
+    def sizes(self, source: VisionSource, spec: Preprocessing, tokens: int) -> Mapping[str, list[list[int]]]:
         """Sizes of the free inputs; see `Tower`."""
-        spec = source.spec
         assert isinstance(spec, AnyResolution)
-        side = square(source.tower.config.image_size)
-        most = 1 + max(height * width // side**2 for height, width in spec.canvases)
+        most = 1 + max(height * width // spec.side**2 for height, width in spec.canvases)
         counts = [[count, TAPS] for count in (1, tokens, tokens)]
-        return {**tile_sizes(side, most), "token_rows": counts, "token_shares": counts}
+        return {**tile_sizes(source, most), "token_rows": counts, "token_shares": counts}
 
 
 def _gathered(writer: TileWriter, features: ir.Value) -> ir.Value:

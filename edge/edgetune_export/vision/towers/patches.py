@@ -15,6 +15,7 @@ from torch import nn
 from edgetune_export.vision.attention import Heads, Operators, Rotary
 from edgetune_export.vision.layout import Layout
 from edgetune_export.vision.writer import FEATURES, OPSET, TowerWriter, VisionSource
+from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.smart import ImageSpec
 
 
@@ -29,9 +30,8 @@ class PatchTower:
         """Write the graph; see `Tower`."""
         return _Writer(source, operators, dtype).write()
 
-    def sizes(self, source: VisionSource, tokens: int) -> Mapping[str, list[list[int]]]:
+    def sizes(self, source: VisionSource, spec: Preprocessing, tokens: int) -> Mapping[str, list[list[int]]]:
         """Sizes of the free inputs; see `Tower`."""
-        spec = source.spec
         assert isinstance(spec, ImageSpec)
         return {"pixel_values": [[count * spec.merge_size**2, spec.patch_values] for count in (1, tokens, tokens)]}
 

@@ -40,28 +40,18 @@ class TileWriter(TowerWriter):
         source: the model.
         operators: to attend with.
         dtype: of weights and activations.
-        side: of a tile, in pixels.
-        patch: side of a patch, in pixels.
-        hidden: channels of the tower.
         names: of the parts of its layers.
     """
 
     def __init__(
-        self,
-        source: VisionSource,
-        operators: Operators,
-        dtype: ir.DataType,
-        *,
-        side: int,
-        patch: int,
-        hidden: int,
-        names: LayerNames,
+        self, source: VisionSource, operators: Operators, dtype: ir.DataType, names: LayerNames = CLIP_LAYER
     ) -> None:
         super().__init__(source, operators, dtype)
-        self.side, self.patch, self.across, self.hidden, self.names = side, patch, side // patch, hidden, names
-        self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("tiles", 3, side, side))
+        self.side, self.patch = tile_side(source), square(self.config.patch_size)
+        self.across, self.hidden, self.names = self.side // self.patch, int(self.config.hidden_size), names
+        self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("tiles", 3, self.side, self.side))
         heads = int(self.config.num_attention_heads)
-        self.heads = Heads(heads, hidden // heads, dtype)
+        self.heads = Heads(heads, self.hidden // heads, dtype)
         self.length = self.across**2
 
     def embed(self, projection: nn.Conv2d, name: str) -> ir.Value:
@@ -158,8 +148,14 @@ class TileWriter(TowerWriter):
         return self.graph.op("Reshape", states, self.whole.number([-1, self.hidden]))
 
 
-def tile_sizes(side: int, most: int) -> Mapping[str, list[list[int]]]:
+def tile_side(source: VisionSource) -> int:
+    """Side of a tile, in pixels."""
+    return square(source.tower.config.image_size)
+
+
+def tile_sizes(source: VisionSource, most: int) -> Mapping[str, list[list[int]]]:
     """Shapes of one tile and of the most that a picture has."""
+    side = tile_side(source)
     return {"pixel_values": [[count, 3, side, side] for count in (1, most, most)]}
 
 
