@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgetune_export.check.exact import GraphDecoder, for_every_step
-from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.builder import build_decoder, require_known
 from edgetune_export.decoder.dialects.ort import OrtDialect
 from edgetune_export.decoder.dialects.plain import PlainDialect
 from edgetune_export.decoder.embed import build_embed
@@ -39,6 +39,7 @@ def export_onnx(job: ExportJob) -> dict[str, Any]:
         ParityError: the written graphs do not compute what transformers computes.
     """
     work, options = job.work, job.options
+    require_known(job.decoder.spec, OrtDialect if options.dialect == "ort" else PlainDialect)
     (work / "onnx").mkdir()
     job.progress("vision")
     save_model(build_vision(job), work / FILES["vision"], job.tell)

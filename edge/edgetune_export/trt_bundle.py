@@ -18,7 +18,7 @@ import onnx_ir as ir
 from edgetune_export import describe
 from edgetune_export.check.exact import for_every_step
 from edgetune_export.check.trt import OnnxTrtBackend, TrtDecoder
-from edgetune_export.decoder.builder import build_decoder
+from edgetune_export.decoder.builder import build_decoder, require_known
 from edgetune_export.decoder.dialects.trt_fused import PROFILES
 from edgetune_export.graph import save_model
 from edgetune_export.job import ExportJob
@@ -56,6 +56,7 @@ def export_trt(job: ExportJob) -> dict[str, Any]:
     """
     builders = list(_builders(job))
     job, dialect = resolve(job)
+    require_known(job.decoder.spec, dialect)
     work = job.work
     length = describe.limits(job.checkpoint, job.options.max_length)["max_length"]
     (work / "trt").mkdir()

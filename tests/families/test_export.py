@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 
@@ -135,10 +136,33 @@ def test_a_length_without_room_for_a_picture_is_refused(tiny: Build, tmp_path: P
         run("export", "--checkpoint", tiny("smolvlm"), *options)
 
 
-def test_linear_attention_is_not_written_in_float16(tiny: Build, tmp_path: Path) -> None:
-    options = ["--precision", "int4", "--target", "cuda", "--output", tmp_path / "bundle"]
-    with pytest.raises(InputError, match="linear attention is written in float32"):
-        run("export", "--checkpoint", tiny("qwen3_5"), *options)
+@pytest.mark.parametrize("options", [("--precision", "fp16"), ("--precision", "int4", "--target", "cuda")])
+def test_linear_attention_keeps_float32_in_a_bundle_of_float16(
+    options: tuple[str, ...], tiny: Build, tmp_path: Path
+) -> None:
+    run("export", "--checkpoint", tiny("qwen3_5"), *options, "--output", tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
+    parity = bundle.manifest["result"]["bundle"]["parity"]
+    exact = parity.get("exact", {"answers_equal": 3, "answers": 3})  # fp16 alone rounds nothing else
+    assert bundle.half and exact["answers_equal"] == exact["answers"] == 3
+    assert parity["token_agreement"] == 1 or "int4" in options
+    graph = onnxruntime.InferenceSession(bundle.files["decoder"], providers=["CPUExecutionProvider"])
+    kept = {node.name.rpartition(".")[2]: node.type for node in graph.get_inputs() if "past" in node.name}
+    assert kept == {
+        "conv": "tensor(float)",
+        "state": "tensor(float)",
+        "key": "tensor(float16)",
+        "value": "tensor(float16)",
+    }
+
+
+@pytest.mark.parametrize("options", [("--dialect", "plain", "--precision", "int4"), ("--format", "trt")])
+def test_linear_attention_is_refused_before_anything_is_written(
+    options: tuple[str, ...], tiny: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), pytest.raises(InputError, match="are not written in this format"):
+        run("export", "--checkpoint", tiny("qwen3_5"), *options, "--output", tmp_path / "bundle")
+    assert "vision" not in caplog.text  # which the whole export of another family tells of
 
 
 def test_an_engine_of_packed_patches_refuses_tiles(calibrated: Sets, tmp_path: Path) -> None:

@@ -102,15 +102,14 @@ class GraphDecoder:
         inputs = self._session.get_inputs()
         self._deepstack = [node.name for node in inputs if node.name.startswith("deepstack_embeds.")]
         self._caches = [node for node in inputs if node.name.startswith("past_key_values.")]
-        self.half = self._caches[0].type == "tensor(float16)"
+        self.half = any(_dtype(node) == np.float16 for node in self._caches)
         self._past: dict[str, Any] = {}
         self._length = 0
 
     def reset(self, length: int) -> None:
         """Begin an empty sequence."""
-        dtype = np.float16 if self.half else np.float32
         # What grows begins empty, states of a fixed size begin at zero.
-        self._past = {node.name: np.zeros(_begin(node.shape), dtype) for node in self._caches}
+        self._past = {node.name: np.zeros(_begin(node.shape), _dtype(node)) for node in self._caches}
         self._length = 0
 
     def read(self, states: Float, positions: Int, deepstack: Sequence[Float], watch: Int) -> tuple[Float, Float]:
@@ -128,6 +127,11 @@ class GraphDecoder:
         given = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
         self._past = {name: given[name.replace("past_key_values", "present")] for name in self._past}
         return given["logits"][0], block_states(given)
+
+
+def _dtype(node: Any) -> type[np.generic]:
+    """Of a cache: that of linear attention is in float32 beside keys in float16."""
+    return np.float16 if node.type == "tensor(float16)" else np.float32
 
 
 def _begin(shape: Sequence[int | str]) -> tuple[int, ...]:
@@ -168,8 +172,9 @@ def _tell_states(graph: ir.Graph) -> None:
     # onnxruntime goes for the result of the last node first: in this order no block's states wait for the others.
     for layer in reversed(range(len(caches) // 2)):
         parts = [values[f"{BLOCK}.{layer}.{part}"] for part in ("update", "residual")]
-        states = tape.op("Add", [tape.op("Gather", [part, watch], {"axis": 1}) for part in parts])
-        states.name, states.type = f"{STATES}.{layer}", caches[0].type
+        sums = tape.op("Add", [tape.op("Gather", [part, watch], {"axis": 1}) for part in parts])
+        states = tape.op("Cast", [sums], {"to": ir.DataType.FLOAT})
+        states.name, states.type = f"{STATES}.{layer}", ir.TensorType(ir.DataType.FLOAT)
         states.shape = ir.Shape([1, WATCH, None])
         told.append(states)
     graph.outputs.extend(reversed(told))

@@ -29,10 +29,10 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     Inputs: inputs_embeds [B, S, H], what `Dialect.start` declares, past_key_values.{i}.key and .value,
     deepstack_embeds.{i} [B, S, H] (added after layer i; zero at text tokens). Outputs: logits float32 [B, 1, V] of the
     last token, present.{i}.key and .value. Dtypes of embeddings and shapes of the cache are the dialect's. Delta nets
-    have .conv and .state in place of .key and .value.
+    have .conv and .state in place of .key and .value, in float32.
 
     Raises:
-        InputError: the dialect does not know a kind of layer, or has it in another dtype.
+        InputError: the dialect does not know a kind of layer.
     """
     spec = weights.spec
     graph = GraphBuilder("decoder")
@@ -41,20 +41,11 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     states_shape = (dialect.batch, "length", spec.hidden)
     embeds = graph.input("inputs_embeds", dialect.input_dtype, states_shape)
     dialect.start()
-    if spec.delta is not None and not isinstance(dialect, DeltaDialect):
-        raise InputError(
-            "layers of linear attention (gated delta nets) are not written in this format",
-            hint="export --format onnx --dialect ort",
-        )
-    if spec.delta is not None and dtype != ir.DataType.FLOAT:
-        raise InputError(
-            "linear attention is written in float32: onnxruntime has no float16 kernels of it for CPUs, on which every "
-            "export is checked",
-            hint="leave --target cuda and --precision fp16 out",
-        )
+    require_known(spec, type(dialect))
+    kept = [delta.DTYPE if layer in spec.delta_layers else dtype for layer in range(spec.layers)]
     caches = [_cache_of(dialect, spec, layer, "past_length") for layer in range(spec.layers)]
     pasts = [
-        [graph.input(f"past_key_values.{layer}.{kind}", dtype, shape) for kind, shape in cache.items()]
+        [graph.input(f"past_key_values.{layer}.{kind}", kept[layer], shape) for kind, shape in cache.items()]
         for layer, cache in enumerate(caches)
     ]
     deepstack = [graph.input(f"deepstack_embeds.{i}", dialect.input_dtype, states_shape) for i in range(spec.deepstack)]
@@ -86,8 +77,21 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     for layer, pair in enumerate(presents):
         cache = _cache_of(dialect, spec, layer, "present_length")
         for (kind, shape), value in zip(cache.items(), pair, strict=True):
-            graph.output(value, f"present.{layer}.{kind}", dtype, shape)
+            graph.output(value, f"present.{layer}.{kind}", kept[layer], shape)
     return graph.model(dialect.opset)
+
+
+def require_known(spec: DecoderSpec, dialect: type[Dialect]) -> None:
+    """Refuse a decoder with layers that a dialect does not write, before anything is.
+
+    Raises:
+        InputError: it has layers of linear attention, and the dialect is no `DeltaDialect`.
+    """
+    if spec.delta is not None and not issubclass(dialect, DeltaDialect):
+        raise InputError(
+            "layers of linear attention (gated delta nets) are not written in this format",
+            hint="export --format onnx --dialect ort",
+        )
 
 
 def _cache_of(dialect: Dialect, spec: DecoderSpec, layer: int, length: str) -> dict[str, tuple[Dim, ...]]:

@@ -25,6 +25,10 @@ LINEARS = (
 )
 """The linear layers of a delta net, in place of those of attention; all but the last read the same input."""
 
+DTYPE = ir.DataType.FLOAT
+"""Delta nets are computed in float32 also where the rest is float16: a state sums up every token before, and
+onnxruntime's CPU kernels, with which every export is checked, have nothing else."""
+
 
 @dataclass(frozen=True)
 class DeltaSpec:
@@ -116,8 +120,8 @@ class DeltaDialect(Protocol):
 
         Args:
             mixed: queries, keys and values [B, S, channels], the output's gate [B, S, values], and the inputs of
-                update rate and decay [B, S, value_heads] each.
-            past: conv and state, as `DeltaSpec.shapes` says.
+                update rate and decay [B, S, value_heads] each, all in the dialect's dtype.
+            past: conv and state, as `DeltaSpec.shapes` says, in `DTYPE`.
             parameters: of the layer.
 
         Returns:

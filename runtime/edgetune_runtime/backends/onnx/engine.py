@@ -150,12 +150,11 @@ def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:
         InputError: a float32 bundle on CUDA.
     """
     if Device.parse(device).kind == "cuda" and not bundle.half:
-        whole = bundle.rope.rotary_dim == bundle.rope.head_dim  # models with linear attention turn a part of heads
         # CUDA's GroupQueryAttention is float16 only. In float32 onnxruntime moves it to the CPU, where the cache is no
         # longer one buffer: on an H200 every answer was right for one token and wrong from then on.
         raise InputError(
             f"{bundle.folder}: computes in float32, but attention on CUDA needs float16",
-            hint="export with --target cuda" if whole else "choose device cpu: linear attention has no CUDA form yet",
+            hint="export with --target cuda",
         )
     level = INT8_ACTIVATIONS if bundle.accuracy_level is None else bundle.accuracy_level
     return {role: bundle.files[role] for role in ("vision", "embed", "decoder")} | {"accuracy_level": level}
