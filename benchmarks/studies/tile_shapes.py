@@ -1,4 +1,4 @@
-"""The published sizes of models whose towers see tiles: InternVL, LLaVA and SmolVLM (see `shapes`).
+"""The published sizes of models whose towers see tiles: InternVL, LLaVA, SmolVLM and Idefics3 (see `shapes`).
 
 Sizes, special tokens and preprocessing are those of the checkpoints on the hub that each is named after.
 """
@@ -120,23 +120,44 @@ def smolvlm(text: dict[str, Any]) -> Shape:
         "image_size": 512,
         "patch_size": 16,
     }
+    common = {"model_type": "llama", "vocab_size": 49280, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0}}
+    return _split_tiles("SmolVLM", common | rope | text, vision, 4, ("<global-img>", *_TILE_MARKS))
+
+
+def idefics3(text: dict[str, Any]) -> Shape:
+    """Idefics3 with SigLIP so400m/14 at 364."""
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 364,
+        "patch_size": 14,
+    }
+    common = {"model_type": "llama", "vocab_size": 128259, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
+    return _split_tiles("Idefics3", common | rope | text, vision, 2, ())  # rows and columns are ordinary text
+
+
+def _split_tiles(title: str, text: dict[str, Any], vision: dict[str, Any], scale: int, tags: tuple[str, ...]) -> Shape:
+    """Tiles with their row and column, cut from pictures of four tiles at most along a side."""
+    side = vision["image_size"]
     preprocessor = {
         **_STEPS,
         **_HALF,
         "do_image_splitting": True,
         "do_pad": True,
-        "image_processor_type": "SmolVLMImageProcessor",
-        "max_image_size": {"longest_edge": 512},
-        "processor_class": "SmolVLMProcessor",
+        "image_processor_type": f"{title}ImageProcessor",
+        "max_image_size": {"longest_edge": side},
+        "processor_class": f"{title}Processor",
         "resample": 1,
-        "size": {"longest_edge": 2048},
+        "size": {"longest_edge": 4 * side},
     }
-    common = {"model_type": "llama", "vocab_size": 49280, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0}}
-    marks = ("<image>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", *_TILE_MARKS)
-    return Shape(
-        "smolvlm", common | rope | text, vision, False, preprocessor, {"scale_factor": 4}, marks, {"image_seq_len": 64}
-    )
+    tokens = (side // vision["patch_size"] // scale) ** 2
+    marks = ("<image>", "<end_of_utterance>", "<fake_token_around_image>", *tags)
+    more = {"scale_factor": scale}
+    return Shape(title.lower(), text, vision, False, preprocessor, more, marks, {"image_seq_len": tokens})
 
 
 TILE_SHAPES: dict[str, Shape] = {
@@ -147,6 +168,10 @@ TILE_SHAPES: dict[str, Shape] = {
     "smolvlm-500m": smolvlm(
         {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32}
         | {"num_attention_heads": 15, "num_key_value_heads": 5}
+    ),
+    "idefics3-8b": idefics3(
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8}
     ),
     "internvl3-2b": internvl(
         {"model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
