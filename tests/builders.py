@@ -25,6 +25,7 @@ from transformers import (
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY_MODEL = REPOSITORY / "examples" / "tiny" / "model"
+TINY_INTERNVL = TINY_MODEL.with_name("model-internvl")
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

@@ -10,8 +10,8 @@ import torch
 import batches as data
 import render
 import scenes
+from blueprint import SLOT, SLOTS
 from edgetune_runtime.bench.metrics import sample_iou
-from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import parse
 from learner import Learner
 
@@ -28,13 +28,13 @@ def score(learner: Learner, count: int, seed: int, photos: list[int]) -> dict[st
     overlaps: dict[str, list[float]] = {}
     refusals: list[bool] = []
     rng = random.Random(seed)
-    for canvas, (width, height) in enumerate(scenes.CANVASES):
+    for canvas in range(len(scenes.CANVASES)):
         drawn = [scenes.draw_scene(rng, photos, scenes.KNOWN, canvas) for _ in range(count)]
-        asked = [[scenes.draw_phrase(rng, s, scenes.KNOWN) for _ in range(data.SLOTS)] for s in drawn]
-        geometry = Geometry(width, height, *data.TARGETS[canvas])
+        asked = [[scenes.draw_phrase(rng, s, scenes.KNOWN) for _ in range(SLOTS)] for s in drawn]
+        geometry, box_format = learner.blueprint.plan(canvas).geometry, learner.blueprint.family.box_format
         answers = greedy(learner, canvas, drawn, asked)
         for query, text in zip((q for qs in asked for q in qs), answers, strict=True):
-            answer = parse(text, geometry, data.FAMILY.box_format)
+            answer = parse(text, geometry, box_format)
             if query.boxes:
                 found = [detection.box for detection in answer.detections]
                 overlaps.setdefault(_kind(query.text), []).append(sample_iou(found, query.boxes))
@@ -59,24 +59,25 @@ def _kind(phrase: str) -> str:
 @torch.no_grad()
 def greedy(learner: Learner, canvas: int, drawn: list[scenes.Scene], asked: list[list[scenes.Query]]) -> list[str]:
     """Answer SLOTS queries to each scene, all of one canvas; every step runs whole sequences, without a cache."""
-    queries, spans = (torch.from_numpy(a).to(learner.device) for a in data.tokenise(learner.tokenizer, canvas, asked))
+    queries, spans = (torch.from_numpy(a).to(learner.device) for a in data.tokenise(learner.blueprint, canvas, asked))
     things, photos = (torch.from_numpy(a).to(learner.device) for a in render.pack(drawn))
     patches = learner.pixels(canvas, things, photos, vary=False)
-    sequence, where = learner.tokens(canvas, queries), learner.grids[canvas].queries
-    slots = sequence[:, where].reshape(len(drawn), data.SLOTS, data.SLOT).clone()
+    view = learner.views[canvas]
+    sequence, where = view.sequences(queries), view.queries
+    slots = sequence[:, where].reshape(len(drawn), SLOTS, SLOT).clone()
     cursor = spans[..., 0].long()
-    slots.masked_fill_(torch.arange(data.SLOT, device=learner.device) >= cursor[..., None], 0)
-    for _ in range(int((data.SLOT - cursor).min())):
+    slots.masked_fill_(torch.arange(SLOT, device=learner.device) >= cursor[..., None], 0)
+    for _ in range(int((SLOT - cursor).min())):
         sequence[:, where] = slots.flatten(1)
-        hidden = learner.hidden(canvas, patches, sequence).view(len(drawn), data.SLOTS, data.SLOT, -1)
+        hidden = learner.hidden(canvas, patches, sequence).view(len(drawn), SLOTS, SLOT, -1)
         last = hidden.gather(2, (cursor - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1]))[:, :, 0]
-        token = (last.float() @ learner.net.model.language_model.embed_tokens.weight.T).argmax(-1)
+        token = (last.float() @ learner.net.head.T).argmax(-1)
         slots.scatter_(2, cursor[..., None], token[..., None])
         cursor = cursor + 1
-    end = learner.tokenizer.token_to_id("<|im_end|>")
+    end = learner.blueprint.end
     texts = []
     for ids, start in zip(slots.flatten(0, 1).tolist(), spans[..., 0].flatten().tolist(), strict=True):
         answer = ids[start:]
         answer = answer[: answer.index(end)] if end in answer else answer
-        texts.append(learner.tokenizer.decode(answer, skip_special_tokens=False))
+        texts.append(learner.blueprint.tokenizer.decode(answer, skip_special_tokens=False))
     return texts

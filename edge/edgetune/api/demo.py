@@ -51,7 +51,8 @@ class DemoOptions(StageOptions):
     output: Path = option(Path("runs/demo"), help="Folder to write all stages to.")
     model: Path = option(
         Path("examples/tiny/model"),
-        help="Hugging Face folder of the base model; make_data.py is in the folder above it.",
+        help="Hugging Face folder of the base model, examples/tiny/model or model-internvl; make_data.py is in the "
+        "folder above it.",
     )
     train_scenes: int = option(450, help="Number of scenes to train on.", minimum=1)
     val_scenes: int = option(10, help="Number of scenes that are scored after each epoch.", minimum=1)
@@ -220,6 +221,13 @@ def _data_step(options: DemoOptions, data: Path) -> _Step:
     return _Step("Draw scenes of a domain that the base was not trained on", command, call)
 
 
+def _title(model: Path) -> str:
+    """The name of a checkpoint's family."""
+    from edgetune_core.checkpoint import HubCheckpoint
+
+    return HubCheckpoint.open(model).family.title
+
+
 def _make_page(options: DemoOptions) -> StageResult:
     """Write the page and the contact sheet from the comparison's predictions."""
     from edgetune_bench.folder import read_answers, read_results
@@ -238,8 +246,8 @@ def _make_page(options: DemoOptions) -> StageResult:
             for table in (accuracy_table(rows), cost_table(rows))
         ]
         intro = [
-            "A small Qwen3-VL before and after LoRA on a domain that it was not trained on, and what is left of it "
-            "in bundles for a device. Accuracies are in percent, over scenes that no model has seen.",
+            f"A small {_title(options.model)} before and after LoRA on a domain that it was not trained on, and what "
+            "is left of it in bundles for a device. Accuracies are in percent, over scenes that no model has seen.",
             f"Pictures: {len(shown)} scenes, spread evenly over the test set, whatever the answers. An answer is "
             "green when its IoU with the true box is 0.5 or more, or when it rightly says that nothing is there. "
             "Dark pictures are brightened for this page; the models saw them as dark as they are.",
