@@ -28,3 +28,8 @@ def of_blocks(modules: Modules, blocks: Iterable[nn.Module]) -> list[Modules]:
         if name not in found:
             raise InputError(f"no block of the decoder has {name}, as models of its family have")
     return each
+
+
+def final_norm(modules: Modules, model: nn.Module) -> nn.Module:
+    """Return the norm behind the last block of the decoder."""
+    return model.get_submodule(f"{modules.text_root}.{modules.spelled.get('norm', 'norm')}")

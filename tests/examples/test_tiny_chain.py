@@ -28,7 +28,7 @@ ROWS = {
 @pytest.mark.timeout(1200)
 def test_tiles_positions_and_tags_keep_their_boxes_in_every_format(tmp_path: Path) -> None:
     data, adapter, merged, weights = (tmp_path / name for name in ("data", "adapter", "merged", "weights"))
-    make_data.main(["--output", str(data), "--train", "24", "--test", "16", "--queries", "3", "--seed", "7"])
+    make_data.main(["--output", str(data), "--train", "16", "--test", "10", "--queries", "3", "--seed", "7"])
     train, test = data / "train.jsonl", data / "test.jsonl"
     training = ["--batch-size", 8, "--learning-rate", 2e-4, "--vision-lora"]
     run("train", "--checkpoint", TINY_INTERNVL, "--data", train, "--output", adapter, *training)

@@ -18,6 +18,7 @@ from families import templates
 from families.vocabularies import (
     IDEFICS_TOKENS,
     INTERNVL_TOKENS,
+    LFM2_TOKENS,
     llama_tokenizer,
     qwen_tokenizer,
     smollm_tokenizer,
@@ -356,6 +357,59 @@ def build_qwen3_5(folder: Path, *, weights: bool = True) -> Path:
     )
 
 
+def build_lfm2_vl(folder: Path, *, weights: bool = True) -> Path:
+    """Write a checkpoint as LiquidAI/LFM2-VL-450M: a block of a short convolution, and one of attention."""
+    tile, tokens = (128, 16) if weights else (512, 256)
+
+    def config(size: int, ids: dict[str, int]) -> Any:
+        kinds = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False, "norm_eps": 1e-5}
+        vision = {"model_type": "siglip2_vision_model", "num_patches": 36 if weights else 256, "patch_size": 16}
+        return _transformers.Lfm2VlConfig(
+            text_config=text_config("lfm2", size, **kinds),
+            vision_config={**TOWER, **vision, "vision_use_head": False},
+            image_token_id=ids["<image>"],
+            projector_hidden_size=48,
+            downsample_factor=2,
+            tie_word_embeddings=False,
+        )
+
+    preprocessor = {
+        "do_convert_rgb": True,
+        "do_image_splitting": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "downsample_factor": 2,
+        "encoder_patch_size": 16,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "Lfm2VlImageProcessorFast",
+        "image_std": [0.5, 0.5, 0.5],
+        "max_image_tokens": tokens,
+        "max_pixels_tolerance": 2.0,
+        "max_tiles": 4 if weights else 10,
+        "min_image_tokens": tokens // 4,
+        "min_tiles": 2,
+        "processor_class": "Lfm2VlProcessor",
+        "resample": 2,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": 512, "width": 512},
+        "tile_size": tile,
+        "use_thumbnail": True,
+    }
+    named = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    return write(
+        folder,
+        smollm_tokenizer(LFM2_TOKENS, begin="<|startoftext|>"),
+        templates.LFM2_VL_TEMPLATE,
+        preprocessor,
+        config,
+        named=named,
+        weights=weights,
+        processor={"processor_class": "Lfm2VlProcessor"},
+    )
+
+
 BUILDERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": build_qwen2_vl,
     "qwen3_5": build_qwen3_5,
@@ -364,4 +418,5 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "llava_onevision": build_llava_onevision,
     "smolvlm": build_smolvlm,
     "idefics3": build_idefics3,
+    "lfm2_vl": build_lfm2_vl,
 }

@@ -13,6 +13,8 @@ from typing import Any
 import transformers
 from PIL import Image
 
+from families.lfm2_processor import image_processor, resize_by_pillow
+
 _transformers: Any = transformers
 
 
@@ -29,6 +31,8 @@ def load_processor(folder: Path) -> Any:
         fields = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         images = _transformers.LlavaImageProcessorPil(**{**fields, "do_pad": True})
         return _transformers.LlavaProcessor(image_processor=images, **parts)
+    if kind == "Lfm2VlProcessor":
+        return _lfm2_processor(folder, parts)
     images = _transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     if kind in ("SmolVLMProcessor", "Idefics3Processor"):
         return _transformers.Idefics3Processor(image_processor=images, **parts)
@@ -36,6 +40,28 @@ def load_processor(folder: Path) -> Any:
     unchecked = {"check_argument_for_proper_class": lambda self, name, argument: None}
     processor = type(kind, (getattr(_transformers, kind),), unchecked)
     return processor(image_processor=images, video_processor=_Nothing(), **parts)
+
+
+def _lfm2_processor(folder: Path, parts: dict[str, Any]) -> Any:
+    """LFM2-VL's, whose image processor wants torchvision; Pillow resizes here, as in the rule under test."""
+    unchecked = {"check_argument_for_proper_class": lambda self, name, argument: None}
+    with image_processor(resize_by_pillow) as kind:
+        images = _Within(kind.from_pretrained(folder, return_row_col_info=True))
+    return type("Lfm2VlProcessor", (_transformers.Lfm2VlProcessor,), unchecked)(image_processor=images, **parts)
+
+
+class _Within:
+    """An image processor of LFM2-VL that finds its stand-in for torchvision at every call."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        with image_processor(resize_by_pillow):
+            return self._images(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._images, name)
 
 
 class _Nothing:

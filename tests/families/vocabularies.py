@@ -27,6 +27,19 @@ IDEFICS_TOKENS = [
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 ]
 
+LFM2_TOKENS = [
+    "<|pad|>",
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<image>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|img_thumbnail|>",
+    *(f"<|img_row_{row}_col_{column}|>" for row in range(1, 11) for column in range(1, 11)),
+]
+
 
 def _byte_level(special: Sequence[str], split: Any, *, begin: str = "") -> Tokenizer:
     """Train a byte-level BPE tokenizer, as GPT-2's relatives have; `begin` is put before every sequence."""

@@ -167,10 +167,10 @@ def _tell_states(graph: ir.Graph) -> None:
     watch = ir.Value(name=WATCH, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([WATCH]))
     graph.inputs.append(watch)
     values = {value.name: value for node in graph for value in node.outputs}
-    caches = [value for value in graph.outputs if value.name and value.name.startswith("present.")]
+    layers = {value.name.split(".")[1] for value in graph.outputs if value.name and value.name.startswith("present.")}
     tape, told = ir.tape.Tape(graph), []
     # onnxruntime goes for the result of the last node first: in this order no block's states wait for the others.
-    for layer in reversed(range(len(caches) // 2)):
+    for layer in reversed(range(len(layers))):
         parts = [values[f"{BLOCK}.{layer}.{part}"] for part in ("update", "residual")]
         sums = tape.op("Add", [tape.op("Gather", [part, watch], {"axis": 1}) for part in parts])
         states = tape.op("Cast", [sums], {"to": ir.DataType.FLOAT})

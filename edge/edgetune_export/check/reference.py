@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from edgetune_core.blocks import final_norm
 from edgetune_core.conversation import Sample as Conversed
 from edgetune_core.conversation import prepare
 from edgetune_core.progress import Tell, no_one
@@ -217,7 +218,7 @@ class Reference:
         if keeps_states:
             blocks = streamed.model.get_submodule(checkpoint.modules.blocks)
             # DeepStack is added after a block returns, so a block's states are what the next module is given.
-            for module in (*blocks[1:], streamed.model.get_submodule(checkpoint.modules.text_root).norm):
+            for module in (*blocks[1:], final_norm(checkpoint.modules, streamed.model)):
                 module.register_forward_pre_hook(self._keep)
 
     def read(self, cases: Sequence[Case], answers: Sequence[Sequence[int]]) -> list[Sample]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from edgetune_export.decoder import delta
+from edgetune_export.decoder import delta, short_conv
 from edgetune_export.decoder.delta import DeltaDialect
 from edgetune_export.decoder.dialects import Dialect
 from edgetune_export.decoder.linear import Linear
+from edgetune_export.decoder.short_conv import ConvDialect
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
 from edgetune_export.graph import Dim, GraphBuilder
 from edgetune_runtime.errors import InputError
@@ -19,6 +20,9 @@ from edgetune_runtime.quant.blocks import Float
 BLOCK = "block"
 """What a block adds to the states of its tokens, and what it adds that to, are called `block.{layer}.update` and
 `block.{layer}.residual` in the graph, so that a check can find them."""
+
+Mixer = Callable[[Dialect, DecoderWeights, int, ir.Value, Sequence[ir.Value]], tuple[ir.Value, ...]]
+"""Writes what mixes the tokens of a layer, from its normed states and its past: the output, and what it keeps."""
 
 DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]
 
@@ -29,7 +33,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     Inputs: inputs_embeds [B, S, H], what `Dialect.start` declares, past_key_values.{i}.key and .value,
     deepstack_embeds.{i} [B, S, H] (added after layer i; zero at text tokens). Outputs: logits float32 [B, 1, V] of the
     last token, present.{i}.key and .value. Dtypes of embeddings and shapes of the cache are the dialect's. Delta nets
-    have .conv and .state in place of .key and .value, in float32.
+    have .conv and .state in place of .key and .value, short convolutions have .conv, in float32.
 
     Raises:
         InputError: the dialect does not know a kind of layer.
@@ -42,7 +46,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     embeds = graph.input("inputs_embeds", dialect.input_dtype, states_shape)
     dialect.start()
     require_known(spec, type(dialect))
-    kept = [delta.DTYPE if layer in spec.delta_layers else dtype for layer in range(spec.layers)]
+    kept = [_dtype_of(spec, layer, dtype) for layer in range(spec.layers)]
     caches = [_cache_of(dialect, spec, layer, "past_length") for layer in range(spec.layers)]
     pasts = [
         [graph.input(f"past_key_values.{layer}.{kind}", kept[layer], shape) for kind, shape in cache.items()]
@@ -59,8 +63,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     for layer in range(spec.layers):
         if layer > 0:
             states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "input_layernorm"))
-        mixer = _delta_net if layer in spec.delta_layers else _attention
-        states, *present = mixer(dialect, weights, layer, states, (pasts[layer][0], pasts[layer][1]))
+        states, *present = _mixer_of(spec, layer)(dialect, weights, layer, states, pasts[layer])
         presents.append(present)
         states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "post_attention_layernorm"))
         states = _feed_forward(dialect, weights, layer, states)
@@ -85,20 +88,38 @@ def require_known(spec: DecoderSpec, dialect: type[Dialect]) -> None:
     """Refuse a decoder with layers that a dialect does not write, before anything is.
 
     Raises:
-        InputError: it has layers of linear attention, and the dialect is no `DeltaDialect`.
+        InputError: it has layers of linear attention and the dialect is no `DeltaDialect`, or short convolutions and it
+            is no `ConvDialect`.
     """
+    unknown = None
     if spec.delta is not None and not issubclass(dialect, DeltaDialect):
-        raise InputError(
-            "layers of linear attention (gated delta nets) are not written in this format",
-            hint="export --format onnx --dialect ort",
-        )
+        unknown = "layers of linear attention (gated delta nets)"
+    elif spec.conv is not None and not issubclass(dialect, ConvDialect):
+        unknown = "layers of short convolutions"
+    if unknown is not None:
+        raise InputError(f"{unknown} are not written in this format", hint="export --format onnx --dialect ort")
+
+
+def _dtype_of(spec: DecoderSpec, layer: int, dtype: ir.DataType) -> ir.DataType:
+    """Of what a layer keeps."""
+    if layer in spec.delta_layers:
+        return delta.DTYPE
+    return short_conv.DTYPE if layer in spec.conv_layers else dtype
+
+
+def _mixer_of(spec: DecoderSpec, layer: int) -> Mixer:
+    """What mixes the tokens of a layer."""
+    if layer in spec.delta_layers:
+        return _delta_net
+    return _short_conv if layer in spec.conv_layers else _attention
 
 
 def _cache_of(dialect: Dialect, spec: DecoderSpec, layer: int, length: str) -> dict[str, tuple[Dim, ...]]:
     """What a layer keeps of the tokens before, and the shapes of it."""
-    if layer in spec.delta_layers:
-        assert spec.delta is not None
+    if spec.delta is not None and layer in spec.delta_layers:
         return spec.delta.shapes(dialect.batch)
+    if spec.conv is not None and layer in spec.conv_layers:
+        return spec.conv.shapes(dialect.batch)
     return dict.fromkeys(("key", "value"), dialect.cache_shape(length))
 
 
@@ -111,8 +132,8 @@ def _norm(weights: DecoderWeights, layer: int | None, role: str) -> tuple[str, F
 
 
 def _attention(
-    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: tuple[ir.Value, ir.Value]
-) -> tuple[ir.Value, ir.Value, ir.Value]:
+    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: Sequence[ir.Value]
+) -> tuple[ir.Value, ...]:
     """Project, attend and project back; returns the output and the present key and value."""
     spec = weights.spec
     joint = weights.linear(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -127,15 +148,15 @@ def _attention(
     norms = None
     if weights.norm(layer, "self_attn.q_norm") is not None:
         norms = _norm(weights, layer, "self_attn.q_norm"), _norm(weights, layer, "self_attn.k_norm")
-    mixed, present_key, present_value = dialect.attention(query, key, value, past, norms)
+    mixed, present_key, present_value = dialect.attention(query, key, value, (past[0], past[1]), norms)
     if gate is not None:
         mixed = graph.op("Mul", mixed, graph.op("Sigmoid", gate))
     return _linear(dialect, mixed, weights.linear(layer, "self_attn.o_proj")), present_key, present_value
 
 
 def _delta_net(
-    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: tuple[ir.Value, ir.Value]
-) -> tuple[ir.Value, ir.Value, ir.Value]:
+    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: Sequence[ir.Value]
+) -> tuple[ir.Value, ...]:
     """Project, mix by linear attention and project back; returns the output and the present conv and state."""
     spec = weights.spec.delta
     assert spec is not None and isinstance(dialect, DeltaDialect)
@@ -143,8 +164,21 @@ def _delta_net(
     joint = _linear(dialect, states, weights.linear(layer, *inputs))
     sizes = (spec.channels, spec.values, spec.value_heads, spec.value_heads)
     mixed, gate, rate, decay = _split(dialect.graph, joint, sizes)
-    attended, conv, state = dialect.delta((mixed, gate, rate, decay), past, weights.delta(layer))
+    attended, conv, state = dialect.delta((mixed, gate, rate, decay), (past[0], past[1]), weights.delta(layer))
     return _linear(dialect, attended, weights.linear(layer, output)), conv, state
+
+
+def _short_conv(
+    dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: Sequence[ir.Value]
+) -> tuple[ir.Value, ...]:
+    """Project, convolve and project back; returns the output and the present state."""
+    spec = weights.spec.conv
+    assert spec is not None and isinstance(dialect, ConvDialect)
+    entry, output = short_conv.LINEARS
+    joint = _linear(dialect, states, weights.linear(layer, entry))
+    before, behind, values = _split(dialect.graph, joint, (spec.channels,) * 3)
+    convolved, present = dialect.short_conv((before, behind, values), past[0], weights.conv(layer))
+    return _linear(dialect, convolved, weights.linear(layer, output)), present
 
 
 def _feed_forward(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value) -> ir.Value:

@@ -17,6 +17,7 @@ from edgetune_core.weightset import HEAD, WeightSet
 from edgetune_export.decoder.delta import DeltaParameters, DeltaSpec
 from edgetune_export.decoder.linear import Linear, Part, parameter
 from edgetune_export.decoder.rounding import to_numpy
+from edgetune_export.decoder.short_conv import ConvParameters, ConvSpec
 from edgetune_runtime.backends import Int
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
@@ -42,6 +43,8 @@ class DecoderSpec:
             head's query.
         delta: sizes of the delta nets, None without any.
         delta_layers: which layers are delta nets in place of attention.
+        conv: sizes of the short convolutions, None without any.
+        conv_layers: which layers are short convolutions in place of attention.
     """
 
     layers: int
@@ -58,10 +61,12 @@ class DecoderSpec:
     gated: bool = False
     delta: DeltaSpec | None = None
     delta_layers: frozenset[int] = frozenset()
+    conv: ConvSpec | None = None
+    conv_layers: frozenset[int] = frozenset()
 
 
 class DecoderWeights:
-    """Access to a decoder's weights by role.
+    """Access to a decoder's weights by role; roles are Llama's names, whatever the family calls them.
 
     Args:
         model: of transformers, for conditional generation, loaded or streamed.
@@ -97,17 +102,18 @@ class DecoderWeights:
         self._head = source.get_output_embeddings()
         self._layers_format, self._head_format = layers_format, head_format
         self._weights = weights
-        self._norm_offset = np.float32(modules.norm_offset)
+        self._norm_offset, self._spelled = np.float32(modules.norm_offset), modules.spelled
         self.tied = self._head.weight is self._text.embed_tokens.weight
         self._names = of_blocks(modules, self._text.layers)
         deepstack = len(getattr(source.get_submodule(modules.vision_root), "deepstack_merger_list", ()))
-        self.spec = _read_spec(self._text, deepstack)
+        self.spec = _read_spec(self._text, modules, deepstack)
         if weights is not None:
             check_names(model, weights)
 
     def linear(self, layer: int, *roles: str) -> Linear:
         """A linear layer such as "self_attn.q_proj"; several roles that read the same input are stacked along N."""
         block = self._text.layers[layer]
+        roles = tuple(self._spelled.get(role, role) for role in roles)
         name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
         parts = [
             Part(f"{self._root}.layers.{layer}.{role}", block.get_submodule(role), self._weights, self._values)
@@ -131,11 +137,15 @@ class DecoderWeights:
 
     def delta(self, layer: int) -> DeltaParameters:
         """The parameters of a delta net beside its linear layers."""
+        module = self._text.layers[layer].linear_attn
+        return DeltaParameters.of(f"model.layers.{layer}.linear_attn", module, self._read)
 
-        def read(tensor: torch.Tensor) -> Float:
-            return to_numpy(self._values(tensor)).astype(np.float32)
+    def conv(self, layer: int) -> ConvParameters:
+        """The parameters of a short convolution beside its linear layers."""
+        return ConvParameters.of(f"model.layers.{layer}.conv", self._text.layers[layer].conv, self._read)
 
-        return DeltaParameters.of(f"model.layers.{layer}.linear_attn", self._text.layers[layer].linear_attn, read)
+    def _read(self, tensor: torch.Tensor) -> Float:
+        return to_numpy(self._values(tensor)).astype(np.float32)
 
     def embedded(self, token_ids: Int) -> Float:
         """Float32 rows [S, H] of the token table."""
@@ -151,6 +161,7 @@ class DecoderWeights:
     def norm(self, layer: int | None, role: str) -> Float | None:
         """A norm's weight, such as "input_layernorm"; layer None is the final norm. None where there is none."""
         owner = self._text if layer is None else self._text.layers[layer]
+        role = self._spelled.get(role, role)
         name = f"{self._root}.{role}" if layer is None else f"{self._root}.layers.{layer}.{role}"
         try:
             weight = owner.get_submodule(role).weight
@@ -170,14 +181,17 @@ def check_names(model: nn.Module, weights: WeightSet) -> None:
         )
 
 
-def _read_spec(text: Any, deepstack: int) -> DecoderSpec:
-    config = text.config
-    if config.hidden_act != "silu":
-        raise InputError(f"decoder activation {config.hidden_act!r} is not supported", hint="supported: silu")
+def _read_spec(text: Any, modules: Modules, deepstack: int) -> DecoderSpec:
+    config, blocks = text.config, text.layers
+    activation = getattr(config, "hidden_act", "silu")  # LFM2 has no choice of it
+    if activation != "silu":
+        raise InputError(f"decoder activation {activation!r} is not supported", hint="supported: silu")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise InputError("decoder with sliding-window layers is not supported", hint="set use_sliding_window to false")
-    deltas = [number for number, block in enumerate(text.layers) if hasattr(block, "linear_attn")]
-    attention = next((block.self_attn for block in text.layers if hasattr(block, "self_attn")), None)
+    deltas, convs = (
+        [number for number, block in enumerate(blocks) if hasattr(block, name)] for name in ("linear_attn", "conv")
+    )
+    attention = next((block.self_attn for block in blocks if hasattr(block, "self_attn")), None)
     if attention is None:
         raise InputError("a decoder without any layer of attention cannot be exported")
     rotary = text.rotary_emb
@@ -185,21 +199,24 @@ def _read_spec(text: Any, deepstack: int) -> DecoderSpec:
         supported = ", ".join(STATIC_ROPE_TYPES)
         raise InputError(f"rope type {rotary.rope_type!r} is not supported", hint=f"supported: {supported}")
     rope, scale = _rope_matrix(rotary)
+    gate = modules.spelled.get("mlp.gate_proj", "mlp.gate_proj")
     return DecoderSpec(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
+        intermediate=blocks[0].get_submodule(gate).out_features,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=attention.head_dim,
         vocabulary=text.embed_tokens.weight.shape[0],
-        norm_eps=config.rms_norm_eps,
+        norm_eps=config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.norm_eps,
         rope=rope,
         rope_scale=scale,
         deepstack=deepstack,
         gated=attention.q_proj.out_features == 2 * config.num_attention_heads * attention.head_dim,
-        delta=DeltaSpec.of(text.layers[deltas[0]].linear_attn) if deltas else None,
+        delta=DeltaSpec.of(blocks[deltas[0]].linear_attn) if deltas else None,
         delta_layers=frozenset(deltas),
+        conv=ConvSpec.of(blocks[convs[0]].conv) if convs else None,
+        conv_layers=frozenset(convs),
     )
 
 

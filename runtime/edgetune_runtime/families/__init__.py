@@ -8,6 +8,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.families import (
     idefics3,
     internvl,
+    lfm2_vl,
     llava,
     llava_onevision,
     qwen2_5_vl,
@@ -22,7 +23,8 @@ from edgetune_runtime.plugins import Plugins
 
 __all__ = ["FAMILIES", "Chat", "Family", "Modules", "all_families", "family_of", "get_family"]
 
-_MODULES = (qwen3_vl, qwen3_5, qwen2_5_vl, qwen2_vl, qwen_vl, internvl, llava, llava_onevision, smolvlm, idefics3)
+_QWEN = (qwen3_vl, qwen3_5, qwen2_5_vl, qwen2_vl, qwen_vl)
+_MODULES = (*_QWEN, internvl, llava, llava_onevision, smolvlm, idefics3, lfm2_vl)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from edgetune_runtime.chat import Chat as Chat
 from edgetune_runtime.codec.box_format import BoxFormat
 
-Resize = Literal["smart", "pad_square", "tiles", "split", "anyres", "square"]
+Resize = Literal["smart", "pad_square", "tiles", "split", "anyres", "square", "naflex"]
 Prefixes = Sequence[tuple[str, str]]
 """Pairs of what tensors' names begin with in memory and in files; the first match wins."""
 
@@ -45,6 +45,7 @@ class Modules:
             list of modules stands for all of them.
         norm_offset: what the weights of the decoder's norms count from: 1 where a checkpoint keeps their difference
             from it, which does not go for the norm inside of a delta net.
+        spelled: Llama's name of a part of the decoder ("mlp.up_proj", "norm") -> this family's, where that is another.
     """
 
     blocks: str
@@ -58,6 +59,7 @@ class Modules:
     vision_blocks: str = ""
     mergers: tuple[str, ...] = ()
     norm_offset: float = 0.0
+    spelled: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def within(self, has: Callable[[str], bool]) -> Modules:
         """Return the names of one block, where blocks are of several kinds.

@@ -23,7 +23,7 @@ FAMILY = replace(
         vision_root="model.visual",
         vision_blocks="model.visual.blocks",
         mergers=("model.visual.merger",),
-        delta_net=(
+        mixer=(
             "linear_attn.in_proj_qkv",
             "linear_attn.in_proj_z",
             "linear_attn.in_proj_b",

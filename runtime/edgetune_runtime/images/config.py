@@ -19,6 +19,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.json_file import read_json
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
 _HINT = "copy the file of the published checkpoint"
 _RESCALE = 1 / 255
 """What transformers assumes when a config leaves the factor out; published configs often do."""
@@ -71,8 +72,13 @@ class Settings:
     processor: Mapping[str, Any]
 
     @classmethod
-    def read(cls, folder: Path, kinds: tuple[str, ...]) -> Settings:
+    def read(cls, folder: Path, kinds: tuple[str, ...], steps: tuple[str, ...] = _STEPS) -> Settings:
         """Read a checkpoint whose image processor is one of `kinds` (with or without "Fast" or "Pil" at its end).
+
+        Args:
+            folder: the checkpoint.
+            kinds: names of its image processor.
+            steps: switches of the preprocessor config that must not be off.
 
         Raises:
             InputError: a file is missing or broken, the processor is another one, or a step of it is switched off.
@@ -81,7 +87,7 @@ class Settings:
         kind = str(config.get("image_processor_type") or "")
         if kind and kind.removesuffix("Fast").removesuffix("Pil") not in kinds:
             raise InputError(f"{path}: image_processor_type {kind!r} is not {' or '.join(kinds)}")
-        for switch in ("do_resize", "do_rescale", "do_normalize"):
+        for switch in steps:
             if config.get(switch, True) is not True:
                 raise InputError(f"{path}: {switch} is {config[switch]!r}; only true is supported")
         processor = folder / "processor_config.json"
@@ -227,6 +233,15 @@ class Normalise:
         levels = (np.arange(256, dtype=np.float64) * self.rescale).astype(np.float32)
         mean, std = np.array(self.mean, np.float32)[:, None], np.array(self.std, np.float32)[:, None]
         return cast("npt.NDArray[np.float32]", (levels - mean) / std)
+
+    def fused_table(self) -> npt.NDArray[np.float32]:
+        """Return `table` with the rounding of transformers' torchvision processors, float32 [3, 256].
+
+        They scale mean and std to 8-bit values once, and do not rescale the pixels; the last bit may differ.
+        """
+        scale = np.float32(1 / self.rescale)
+        mean, std = (np.array(values, np.float32)[:, None] * scale for values in (self.mean, self.std))
+        return cast("npt.NDArray[np.float32]", (np.arange(256, dtype=np.float32) - mean) / std)
 
     def __call__(self, images: list[Image.Image]) -> npt.NDArray[np.float32]:
         """Return images of one size as float32 [N, 3, H, W]."""

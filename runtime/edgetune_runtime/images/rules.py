@@ -13,14 +13,15 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.anyres import AnyResolution
 from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.config import Normalise
+from edgetune_runtime.images.naflex import NaFlex
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.images.split import SplitTiles
 from edgetune_runtime.images.square import PaddedSquare
 from edgetune_runtime.images.tiles import DynamicTiles
 
-_Rule = ImageSpec | DynamicTiles | SplitTiles | PaddedSquare | AnyResolution
+_Rule = ImageSpec | DynamicTiles | SplitTiles | PaddedSquare | AnyResolution | NaFlex
 _RULES: Mapping[str, type[_Rule]] = {
-    rule.rule: rule for rule in (ImageSpec, DynamicTiles, SplitTiles, PaddedSquare, AnyResolution)
+    rule.rule: rule for rule in (ImageSpec, DynamicTiles, SplitTiles, PaddedSquare, AnyResolution, NaFlex)
 }
 
 

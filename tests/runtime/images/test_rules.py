@@ -14,6 +14,7 @@ from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.anyres import AnyResolution
 from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.config import Normalise
+from edgetune_runtime.images.naflex import NaFlex
 from edgetune_runtime.images.rules import rule_from_dict
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.images.split import SplitTiles
@@ -28,6 +29,7 @@ RULES: dict[str, Preprocessing] = {
     "split": SplitTiles(32, 64, 4, 16, True, Image.Resampling.LANCZOS, NORMALISE),
     "pad_square": PaddedSquare(28, 14, BICUBIC, NORMALISE),
     "anyres": AnyResolution(28, 14, ((28, 56), (56, 28), (56, 56)), 9, BICUBIC, NORMALISE),
+    "naflex": NaFlex(4, 2, 4, 16, 2, 4, 32, 1.5, True, True, Image.Resampling.BILINEAR, NORMALISE),
 }
 
 
@@ -52,7 +54,11 @@ def test_where_a_checkpoint_lay_is_no_part_of_its_rule() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("smart", {"rule": "clever"}, "rule must be one of smart, tiles, split, pad_square, anyres, got 'clever'"),
+        (
+            "smart",
+            {"rule": "clever"},
+            "rule must be one of smart, tiles, split, pad_square, anyres, naflex, got 'clever'",
+        ),
         ("smart", {"rule": ["smart"]}, "rule must be one of"),
         ("smart", {"colour": 1}, "colour is unknown"),
         ("smart", {"patch_size": None}, "patch_size is missing"),
@@ -72,6 +78,22 @@ def test_where_a_checkpoint_lay_is_no_part_of_its_rule() -> None:
         ("pad_square", {"resample": "bicubic"}, "resample 'bicubic' is no filter"),
         ("anyres", {"canvases": [[28, 30]]}, "canvases must be .* in whole tiles of 28"),
         ("anyres", {"canvases": []}, "canvases must hold at least one size"),
+        ("naflex", {"downsample_factor": 0}, "downsample_factor must be a positive whole number, got 0"),
+        ("naflex", {"max_image_tokens": 10**400}, "max_image_tokens must be a positive whole number"),
+        ("naflex", {"min_image_tokens": 17}, "min_image_tokens 17 is over max_image_tokens 16"),
+        ("naflex", {"min_tiles": 5}, "min_tiles and max_tiles must be in order and 2 to 256, or both 1, got 5 and 4"),
+        ("naflex", {"min_tiles": 1}, "or both 1, got 1 and 4"),
+        ("naflex", {"max_tiles": 257}, "or both 1, got 2 and 257"),
+        ("naflex", {"tile_size": 36}, "tile_size 36 is no multiple of the 8 pixels of an image token"),
+        (
+            "naflex",
+            {"max_pixels_tolerance": float("nan")},
+            "max_pixels_tolerance must be a number over 0 to .* got nan",
+        ),
+        ("naflex", {"max_pixels_tolerance": 10**400}, "max_pixels_tolerance must be a number"),
+        ("naflex", {"max_pixels_tolerance": "2"}, "max_pixels_tolerance must be a number over 0 to .* got '2'"),
+        ("naflex", {"split": 1}, "split must be true or false, got 1"),
+        ("naflex", {"use_thumbnail": "no"}, "use_thumbnail must be true or false, got 'no'"),
     ],
 )
 def test_what_is_no_rule_is_refused(name: str, change: dict[str, Any], message: str) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetune_export.decoder.delta import DeltaParameters
+from edgetune_export.decoder.dialects.ort_conv import write_short_conv
 from edgetune_export.decoder.dialects.ort_delta import rms_norm, write_delta
 from edgetune_export.decoder.linear import Linear, shared
+from edgetune_export.decoder.short_conv import ConvParameters
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import MICROSOFT, Dim, GraphBuilder, cast_float
 from edgetune_runtime.quant.blocks import BlockWeight, Float
@@ -175,6 +177,14 @@ class OrtDialect:
         spec = self._spec
         assert spec.delta is not None
         return write_delta(self.graph, spec.delta, mixed, past, parameters, norm_eps=spec.norm_eps, dtype=self.dtype)
+
+    def short_conv(
+        self, mixed: tuple[ir.Value, ir.Value, ir.Value], past: ir.Value, parameters: ConvParameters
+    ) -> tuple[ir.Value, ir.Value]:
+        """A short convolution with a state."""
+        spec = self._spec.conv
+        assert spec is not None
+        return write_short_conv(self.graph, spec, mixed, past, parameters, dtype=self.dtype)
 
     def _head_norm(self, states: ir.Value, name: str, weight: Float) -> ir.Value:
         """RMS norm of each head of [B, S, heads·d]."""

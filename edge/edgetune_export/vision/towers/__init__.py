@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgetune_export.vision.attention import Operators
 from edgetune_export.vision.towers.idefics3 import Idefics3Tower
 from edgetune_export.vision.towers.internvl import InternVLTower
+from edgetune_export.vision.towers.lfm2_vl import Lfm2VlTower
 from edgetune_export.vision.towers.llava import LlavaTower
 from edgetune_export.vision.towers.llava_onevision import OneVisionTower
 from edgetune_export.vision.towers.patches import PatchTower
@@ -54,6 +55,7 @@ BUILT_IN: Mapping[str, Tower] = {
     "llava": LlavaTower(),
     "llava_onevision": OneVisionTower(),
     "idefics3": Idefics3Tower(),
+    "lfm2_vl": Lfm2VlTower(),
 }
 
 OTHERS: Plugins[Tower] = Plugins(

@@ -36,20 +36,50 @@ class PatchTower:
         return {"pixel_values": [[count * spec.merge_size**2, spec.patch_values] for count in (1, tokens, tokens)]}
 
 
-class _Writer(TowerWriter):
-    """The graph while it is written."""
+class PatchWriter(TowerWriter):
+    """The graph of a tower of patches while it is written.
 
-    def __init__(self, source: VisionSource, operators: Operators, dtype: ir.DataType) -> None:
+    Args:
+        source: the model.
+        operators: to attend with.
+        dtype: of weights and activations.
+        projection: the layer that embeds a patch.
+        heads: of attention.
+        merge: patches along each side of one image token.
+    """
+
+    def __init__(
+        self,
+        source: VisionSource,
+        operators: Operators,
+        dtype: ir.DataType,
+        *,
+        projection: nn.Module,
+        heads: int,
+        merge: int,
+    ) -> None:
         super().__init__(source, operators, dtype)
-        self.merge: int = self.config.spatial_merge_size
-        projection = self.tower.patch_embed.proj
-        hidden, size = len(projection.weight), projection.weight[0].numel()
+        self.merge, embedding = merge, projection.get_parameter("weight")
+        hidden, size = len(embedding), embedding[0].numel()
         self.pixels = self.graph.input("pixel_values", ir.DataType.FLOAT, ("patches", size))
         grid = self.graph.input("image_grid_thw", ir.DataType.INT64, (operators.pictures, 3))
         count = self.graph.op("Gather", self.graph.op("Shape", self.pixels), self.whole.number(0))
-        self.layout = Layout(self.graph, count, grid, self.merge)
-        self.heads = Heads(self.config.num_heads, hidden // self.config.num_heads, dtype)
+        self.layout = Layout(self.graph, count, grid, merge)
+        self.heads = Heads(heads, hidden // heads, dtype)
         self.attend = operators.packed(self.graph, self.layout, self.heads)
+
+    def side_by_side(self, states: ir.Value) -> ir.Value:
+        """[P / merge², merge² · hidden]: the patches of a merge block as one row."""
+        return self.graph.op("Reshape", states, self.whole.number([-1, self.heads.width * self.merge * self.merge]))
+
+
+class _Writer(PatchWriter):
+    """The graph of a Qwen tower."""
+
+    def __init__(self, source: VisionSource, operators: Operators, dtype: ir.DataType) -> None:
+        tower = source.tower
+        sizes = {"heads": tower.config.num_heads, "merge": tower.config.spatial_merge_size}
+        super().__init__(source, operators, dtype, projection=tower.patch_embed.proj, **sizes)
 
     def write(self) -> ir.Model:
         """The whole graph."""
@@ -150,19 +180,14 @@ class _Writer(TowerWriter):
 
     def merger(self, name: str, module: Any, states: ir.Value) -> ir.Value:
         """[P / merge², H]: the patches of a merge block side by side, through two layers."""
-        block = self.whole.number([-1, self.heads.width * self.merge * self.merge])
-
-        def side_by_side(value: ir.Value) -> ir.Value:
-            return self.graph.op("Reshape", value, block)
-
         if hasattr(module, "ln_q"):
             norms, first, second = ("ln_q", module.ln_q), ("mlp.0", module.mlp[0]), ("mlp.2", module.mlp[2])
         else:
             norms, *layers = ((part, getattr(module, part)) for part in ("norm", "linear_fc1", "linear_fc2"))
             first, second = layers
         if getattr(module, "use_postshuffle_norm", False):
-            states = self.norm(f"{name}.{norms[0]}", norms[1], side_by_side(states))
+            states = self.norm(f"{name}.{norms[0]}", norms[1], self.side_by_side(states))
         else:
-            states = side_by_side(self.norm(f"{name}.{norms[0]}", norms[1], states))
+            states = self.side_by_side(self.norm(f"{name}.{norms[0]}", norms[1], states))
         inner = self.activate("gelu", self.linear(f"{name}.{first[0]}", first[1], states))
         return self.linear(f"{name}.{second[0]}", second[1], inner)
