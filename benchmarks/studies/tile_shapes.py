@@ -1,4 +1,4 @@
-"""The published sizes of models whose towers see tiles: InternVL, LLaVA, SmolVLM and Idefics3 (see `shapes`).
+"""The published sizes of models whose towers see tiles: InternVL, LLaVA, SmolVLM, Idefics3 and LFM2-VL (see `shapes`).
 
 Sizes, special tokens and preprocessing are those of the checkpoints on the hub that each is named after.
 """
@@ -22,6 +22,7 @@ _STEPS = {
 _QWEN = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 _THETA = {"rope_type": "default", "rope_theta": 1_000_000.0}
 _SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304}
+_LFM_MARKS = tuple(f"<|img_row_{row}_col_{column}|>" for row in range(1, 11) for column in range(1, 11))
 _TILE_MARKS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 
 
@@ -160,6 +161,44 @@ def _split_tiles(title: str, text: dict[str, Any], vision: dict[str, Any], scale
     return Shape(title.lower(), text, vision, False, preprocessor, more, marks, {"image_seq_len": tokens})
 
 
+def lfm2_vl(text: dict[str, Any], blocks: str) -> Shape:
+    """LFM2-VL with SigLIP2 base/16; of its blocks "c" is a short convolution and "a" attention."""
+    vision = {
+        "model_type": "siglip2_vision_model",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_patches": 256,
+        "patch_size": 16,
+        "vision_use_head": False,
+    }
+    preprocessor = {
+        **_STEPS,
+        **_HALF,
+        "do_image_splitting": True,
+        "do_pad": True,
+        "downsample_factor": 2,
+        "encoder_patch_size": 16,
+        "image_processor_type": "Lfm2VlImageProcessorFast",
+        "max_image_tokens": 256,
+        "max_pixels_tolerance": 2.0,
+        "max_tiles": 10,
+        "min_image_tokens": 64,
+        "min_tiles": 2,
+        "processor_class": "Lfm2VlProcessor",
+        "resample": 2,
+        "tile_size": 512,
+        "use_thumbnail": False,
+    }
+    common = {"model_type": "lfm2", "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5}
+    kinds = {"layer_types": [{"c": "conv", "a": "full_attention"}[block] for block in blocks]}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}, "num_hidden_layers": len(blocks)}
+    marks = ("<|startoftext|>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *_LFM_MARKS)
+    more = {"projector_hidden_size": 2560, "downsample_factor": 2}
+    return Shape("lfm2_vl", common | kinds | rope | text, vision, True, preprocessor, more, marks, {})
+
+
 TILE_SHAPES: dict[str, Shape] = {
     "smolvlm-256m": smolvlm(
         {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
@@ -186,6 +225,10 @@ TILE_SHAPES: dict[str, Shape] = {
         {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
         | {"num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 152000, "rope_parameters": _THETA},
         tied=True,
+    ),
+    "lfm2-vl-450m": lfm2_vl(
+        {"hidden_size": 1024, "intermediate_size": 6656, "num_attention_heads": 16, "num_key_value_heads": 8},
+        "ccaccaccacacacac",
     ),
     "llava-1.5-7b": llava(
         {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}

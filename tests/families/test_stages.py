@@ -51,7 +51,7 @@ def test_the_matrix_in_the_documentation_is_what_is_tested_here() -> None:
         else:
             verbs = ["pass"] * 10
             if family.recurrent:
-                verbs[5], verbs[9] = "pass: dialect `ort`", "no: its linear attention is not written for TensorRT"
+                verbs[5], verbs[9] = "pass: dialect `ort`", "no: its layers with a state are not written for TensorRT"
         expected.append([family.title, types, *verbs])
     assert sorted(table) == sorted(expected)
 

@@ -68,8 +68,8 @@ def adapted_model(
     dtype = dtype_of(settings.precision)
     if settings.pack and checkpoint.family.recurrent:
         raise InputError(
-            f"--pack cannot be used with {checkpoint.family.title}: the state of its linear attention would pass from "
-            "one sample of a pack to the next",
+            f"--pack cannot be used with {checkpoint.family.title}: a state of its layers would pass from one "
+            "sample of a pack to the next",
             hint="leave --pack out",
         )
     if settings.compile and is_sharded(arguments):

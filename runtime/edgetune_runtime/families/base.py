@@ -87,6 +87,9 @@ class Modules:
 
         Where several published prefixes have one in memory, the first pair is the one that `hub_name` writes.
         """
+        for ours, theirs in self.hub_prefixes:
+            if theirs.startswith(ours) and name.startswith(theirs):  # it begins as the name in memory does
+                return ours + name[len(theirs) :]
         if not any(name.startswith(ours) for ours, _ in self.hub_prefixes):
             for ours, theirs in self.hub_prefixes:
                 if name.startswith(theirs):
