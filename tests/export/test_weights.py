@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
 from edgetune_export.decoder.builder import build_decoder
 from edgetune_export.decoder.dialects import Dialect
@@ -21,6 +22,7 @@ from edgetune_export.decoder.dialects.trt import DecomposedTrtDialect
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import GraphBuilder, save_model
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.manifest import read_manifest
 from edgetune_runtime.quant.blocks import BlockFormat, BlockWeight
 from reference import apply_rounding, apply_weights, decoder_weights, load_model
 from weight_sets import build_weight_set, memory_names
@@ -159,11 +161,24 @@ def parts_apart(name: str) -> BlockFormat:
     return BlockFormat(4, 64 if name.endswith("k_proj") else 32, symmetric=False)
 
 
-def test_parts_of_one_product_must_agree(qwen3_vl: Path, tmp_path: Path) -> None:
+def test_layers_of_one_format_are_one_product(qwen3_vl: Path, tmp_path: Path) -> None:
     weights = WeightSet.load(build_weight_set(qwen3_vl, tmp_path / "set", choose=parts_apart))
     decoder = decoder_weights(load_model(qwen3_vl), weights=weights)
+    query, key, value = QKV
+    assert [names for _, names in decoder.products(0, *QKV)] == [(query, value), (key,)]
+    assert [names for _, names in decoder_weights(load_model(qwen3_vl)).products(0, *QKV)] == [QKV]
     with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj, .* in different formats"):
         decoder.linear(0, *QKV)
+
+
+@pytest.mark.parametrize("form", ["onnx", "gptq"])
+def test_layers_of_different_formats_are_exported(form: str, qwen3_vl: Path, tmp_path: Path) -> None:
+    """The self-check compares with transformers, which computes with the weight set's own values."""
+    build_weight_set(qwen3_vl, tmp_path / "set", choose=parts_apart)
+    words = ["--checkpoint", str(qwen3_vl), "--weights", str(tmp_path / "set"), "--format", form]
+    cli.main(["export", *words, "--output", str(tmp_path / "bundle")], standalone_mode=False)
+    exact = read_manifest(tmp_path / "bundle")["result"]["bundle"]["parity"]["exact"]
+    assert exact["answers_equal"] == exact["answers"] > 0
 
 
 @pytest.mark.parametrize("change", ["depth", "width"])

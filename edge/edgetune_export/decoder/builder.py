@@ -136,10 +136,9 @@ def _attention(
 ) -> tuple[ir.Value, ...]:
     """Project, attend and project back; returns the output and the present key and value."""
     spec = weights.spec
-    joint = weights.linear(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    graph, width, narrow = dialect.graph, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    parts = _split(graph, _linear(dialect, states, joint), (width * (1 + spec.gated), narrow, narrow))
-    query, key, value = parts
+    graph, width = dialect.graph, spec.heads * spec.head_dim
+    roles = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    query, key, value = _products(dialect, weights, layer, states, *roles)
     gate = None
     if spec.gated:  # head by head the query and behind it the gate
         by_head = graph.op("Reshape", query, graph.constant("gate.by_head", np.array([0, 0, spec.heads, -1])))
@@ -158,12 +157,9 @@ def _delta_net(
     dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, past: Sequence[ir.Value]
 ) -> tuple[ir.Value, ...]:
     """Project, mix by linear attention and project back; returns the output and the present conv and state."""
-    spec = weights.spec.delta
-    assert spec is not None and isinstance(dialect, DeltaDialect)
+    assert isinstance(dialect, DeltaDialect)
     *inputs, output = delta.LINEARS
-    joint = _linear(dialect, states, weights.linear(layer, *inputs))
-    sizes = (spec.channels, spec.values, spec.value_heads, spec.value_heads)
-    mixed, gate, rate, decay = _split(dialect.graph, joint, sizes)
+    mixed, gate, rate, decay = _products(dialect, weights, layer, states, *inputs)
     attended, conv, state = dialect.delta((mixed, gate, rate, decay), (past[0], past[1]), weights.delta(layer))
     return _linear(dialect, attended, weights.linear(layer, output)), conv, state
 
@@ -183,11 +179,20 @@ def _short_conv(
 
 def _feed_forward(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value) -> ir.Value:
     """SwiGLU: down(silu(gate(x)) · up(x))."""
-    graph, size = dialect.graph, weights.spec.intermediate
-    joint = _linear(dialect, states, weights.linear(layer, "mlp.gate_proj", "mlp.up_proj"))
-    gate, up = _split(graph, joint, (size, size))
+    graph = dialect.graph
+    gate, up = _products(dialect, weights, layer, states, "mlp.gate_proj", "mlp.up_proj")
     active = graph.op("Mul", gate, graph.op("Sigmoid", gate))
     return _linear(dialect, graph.op("Mul", active, up), weights.linear(layer, "mlp.down_proj"))
+
+
+def _products(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value, *roles: str) -> list[ir.Value]:
+    """What linear layers make of the same states, in as few products as their formats allow."""
+    found: dict[str, ir.Value] = {}
+    for linear, names in weights.products(layer, *roles):
+        product, sizes = _linear(dialect, states, linear), tuple(part.rows for part in linear.parts)
+        parts = _split(dialect.graph, product, sizes) if len(sizes) > 1 else [product]
+        found |= dict(zip(names, parts, strict=True))
+    return [found[role] for role in roles]
 
 
 def _linear(dialect: Dialect, states: ir.Value, linear: Linear) -> ir.Value:

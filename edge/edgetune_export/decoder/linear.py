@@ -29,6 +29,11 @@ class Part:
     values: Values
 
     @property
+    def rows(self) -> int:
+        """N, the output size."""
+        return int(self.module.weight.shape[0])
+
+    @property
     def format(self) -> BlockFormat | None:
         """How the weight set quantizes it, None when it does not."""
         return self.weights.format(self.name) if self.weights is not None and self.name in self.weights else None
@@ -121,7 +126,7 @@ class Linear:
     @property
     def rows(self) -> int:
         """N, the output size."""
-        return sum(part.module.weight.shape[0] for part in self.parts)
+        return sum(part.rows for part in self.parts)
 
     @property
     def columns(self) -> int:

@@ -115,11 +115,22 @@ class DecoderWeights:
         block = self._text.layers[layer]
         roles = tuple(self._spelled.get(role, role) for role in roles)
         name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
-        parts = [
-            Part(f"{self._root}.layers.{layer}.{role}", block.get_submodule(role), self._weights, self._values)
-            for role in roles
-        ]
-        return Linear(name, parts, self._layers_format, self._device)
+        return Linear(name, [self._part(layer, block, role) for role in roles], self._layers_format, self._device)
+
+    def products(self, layer: int, *roles: str) -> list[tuple[Linear, tuple[str, ...]]]:
+        """Products of linear layers that read the same input, and the roles in each.
+
+        There is one, but where the weight set has layers in different formats, or with inputs in different orders.
+        """
+        block, groups = self._text.layers[layer], dict[object, list[str]]()
+        for role in roles:
+            part = self._part(layer, block, self._spelled.get(role, role))
+            order = part.order
+            groups.setdefault((part.format, None if order is None else tuple(order)), []).append(role)
+        return [(self.linear(layer, *group), tuple(group)) for group in groups.values()]
+
+    def _part(self, layer: int, block: Any, role: str) -> Part:
+        return Part(f"{self._root}.layers.{layer}.{role}", block.get_submodule(role), self._weights, self._values)
 
     def head(self) -> Linear:
         """The language model head, tied or not."""
