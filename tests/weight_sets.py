@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.torch import load_file
 
+from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_core.stage import run_stage
 from edgetune_core.weightset import write_block
 from edgetune_runtime.manifest import sha256_tree
@@ -36,13 +37,9 @@ def rounded(weight: Float, fmt: BlockFormat) -> BlockWeight:
 
 def memory_names(checkpoint: Path) -> dict[str, Float]:
     """A checkpoint's tensors by the names that transformers gives them in memory."""
-    prefixes = {"model.": "model.language_model.", "visual.": "model.visual."}  # Qwen2.5-VL's published names
-    tensors = {}
-    for name, tensor in load_file(checkpoint / "model.safetensors").items():
-        known = name.startswith(("model.language_model.", "model.visual.", "lm_head."))
-        prefix = next((p for p in prefixes if name.startswith(p) and not known), None)
-        tensors[name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)] = tensor.float().numpy()
-    return tensors
+    tensors = load_file(checkpoint / "model.safetensors")
+    name_of = HubCheckpoint.open(checkpoint).modules.memory_name
+    return {name_of(name): tensor.float().numpy() for name, tensor in tensors.items()}
 
 
 def build_weight_set(
@@ -66,17 +63,17 @@ def build_weight_set(
         extra: further fields of `result.weightset`.
         data: the records it claims to be calibrated on.
     """
-    tensors = memory_names(checkpoint)
+    tensors, modules = memory_names(checkpoint), HubCheckpoint.open(checkpoint).modules
 
     def build(work: Path) -> dict[str, object]:
         weights = {}
         for name, array in tensors.items():
             layer = name.removesuffix(".weight")
-            fmt = choose(layer) if ".layers." in layer and array.ndim == 2 else None
+            fmt = choose(layer) if layer.startswith(f"{modules.blocks}.") and array.ndim == 2 else None
             if fmt is not None:
                 weights[layer] = rounded(array, fmt)
         if head is not None:
-            tied = tensors["model.language_model.embed_tokens.weight"]
+            tied = tensors[f"{modules.text_root}.embed_tokens.weight"]
             weights["lm_head"] = rounded(tensors.get("lm_head.weight", tied), head)
         entries = write_block(work, "blocks/000.safetensors", weights, overrides or {})
         place = {"path": str(checkpoint), "sha256": sha256_tree(checkpoint)}

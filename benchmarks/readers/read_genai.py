@@ -19,7 +19,7 @@ import onnx
 import onnxruntime_genai
 from joined_graphs import EMBEDS, FEATURES, join, rename
 from onnx import TensorProto, helper, numpy_helper
-from reader_job import Answer, answer_jobs
+from reader_job import Answer, answer_jobs, read_array
 
 LONGEST = 1024
 
@@ -45,8 +45,8 @@ def answer(folder: Path, job: dict[str, Any]) -> Iterable[Answer]:
         generator = onnxruntime_genai.Generator(model, parameters)
         inputs = onnxruntime_genai.NamedTensors()
         inputs["input_ids"] = np.array([record["ids"]], np.int32)
-        inputs["pixel_values"] = np.fromfile(record["pixels"], np.float32).reshape(record["shape"])
-        inputs["image_grid_thw"] = np.array(record["grid"])
+        for name, told in record["arrays"].items():
+            inputs[name] = read_array(told)
         inputs["num_image_tokens"] = np.array([record["ids"].count(job["image"])])
         generator.set_inputs(inputs)
         tokens: list[int] = []

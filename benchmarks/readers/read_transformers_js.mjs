@@ -8,6 +8,12 @@ import { env, AutoModelForImageTextToText, AutoProcessor, RawImage, Tensor } fro
 const tell = (found) => console.log(JSON.stringify(found));
 const whole = (values, shape) => new Tensor("int64", BigInt64Array.from(values.map(BigInt)), shape);
 
+function stored({ file, dtype, shape }) {
+  const bytes = readFileSync(file);
+  const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
+  return new Tensor(dtype, dtype === "int64" ? new BigInt64Array(buffer) : new Float32Array(buffer), shape);
+}
+
 async function answer(job) {
   env.localModelPath = path.dirname(job.folder);
   const name = path.basename(job.folder);
@@ -16,13 +22,11 @@ async function answer(job) {
   for (const record of job.records) {
     const own = await processor(record.prompt, await RawImage.read(record.picture));
     const length = record.ids.length;
-    const bytes = readFileSync(record.pixels);
-    const values = new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+    const arrays = Object.entries(record.arrays).map(([name, told]) => [name, stored(told)]);
     const found = await model.generate({
       input_ids: whole(record.ids, [1, length]),
       attention_mask: whole(record.ids.map(() => 1), [1, length]),
-      pixel_values: new Tensor("float32", values, record.shape),
-      image_grid_thw: whole(record.grid.flat(), [record.grid.length, 3]),
+      ...Object.fromEntries(arrays),
       max_new_tokens: job.new_tokens,
       do_sample: false,
       eos_token_id: job.stop,

