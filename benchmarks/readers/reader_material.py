@@ -41,7 +41,7 @@ from weight_sets import build_weight_set  # noqa: E402
 
 _SIZES: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "vocabulary": 2048}
 _SIZES_2: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 2048}
-_DELTA_NET = {"linear_num_value_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
+_DELTA_NET: dict[str, Any] = {"linear_num_value_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
 """Published sizes of linear attention: vLLM has no kernels for the tiny ones on a CPU."""
 MODELS: dict[str, Callable[[Path], object]] = {
     "qwen3_vl": partial(shutil.copytree, TINY / "model"),
