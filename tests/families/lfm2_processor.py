@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import pytest
 import torch
 import transformers
 from PIL import Image
@@ -72,13 +72,10 @@ def image_processor(resize: Callable[..., Any]) -> Iterator[Any]:
     module = importlib.util.module_from_spec(spec)
     v2: Any = ModuleType("torchvision.transforms.v2")
     v2.functional = functional
-    with pytest.MonkeyPatch.context() as patch:
-        for stand_in in (ModuleType("torchvision"), ModuleType("torchvision.transforms"), v2):
-            patch.setitem(sys.modules, stand_in.__name__, stand_in)
-        patch.setitem(sys.modules, name, module)
+    stand_ins = {one.__name__: one for one in (ModuleType("torchvision"), ModuleType("torchvision.transforms"), v2)}
+    with mock.patch.dict(sys.modules, {**stand_ins, name: module}):
         spec.loader.exec_module(module)
-    with pytest.MonkeyPatch.context() as patch:
-        filters = {2: _Filter.BILINEAR, 3: _Filter.BICUBIC}
-        patch.setattr(image_processing_backends, "tvF", functional, raising=False)
-        patch.setattr(image_processing_backends, "pil_torch_interpolation_mapping", filters)
+    filters = {2: _Filter.BILINEAR, 3: _Filter.BICUBIC}
+    taken = {"tvF": functional, "pil_torch_interpolation_mapping": filters}
+    with mock.patch.multiple(image_processing_backends, create=True, **taken):
         yield module.Lfm2VlImageProcessor
