@@ -218,8 +218,8 @@ def test_a_model_that_thinks_unless_told_otherwise_is_told(tiny: Build, tmp_path
     assert base.family.chat.render("Where?", 0).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
-def test_samples_of_linear_attention_are_not_packed(tiny: Build, data: Path, tmp_path: Path) -> None:
+def test_samples_are_not_packed_where_layers_carry_a_state(tiny: Build, data: Path, tmp_path: Path) -> None:
     """Nothing tells its state where a sample ends, and the loss would not show it."""
     options = ["--data", str(data), "--output", str(tmp_path / "adapter"), "--pack", "512"]
-    with pytest.raises(InputError, match=r"--pack cannot be used with Qwen3\.5: the state of its linear attention"):
+    with pytest.raises(InputError, match=r"--pack cannot be used with Qwen3\.5: a state of its layers"):
         cli.main(["train", "--checkpoint", str(tiny("qwen3_5")), *options], standalone_mode=False)
