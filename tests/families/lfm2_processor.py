@@ -76,6 +76,7 @@ def image_processor(resize: Callable[..., Any]) -> Iterator[Any]:
     with mock.patch.dict(sys.modules, {**stand_ins, name: module}):
         spec.loader.exec_module(module)
     filters = {2: _Filter.BILINEAR, 3: _Filter.BICUBIC}
-    taken = {"tvF": functional, "pil_torch_interpolation_mapping": filters}
-    with mock.patch.multiple(image_processing_backends, create=True, **taken):
+    with mock.patch.multiple(
+        image_processing_backends, create=True, tvF=functional, pil_torch_interpolation_mapping=filters
+    ):
         yield module.Lfm2VlImageProcessor
