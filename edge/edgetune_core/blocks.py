@@ -32,4 +32,4 @@ def of_blocks(modules: Modules, blocks: Iterable[nn.Module]) -> list[Modules]:
 
 def final_norm(modules: Modules, model: nn.Module) -> nn.Module:
     """Return the norm behind the last block of the decoder."""
-    return model.get_submodule(f"{modules.text_root}.{modules.spelled.get('norm', 'norm')}")
+    return model.get_submodule(f"{modules.text_root}.{modules.called('norm')}")

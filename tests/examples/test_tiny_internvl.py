@@ -86,7 +86,7 @@ def test_the_network_that_was_trained_is_transformers_own(
     picture = draw(assets, scene)
     patches, sequence = view.patches(picture), view.sequences(torch.from_numpy(tokens))
     with torch.inference_mode():
-        logits = network(patches, sequence, view)[:, view.queries] @ network.model.language_model.embed_tokens.weight.T
+        logits = network(patches, sequence, view)[:, view.queries] @ network.head.T
     tiles, side = patches.shape[1], view.side
     across = side // 14
     pixels = patches.view(tiles, across, across, 3, 14, 14).permute(0, 3, 1, 4, 2, 5).reshape(tiles, 3, side, side)

@@ -172,7 +172,7 @@ def test_the_network_that_was_trained_is_transformers_own(
     patches = view.patches(torch.from_numpy(np.asarray(picture, dtype=np.float32))[None])
     sequence = view.sequences(torch.from_numpy(tokens))
     with torch.inference_mode():
-        logits = network(patches, sequence, view)[:, view.queries] @ network.model.language_model.embed_tokens.weight.T
+        logits = network(patches, sequence, view)[:, view.queries] @ network.head.T
     pixels = processor(images=picture, return_tensors="pt")
     width, height = view.resized
     assert pixels["image_grid_thw"].tolist() == [[1, height // 16, width // 16]]

@@ -18,8 +18,8 @@ from builders import TINY_INTERNVL, TINY_MODEL
 from learner import Learner
 
 
-@pytest.mark.parametrize("folder", [TINY_MODEL, TINY_INTERNVL])
-def test_the_committed_weights_have_the_loss_that_training_ended_with(folder: Path) -> None:
+@pytest.mark.parametrize(("folder", "most"), [(TINY_MODEL, 0.25), (TINY_INTERNVL, 0.35)])
+def test_the_committed_weights_have_the_loss_that_training_ended_with(folder: Path, most: float) -> None:
     """Through the training's own data, drawing, network and loss, on test photographs; a new model knows nothing."""
     learner = Learner(folder, "cpu", compiled=False)
     layouts = batches.Layouts(folder, 4, 0, scenes.PHOTOS_OF["test"], scenes.KNOWN)
@@ -31,7 +31,7 @@ def test_the_committed_weights_have_the_loss_that_training_ended_with(folder: Pa
         learner.load({name: value.float() for name, value in weights.items()})
         trained = float(learner.loss(canvas, *tensors))
     assert untrained > 0.9 * math.log(2048)
-    assert trained < 0.35
+    assert trained < most
 
 
 def test_batches_follow_their_seed() -> None:

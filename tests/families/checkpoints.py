@@ -24,6 +24,7 @@ from families.vocabularies import (
     smollm_tokenizer,
 )
 from families.writing import TOWER, text_config, write
+from lfm2_settings import PUBLISHED
 
 _transformers: Any = transformers
 
@@ -368,7 +369,6 @@ def build_qwen3_5(folder: Path, *, weights: bool = True, **text: int) -> Path:
 
 def build_lfm2_vl(folder: Path, *, weights: bool = True) -> Path:
     """Write a checkpoint as LiquidAI/LFM2-VL-450M: a block of a short convolution, and one of attention."""
-    tile, tokens = (128, 16) if weights else (512, 256)
 
     def config(size: int, ids: dict[str, int]) -> Any:
         kinds = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False, "norm_eps": 1e-5}
@@ -382,30 +382,8 @@ def build_lfm2_vl(folder: Path, *, weights: bool = True) -> Path:
             tie_word_embeddings=False,
         )
 
-    preprocessor = {
-        "do_convert_rgb": True,
-        "do_image_splitting": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "downsample_factor": 2,
-        "encoder_patch_size": 16,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "Lfm2VlImageProcessorFast",
-        "image_std": [0.5, 0.5, 0.5],
-        "max_image_tokens": tokens,
-        "max_pixels_tolerance": 2.0,
-        "max_tiles": 4 if weights else 10,
-        "min_image_tokens": tokens // 4,
-        "min_tiles": 2,
-        "processor_class": "Lfm2VlProcessor",
-        "resample": 2,
-        "rescale_factor": 0.00392156862745098,
-        "size": {"height": 512, "width": 512},
-        "tile_size": tile,
-        "use_thumbnail": True,
-    }
+    small = {"tile_size": 128, "min_image_tokens": 4, "max_image_tokens": 16, "max_tiles": 4}
+    preprocessor = {**PUBLISHED, "processor_class": "Lfm2VlProcessor", **(small if weights else {})}
     named = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
     return write(
         folder,

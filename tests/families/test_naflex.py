@@ -21,28 +21,9 @@ from transformers.models.lfm2_vl.processing_lfm2_vl import Lfm2VlProcessor
 from edgetune_runtime.errors import ImageError
 from edgetune_runtime.images.naflex import NaFlex
 from families.lfm2_processor import image_processor, resize_by_pillow, resize_by_torch, resize_to_nothing
+from lfm2_settings import PUBLISHED
 
-PUBLISHED: dict[str, Any] = {
-    "do_image_splitting": True,
-    "do_normalize": True,
-    "do_pad": True,
-    "do_rescale": True,
-    "do_resize": False,
-    "downsample_factor": 2,
-    "encoder_patch_size": 16,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_processor_type": "Lfm2VlImageProcessorFast",
-    "image_std": [0.5, 0.5, 0.5],
-    "max_image_tokens": 256,
-    "max_pixels_tolerance": 2.0,
-    "max_tiles": 10,
-    "min_image_tokens": 64,
-    "min_tiles": 2,
-    "resample": 2,
-    "rescale_factor": 0.00392156862745098,
-    "tile_size": 512,
-    "use_thumbnail": False,
-}
+LFM2_VL_450M = {**PUBLISHED, "use_thumbnail": False}
 SMALL = {"encoder_patch_size": 4, "min_image_tokens": 4, "max_image_tokens": 16, "tile_size": 32}
 SETTINGS: dict[str, dict[str, Any]] = {
     "LFM2-VL-450M": {},
@@ -89,7 +70,7 @@ def without_pixels() -> Iterator[Any]:
 
 def both(kind: Any, folder: Path, change: dict[str, Any]) -> tuple[NaFlex, Any]:
     """Return the rule and transformers' processor of one checkpoint."""
-    config = {**PUBLISHED, **change}
+    config = {**LFM2_VL_450M, **change}
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
     vision = {"patch_size": config["encoder_patch_size"]}
     (folder / "config.json").write_text(

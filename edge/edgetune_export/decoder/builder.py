@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 
 import numpy as np
 import onnx_ir as ir
 
 from edgetune_export.decoder import delta, short_conv
-from edgetune_export.decoder.delta import DeltaDialect
+from edgetune_export.decoder.delta import DeltaDialect, DeltaSpec
 from edgetune_export.decoder.dialects import Dialect
 from edgetune_export.decoder.linear import Linear
-from edgetune_export.decoder.short_conv import ConvDialect
+from edgetune_export.decoder.short_conv import ConvDialect, ConvSpec
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
 from edgetune_export.graph import Dim, GraphBuilder
 from edgetune_runtime.errors import InputError
@@ -46,7 +47,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     embeds = graph.input("inputs_embeds", dialect.input_dtype, states_shape)
     dialect.start()
     require_known(spec, type(dialect))
-    kept = [_dtype_of(spec, layer, dtype) for layer in range(spec.layers)]
+    kept = [dtype if spec.recurrent(layer) is None else delta.DTYPE for layer in range(spec.layers)]
     caches = [_cache_of(dialect, spec, layer, "past_length") for layer in range(spec.layers)]
     pasts = [
         [graph.input(f"past_key_values.{layer}.{kind}", kept[layer], shape) for kind, shape in cache.items()]
@@ -63,7 +64,7 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
     for layer in range(spec.layers):
         if layer > 0:
             states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "input_layernorm"))
-        states, *present = _mixer_of(spec, layer)(dialect, weights, layer, states, pasts[layer])
+        states, *present = _MIXERS[type(spec.recurrent(layer))](dialect, weights, layer, states, pasts[layer])
         presents.append(present)
         states, residual = dialect.residual_norm(states, residual, *_norm(weights, layer, "post_attention_layernorm"))
         states = _feed_forward(dialect, weights, layer, states)
@@ -100,26 +101,11 @@ def require_known(spec: DecoderSpec, dialect: type[Dialect]) -> None:
         raise InputError(f"{unknown} are not written in this format", hint="export --format onnx --dialect ort")
 
 
-def _dtype_of(spec: DecoderSpec, layer: int, dtype: ir.DataType) -> ir.DataType:
-    """Of what a layer keeps."""
-    if layer in spec.delta_layers:
-        return delta.DTYPE
-    return short_conv.DTYPE if layer in spec.conv_layers else dtype
-
-
-def _mixer_of(spec: DecoderSpec, layer: int) -> Mixer:
-    """What mixes the tokens of a layer."""
-    if layer in spec.delta_layers:
-        return _delta_net
-    return _short_conv if layer in spec.conv_layers else _attention
-
-
 def _cache_of(dialect: Dialect, spec: DecoderSpec, layer: int, length: str) -> dict[str, tuple[Dim, ...]]:
     """What a layer keeps of the tokens before, and the shapes of it."""
-    if spec.delta is not None and layer in spec.delta_layers:
-        return spec.delta.shapes(dialect.batch)
-    if spec.conv is not None and layer in spec.conv_layers:
-        return spec.conv.shapes(dialect.batch)
+    recurrent = spec.recurrent(layer)
+    if recurrent is not None:
+        return recurrent.shapes(dialect.batch)
     return dict.fromkeys(("key", "value"), dialect.cache_shape(length))
 
 
@@ -175,6 +161,10 @@ def _short_conv(
     before, behind, values = _split(dialect.graph, joint, (spec.channels,) * 3)
     convolved, present = dialect.short_conv((before, behind, values), past[0], weights.conv(layer))
     return _linear(dialect, convolved, weights.linear(layer, output)), present
+
+
+_MIXERS: Mapping[type, Mixer] = {NoneType: _attention, DeltaSpec: _delta_net, ConvSpec: _short_conv}
+"""By what `DecoderSpec.recurrent` says of a layer."""
 
 
 def _feed_forward(dialect: Dialect, weights: DecoderWeights, layer: int, states: ir.Value) -> ir.Value:

@@ -26,8 +26,8 @@ LINEARS = (
 """The linear layers of a delta net, in place of those of attention; all but the last read the same input."""
 
 DTYPE = ir.DataType.FLOAT
-"""Delta nets are computed in float32 also where the rest is float16: a state sums up every token before, and
-onnxruntime's CPU kernels, with which every export is checked, have nothing else."""
+"""Delta nets and short convolutions are computed in float32 also where the rest is float16: a delta net's state sums up
+every token before, and onnxruntime's CPU kernels, with which every export is checked, have nothing else for either."""
 
 
 @dataclass(frozen=True)

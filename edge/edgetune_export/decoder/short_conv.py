@@ -17,9 +17,6 @@ from edgetune_runtime.quant.blocks import Float
 LINEARS = ("conv.in_proj", "conv.out_proj")
 """The linear layers of a short convolution, in place of those of attention."""
 
-DTYPE = ir.DataType.FLOAT
-"""They are computed in float32 also where the rest is float16: onnxruntime's CPU kernels have nothing else."""
-
 
 @dataclass(frozen=True)
 class ConvSpec:
@@ -75,7 +72,7 @@ class ConvDialect(Protocol):
 
         Args:
             mixed: gate before, gate behind and input [B, S, channels] each, in the dialect's dtype.
-            past: the inputs of the last tokens as `ConvSpec.shapes` says, in `DTYPE`.
+            past: the inputs of the last tokens as `ConvSpec.shapes` says, in `delta.DTYPE`.
             parameters: of the layer.
 
         Returns:

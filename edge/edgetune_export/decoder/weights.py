@@ -64,6 +64,12 @@ class DecoderSpec:
     conv: ConvSpec | None = None
     conv_layers: frozenset[int] = frozenset()
 
+    def recurrent(self, layer: int) -> DeltaSpec | ConvSpec | None:
+        """Sizes of what a layer has in place of attention, whose state is of a fixed size; None where it attends."""
+        if layer in self.delta_layers:
+            return self.delta
+        return self.conv if layer in self.conv_layers else None
+
 
 class DecoderWeights:
     """Access to a decoder's weights by role; roles are Llama's names, whatever the family calls them.
@@ -102,7 +108,7 @@ class DecoderWeights:
         self._head = source.get_output_embeddings()
         self._layers_format, self._head_format = layers_format, head_format
         self._weights = weights
-        self._norm_offset, self._spelled = np.float32(modules.norm_offset), modules.spelled
+        self._norm_offset, self._called = np.float32(modules.norm_offset), modules.called
         self.tied = self._head.weight is self._text.embed_tokens.weight
         self._names = of_blocks(modules, self._text.layers)
         deepstack = len(getattr(source.get_submodule(modules.vision_root), "deepstack_merger_list", ()))
@@ -113,7 +119,7 @@ class DecoderWeights:
     def linear(self, layer: int, *roles: str) -> Linear:
         """A linear layer such as "self_attn.q_proj"; several roles that read the same input are stacked along N."""
         block = self._text.layers[layer]
-        roles = tuple(self._spelled.get(role, role) for role in roles)
+        roles = tuple(map(self._called, roles))
         name = f"model.layers.{layer}." + "_".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
         return Linear(name, [self._part(layer, block, role) for role in roles], self._layers_format, self._device)
 
@@ -124,7 +130,7 @@ class DecoderWeights:
         """
         block, groups = self._text.layers[layer], dict[object, list[str]]()
         for role in roles:
-            part = self._part(layer, block, self._spelled.get(role, role))
+            part = self._part(layer, block, self._called(role))
             order = part.order
             groups.setdefault((part.format, None if order is None else tuple(order)), []).append(role)
         return [(self.linear(layer, *group), tuple(group)) for group in groups.values()]
@@ -172,7 +178,7 @@ class DecoderWeights:
     def norm(self, layer: int | None, role: str) -> Float | None:
         """A norm's weight, such as "input_layernorm"; layer None is the final norm. None where there is none."""
         owner = self._text if layer is None else self._text.layers[layer]
-        role = self._spelled.get(role, role)
+        role = self._called(role)
         name = f"{self._root}.{role}" if layer is None else f"{self._root}.layers.{layer}.{role}"
         try:
             weight = owner.get_submodule(role).weight
@@ -210,11 +216,10 @@ def _read_spec(text: Any, modules: Modules, deepstack: int) -> DecoderSpec:
         supported = ", ".join(STATIC_ROPE_TYPES)
         raise InputError(f"rope type {rotary.rope_type!r} is not supported", hint=f"supported: {supported}")
     rope, scale = _rope_matrix(rotary)
-    gate = modules.spelled.get("mlp.gate_proj", "mlp.gate_proj")
     return DecoderSpec(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=blocks[0].get_submodule(gate).out_features,
+        intermediate=blocks[0].get_submodule(modules.called("mlp.gate_proj")).out_features,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=attention.head_dim,

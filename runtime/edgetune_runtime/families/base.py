@@ -61,6 +61,10 @@ class Modules:
     norm_offset: float = 0.0
     spelled: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    def called(self, role: str) -> str:
+        """Return the family's name of a part of the decoder, such as "mlp.up_proj", which is Llama's."""
+        return self.spelled.get(role, role)
+
     def within(self, has: Callable[[str], bool]) -> Modules:
         """Return the names of one block, where blocks are of several kinds.
 

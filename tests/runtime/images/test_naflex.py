@@ -15,32 +15,12 @@ from edgetune_runtime.errors import ImageError, InputError
 from edgetune_runtime.images.config import Normalise
 from edgetune_runtime.images.naflex import NaFlex
 from edgetune_runtime.images.rules import open_preprocessing
+from lfm2_settings import PUBLISHED
 
 HALF = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255)
 LARGE = NaFlex(16, 2, 64, 256, 2, 10, 512, 2.0, True, True, Image.Resampling.BILINEAR, HALF)  # LFM2-VL-1.6B
 TINY = NaFlex(2, 2, 1, 8, 2, 4, 8, 0.5, True, True, Image.Resampling.BILINEAR, HALF)
 
-PUBLISHED: dict[str, Any] = {
-    "do_image_splitting": True,
-    "do_normalize": True,
-    "do_pad": True,
-    "do_rescale": True,
-    "do_resize": False,
-    "downsample_factor": 2,
-    "encoder_patch_size": 16,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_processor_type": "Lfm2VlImageProcessorFast",
-    "image_std": [0.5, 0.5, 0.5],
-    "max_image_tokens": 256,
-    "max_pixels_tolerance": 2.0,
-    "max_tiles": 10,
-    "min_image_tokens": 64,
-    "min_tiles": 2,
-    "resample": 2,
-    "rescale_factor": 0.00392156862745098,
-    "tile_size": 512,
-    "use_thumbnail": True,
-}
 MODEL = {"downsample_factor": 2, "vision_config": {"patch_size": 16}}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgetune_export.decoder.short_conv import DTYPE, ConvParameters, ConvSpec
+from edgetune_export.decoder.delta import DTYPE
+from edgetune_export.decoder.short_conv import ConvParameters, ConvSpec
 from edgetune_export.graph import MICROSOFT, GraphBuilder
 
 
