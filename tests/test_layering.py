@@ -30,7 +30,7 @@ MODULES = {
     for package, folder in FOLDERS.items()
     for path in folder.rglob("*.py")
 }
-ENGINES = {"onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "cuda"}
+ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "cuda"}
 RUNTIME_NEEDS = {"numpy", "PIL", "tokenizers"}
 PACKED_WEIGHTS = {"safetensors"}
 TORCH = {"torch", "transformers", "triton"}

@@ -1,13 +1,14 @@
-"""Our int8 vision encoder beside OpenVINO, which reads the float32 one: seconds, memory and accuracy by patches.
+"""Our int8 vision encoders beside OpenVINO, which reads the float32 one: seconds, memory and accuracy by patches.
 
-    python3.11 -m venv openvino && openvino/bin/pip install openvino==2026.4.1
-    python benchmarks/peers/vision_openvino.py --openvino openvino/bin/python --threads 8
+    pip install "edgetune[export,openvino]"
+    python benchmarks/peers/vision_openvino.py --threads 8
 
-A tower with random weights in the shape of a published model is written as `edgetune export` writes it. Ours runs in
-our runtime. OpenVINO reads the float32 graph of standard operators and computes in the precision that it chooses for
-the CPU (bfloat16 where the CPU multiplies it), and the graph with static int8 products. Each is a process of its own;
-they take turns, so that a busy moment of the machine hits all of them. Cosines are with float32 under onnxruntime, over
-the image tokens of the smallest picture. Memory is read from `/proc`, so this needs Linux.
+A tower with random weights in the shape of a published model is written as `edgetune export` writes it, for onnxruntime
+and with `--target openvino` for our engine of that name: with static int8 products, as from a weight set, and with
+weights alone in int8, as without one. The peer is OpenVINO itself on the float32 graph, in the precision that it
+chooses for the CPU (bfloat16 where the CPU multiplies it). Each is a process of its own; they take turns, so that a
+busy moment of the machine hits all of them. Cosines are with float32 under onnxruntime, over the image tokens of the
+smallest picture. Memory is read from `/proc`, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -21,14 +22,24 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
-OURS, PEER, PEER_INT8, EXACT = "edgetune int8", "OpenVINO", "OpenVINO int8", "float32"
-FILES = {OURS: "int8.onnx", PEER: "standard.onnx", PEER_INT8: "standard_int8.onnx", EXACT: "standard.onnx"}
+if TYPE_CHECKING:
+    from edgetune_runtime.backends.onnx.engine import Encoder
+
+OURS, STATIC, WEIGHTS = "edgetune int8", "edgetune int8-static, engine openvino", "edgetune int8, engine openvino"
+PEER, EXACT = "OpenVINO", "float32"
+FILES = {
+    OURS: "int8.onnx",
+    STATIC: "static.onnx",
+    WEIGHTS: "weights.onnx",
+    PEER: "standard.onnx",
+    EXACT: "standard.onnx",
+}
 CALIBRATION = [[1, 16, 16]]
 """Grid of the random picture that ranges are taken from, and the accuracy of layers."""
 
@@ -64,8 +75,9 @@ def write(shape: str, layers: int | None, folder: Path) -> None:
     fixed = static_layers(seen, ranges)
     schemes = {
         OURS: (FUSED, lambda name: dynamic if name in free else slow),
+        STATIC: (STANDARD, lambda name: static_standard(ranges[name]) if name in fixed else weights_only),
+        WEIGHTS: (STANDARD, lambda name: weights_only),
         PEER: (STANDARD, None),
-        PEER_INT8: (STANDARD, lambda name: static_standard(ranges[name]) if name in fixed else weights_only),
     }
     for system, (operators, choose) in schemes.items():
         model = tower_of(get_family(family).tower).write(source_of(tower, family), operators, ir.DataType.FLOAT)
@@ -96,7 +108,7 @@ def grid_of(patches: int) -> list[list[int]]:
 def encoder(system: str, folder: Path, threads: int) -> tuple[Run, int, str]:
     """What encodes arrays and returns features [tokens, H]; the width of a patch; how it computes."""
     path = folder / FILES[system]
-    if system in (PEER, PEER_INT8):
+    if system == PEER:
         import openvino
 
         core = openvino.Core()
@@ -118,10 +130,13 @@ def encoder(system: str, folder: Path, threads: int) -> tuple[Run, int, str]:
         return lambda images: session.run(None, images)[0], session.get_inputs()[0].shape[1], ""
     from edgetune_runtime.backends.base import Device
     from edgetune_runtime.backends.onnx.encoder import VisionEncoder
+    from edgetune_runtime.backends.openvino.engine import OpenvinoEncoder
 
-    ours = VisionEncoder(path, Device("cpu"), threads)
-    width = ours.session.get_inputs()[0].shape[1]
-    return lambda images: ours(images).embeddings, width, f"onnxruntime {onnxruntime.__version__}"
+    cpu = Device("cpu")
+    ours: Encoder = VisionEncoder(path, cpu, threads) if system == OURS else OpenvinoEncoder(path, threads)
+    assert ours.pixels is not None
+    how = f"onnxruntime {onnxruntime.__version__}" if system == OURS else "OpenVINO"
+    return lambda images: ours(images).embeddings, ours.pixels, how
 
 
 def memory(name: str) -> float:
@@ -148,10 +163,10 @@ def serve(system: str, folder: Path, threads: int) -> None:
 class Worker:
     """A process that holds one system."""
 
-    def __init__(self, python: Path, system: str, options: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, system: str, options: argparse.Namespace, folder: Path) -> None:
         words = ["--serve", system, "--folder", str(folder), "--threads", str(options.threads)]
         self._process = subprocess.Popen(
-            [str(python), __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.loaded = self._answer()
 
@@ -181,13 +196,10 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     layers = [] if options.layers is None else ["--layers", str(options.layers)]
     subprocess.run([sys.executable, __file__, *common, *layers, "--write"], check=True)
     smallest = min(options.patches)
-    exact = Worker(Path(sys.executable), EXACT, options, folder)
+    exact = Worker(EXACT, options, folder)
     exact.run(smallest)
     exact.close()
-    workers = {
-        system: Worker(Path(sys.executable) if system == OURS else options.openvino, system, options, folder)
-        for system in (OURS, PEER, PEER_INT8)
-    }
+    workers = {system: Worker(system, options, folder) for system in (OURS, STATIC, WEIGHTS, PEER)}
     rows = []
     for patches in sorted(options.patches):
         told: dict[str, list[dict[str, Any]]] = {system: [] for system in workers}
@@ -219,7 +231,6 @@ def main() -> None:
     from shapes import SHAPES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--openvino", type=Path, default=sys.executable, help="Python of OpenVINO's environment")
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-vl-2b")
     parser.add_argument("--layers", type=int, help="of the tower; the shape's own where not given")
     parser.add_argument("--patches", type=int, nargs="+", default=[1200, 4096])
@@ -247,7 +258,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--serve" in sys.argv:  # a worker, maybe in another environment
+    if "--serve" in sys.argv:  # a worker
         worker = argparse.ArgumentParser()
         worker.add_argument("--serve")
         worker.add_argument("--folder", type=Path)

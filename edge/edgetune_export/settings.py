@@ -29,7 +29,8 @@ class ExportSettings(Options):
         vision_precision: of the vision encoder; None follows `precision`, int8 standing in for int4. int8 finds the
             scale of activations at each call, int8-static has it from calibration.
         head_precision: of the language model head; None follows `precision`, int8 standing in for int4.
-        target: "cuda" computes in float16, which onnxruntime's CUDA attention needs.
+        target: "cuda" computes in float16, which onnxruntime's CUDA attention needs; "openvino" writes the vision
+            encoder in standard operators.
         block_size: weights that share a scale, along the input; None is 32, for TensorRT 128 or 64, and for the head
             beside a weight set what most of the set's layers have.
         symmetric: leave zero points out of int4 weights.
@@ -56,14 +57,18 @@ class ExportSettings(Options):
         None,
         help="Weights of the vision encoder; by default as --precision, but int8 with int4, and fp16 with int8 or "
         "int4 where the bundle is for cuda or of format trt. int8-static takes the scales of activations from "
-        "the weight set.",
+        "the weight set, and is the default where one has them and the bundle is for openvino.",
     )
     head_precision: Precision | None = option(
         None,
         help="Weights of the language model head; by default as in the weight set, else as --precision, but "
         "int8 for int4.",
     )
-    target: Literal["cpu", "cuda"] = option("cpu", help="Device that the bundle is for; cuda computes in float16.")
+    target: Literal["cpu", "cuda", "openvino"] = option(
+        "cpu",
+        help="Device that the bundle is for: cuda computes in float16; openvino is a CPU whose vision encoder runs in "
+        "OpenVINO (run --engine openvino).",
+    )
     block_size: Block | None = option(
         None,
         help="How many weights share a scale where they are rounded to nearest.",
@@ -143,6 +148,11 @@ class ExportSettings(Options):
     def half(self) -> bool:
         """Whether activations are float16."""
         return self.precision == "fp16" or self.target == "cuda"
+
+    @property
+    def standard_vision(self) -> bool:
+        """Whether the vision encoder is written in operators of the ONNX standard alone."""
+        return self.dialect == "plain" or self.target == "openvino"
 
     @property
     def for_servers(self) -> bool:

@@ -34,6 +34,7 @@ EXPORTED = [name for name in BUILDERS if FAMILIES[name].exports]
 FORMATS = {
     "onnx": [],
     "onnx plain": ["--dialect", "plain"],
+    "onnx openvino": ["--target", "openvino"],
     "gptq": [],
     "awq": [],
     "compressed-tensors": [],
@@ -81,7 +82,7 @@ def test_every_format_holds_the_weight_set(name: str, kind: str, calibrated: Set
     assert parity["vision_mean_cosine"] > 0.99
     if format_ == "trt":
         return  # its engines need a GPU; the check ran their graphs
-    with Session.load(bundle) as session:
+    with Session.load(bundle, engine="openvino" if kind == "onnx openvino" else None) as session:
         picture = read_entries(talks)[1].images[0]
         assert session.answer(picture, session.request("the cup"), max_new_tokens=4).timings.tokens <= 4
     if format_ != "onnx":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.backends.base import Arrays, Device, ImageFeatures
-from edgetune_runtime.backends.onnx.graphs import onnxruntime, open_graph
+from edgetune_runtime.backends.onnx.graphs import onnxruntime, open_graph, require_input
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
 
 SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -27,20 +27,22 @@ class VisionEncoder:
         mapped: as of `open_graph`.
 
     Attributes:
-        session: of onnxruntime.
+        pixels: values of a row of `pixel_values`, None where rows are no flat patches.
 
     Raises:
-        BundleError: onnxruntime cannot load it.
+        BundleError: onnxruntime cannot load it, or it takes no pixels.
         MissingDependency: onnxruntime is not installed, or its provider for the device.
     """
 
     def __init__(self, path: Path, device: Device, threads: int | None, mapped: MappedWeights | None = None) -> None:
-        self.session: Any = open_graph(path, device, threads, arena=True, mapped=mapped)
+        self._session: Any = open_graph(path, device, threads, arena=True, mapped=mapped)
+        shape = require_input(self._session, "pixel_values", path).shape
+        self.pixels: int | None = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
         self._settings = onnxruntime().RunOptions()
         if device.kind == "cpu":
             self._settings.add_run_config_entry(*SHRINK)
 
     def __call__(self, images: Arrays) -> ImageFeatures:
         """Encode images, whose arrays have the names of the graph's inputs."""
-        first, *others = self.session.run(None, dict(images), self._settings)
+        first, *others = self._session.run(None, dict(images), self._settings)
         return ImageFeatures(first, tuple(others))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.backends.onnx.encoder import VisionEncoder
-from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, onnxruntime, open_graph
+from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, onnxruntime, open_graph, require_input
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
 from edgetune_runtime.errors import BundleError, InputError
 
@@ -24,6 +24,16 @@ LOAD_STEP_S = 0.02
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
+
+
+class Encoder(Protocol):
+    """What encodes pictures."""
+
+    pixels: int | None
+    """Values of a row of `pixel_values`, None where rows are no flat patches."""
+
+    def __call__(self, images: Arrays) -> ImageFeatures:
+        """Encode images, whose arrays have the names of the graph's inputs."""
 
 
 class OnnxBackend(Backend):
@@ -60,7 +70,7 @@ class OnnxBackend(Backend):
         place = Device.parse(device)
         self._mapped = [MappedWeights(path) for path in (vision, decoder)]
         with ThreadPoolExecutor(3) as pool:  # onnxruntime prepares a graph's weights outside of Python's lock
-            encoder = pool.submit(VisionEncoder, vision, place, threads, self._mapped[0])
+            encoder = pool.submit(self.open_encoder, vision, place, threads, self._mapped[0])
             graphs = (
                 pool.submit(open_graph, embed, Device("cpu"), 1),  # a look-up: neither a trip to the GPU nor threads
                 pool.submit(open_graph, decoder, place, threads, weights, accuracy_level, mapped=self._mapped[1]),
@@ -71,8 +81,8 @@ class OnnxBackend(Backend):
                 for file in self._mapped:
                     file.let_go()
         self._vision, (self._embed, self._decoder) = encoder.result(), (graph.result() for graph in graphs)
-        super().__init__(_shape(self._vision.session, self._decoder, vision, decoder))
-        _require_input(self._embed, "input_ids", embed)
+        super().__init__(_shape(self._vision.pixels, self._decoder, decoder))
+        require_input(self._embed, "input_ids", embed)
         names = [node.name for node in self._decoder.get_inputs()]
         self._deepstack = sorted(name for name in names if name.startswith("deepstack_embeds."))
         self._binding = self._decoder.io_binding()
@@ -91,6 +101,11 @@ class OnnxBackend(Backend):
             MissingDependency: onnxruntime is not installed, or on "cuda" its CUDA provider.
         """
         return cls(**graphs_of(bundle, device), device=device, threads=threads)
+
+    @staticmethod
+    def open_encoder(path: Path, device: Device, threads: int | None, mapped: MappedWeights) -> Encoder:
+        """Open vision_encoder.onnx, whose weights are mapped; an engine may encode pictures elsewhere."""
+        return VisionEncoder(path, device, threads, mapped)
 
     def encode_images_impl(self, images: Arrays) -> ImageFeatures:
         """Run the vision encoder, whose inputs have the arrays' names."""
@@ -160,17 +175,16 @@ def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:
     return {role: bundle.files[role] for role in ("vision", "embed", "decoder")} | {"accuracy_level": level}
 
 
-def _shape(vision: Any, decoder: Any, vision_path: Path, decoder_path: Path) -> ModelShape:
+def _shape(pixels: int | None, decoder: Any, path: Path) -> ModelShape:
     """What the graphs say of the model; the first past key tells of the cache."""
-    pixels = _require_input(vision, "pixel_values", vision_path)
     caches = [node.name for node in decoder.get_inputs() if node.name.startswith("past_key_values.")]
     # Layers of linear attention have a state in place of keys and values.
     first = next((name for name in caches if name.endswith(".key")), "past_key_values.0.key")
-    embeds, past = (_require_input(decoder, name, decoder_path) for name in ("inputs_embeds", first))
+    embeds, past = (require_input(decoder, name, path) for name in ("inputs_embeds", first))
     logits = {node.name: node for node in decoder.get_outputs()}.get("logits")
     sizes = [embeds.shape[-1], logits.shape[-1] if logits else None, past.shape[1], past.shape[3]]
     if not all(isinstance(size, int) for size in sizes):
-        raise BundleError(f"{decoder_path}: the graph leaves sizes of the model open", hint="export the bundle again")
+        raise BundleError(f"{path}: the graph leaves sizes of the model open", hint="export the bundle again")
     hidden, vocabulary, kv_heads, head_dim = sizes
     names = [node.name for node in decoder.get_inputs()]
     return ModelShape(
@@ -180,12 +194,5 @@ def _shape(vision: Any, decoder: Any, vision_path: Path, decoder_path: Path) -> 
         layers=len({name.split(".")[1] for name in caches}),
         kv_heads=kv_heads,
         head_dim=head_dim,
-        pixels=pixels.shape[1] if len(pixels.shape) == 2 and isinstance(pixels.shape[1], int) else None,
+        pixels=pixels,
     )
-
-
-def _require_input(graph: Any, name: str, path: Path) -> Any:
-    found = {node.name: node for node in graph.get_inputs()}
-    if name not in found:
-        raise BundleError(f"{path}: the graph has no input {name}", hint="export the bundle again")
-    return found[name]

@@ -95,3 +95,15 @@ def open_graph(
     if provider not in session.get_providers():  # without CUDA's libraries it falls back to the CPU with a warning
         raise missing
     return session
+
+
+def require_input(graph: Any, name: str, path: Path) -> Any:
+    """An input of an opened graph.
+
+    Raises:
+        BundleError: there is none of this name.
+    """
+    found = {node.name: node for node in graph.get_inputs()}
+    if name not in found:
+        raise BundleError(f"{path}: the graph has no input {name}", hint="export the bundle again")
+    return found[name]
