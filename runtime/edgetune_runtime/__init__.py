@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgetune_runtime.bundle import Bundle as Bundle
     from edgetune_runtime.draw import draw_detections as draw_detections
     from edgetune_runtime.errors import BundleError as BundleError
+    from edgetune_runtime.errors import Cancelled as Cancelled
     from edgetune_runtime.errors import EdgetuneError as EdgetuneError
     from edgetune_runtime.errors import ImageError as ImageError
     from edgetune_runtime.errors import InputError as InputError
@@ -28,6 +29,7 @@ _HOME = {
     "Backend": "backends.base",
     "Bundle": "bundle",
     "BundleError": "errors",
+    "Cancelled": "errors",
     "Detection": "answer",
     "EdgetuneError": "errors",
     "ImageError": "errors",
@@ -43,6 +45,7 @@ __all__ = [
     "Backend",
     "Bundle",
     "BundleError",
+    "Cancelled",
     "Detection",
     "EdgetuneError",
     "ImageError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from edgetune_runtime.codec import grounding
 from edgetune_runtime.codec.grounding import Detection as Detection
@@ -49,6 +49,13 @@ class Answer(grounding.ParsedAnswer):
         )
 
 
+class Token(NamedTuple):
+    """A token that was generated: its own text, and the probability (0-1) it was chosen with, None where unknown."""
+
+    text: str
+    probability: float | None
+
+
 class Stream(Iterator[str]):
     """An answer in words, piece by piece as it is generated.
 
@@ -59,18 +66,31 @@ class Stream(Iterator[str]):
         ...     words = "".join(stream)
         >>> stream.timings.tokens <= 8
         True
+        >>> stream.finished or len(stream.tokens) == 8
+        True
 
     Args:
         pieces: gives the pieces and returns what they cost.
+        prompt_tokens: how many tokens the prompt has, the picture's among them.
+        tokens: what has been generated so far, without the token that ends an answer; grows as pieces are read.
 
     Attributes:
         timings: what the answer cost; None until the last piece was read.
     """
 
-    def __init__(self, pieces: Generator[str, None, Timings]) -> None:
+    def __init__(
+        self, pieces: Generator[str, None, Timings], prompt_tokens: int = 0, tokens: list[Token] | None = None
+    ) -> None:
         self._pieces = pieces
+        self.prompt_tokens = prompt_tokens
+        self.tokens: list[Token] = [] if tokens is None else tokens
         self._lock = threading.Lock()
         self.timings: Timings | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model ended its answer itself, and was not stopped at the longest that was asked for."""
+        return self.timings is not None and self.timings.tokens > len(self.tokens)
 
     def __next__(self) -> str:
         """Return the next piece; threads that share a stream share its pieces. Raises what the model raises."""

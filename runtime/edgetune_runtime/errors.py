@@ -9,6 +9,7 @@
     ├── DivergenceError           exit 1   a training computes numbers that are not finite
     ├── GateFailed                exit 1   a measured number missed its bar
     ├── GateInconclusive          exit 4   too few samples to tell whether a number met its bar
+    ├── Cancelled                 exit 130 an answer that nobody waits for any more was given up
     └── MissingDependency         exit 3   the environment lacks something; the hint installs it
 
 The exit code is what a command line program returns for the error; 130 is Ctrl-C and 143 SIGTERM. A message is one
@@ -133,6 +134,25 @@ class GateInconclusive(EdgetuneError):
     """A measured number may meet its bar or miss it: there are too few samples to tell."""
 
     exit_code = 4
+
+
+class Cancelled(EdgetuneError):
+    """Whoever asked for an answer no longer wants it.
+
+    Examples:
+        >>> import threading
+        >>> from edgetune_runtime import Cancelled, Session
+        >>> gone = threading.Event()
+        >>> gone.set()
+        >>> with Session.load("runs/onnx-int4") as session:
+        ...     try:
+        ...         session.answer("photo.png", session.request("the owl"), cancel=gone)
+        ...     except Cancelled as error:
+        ...         print(error)
+        the answer was cancelled after 0 tokens
+    """
+
+    exit_code = 130
 
 
 class MissingDependency(EdgetuneError):

@@ -15,7 +15,7 @@ from typing import Any, overload
 
 from PIL import Image
 
-from edgetune_runtime.answer import Answer, Detection, Stream
+from edgetune_runtime.answer import Answer, Detection, Stream, Token
 from edgetune_runtime.backends import Backend, ImageFeatures, Int, load_backend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.codec import grammar
@@ -23,7 +23,7 @@ from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import parse
 from edgetune_runtime.decode import Prompt, Step, greedy_steps
-from edgetune_runtime.errors import BundleError, InputError
+from edgetune_runtime.errors import BundleError, Cancelled, InputError
 from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
 from edgetune_runtime.manifest import verify_files
@@ -64,6 +64,12 @@ class _Clock:
     ready: float = 0.0
     first: float = 0.0
     tokens: int = 0
+    cancel: threading.Event | None = None
+
+    def check(self) -> None:
+        """Raise `Cancelled` where the answer is no longer wanted."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled(f"the answer was cancelled after {self.tokens} tokens")
 
     def timings(self) -> Timings:
         """What the answer cost up to now."""
@@ -244,18 +250,30 @@ class Session:
         return self.answer(image, self.request(phrase), max_new_tokens=max_new_tokens).detections
 
     @overload
-    def answer(self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128) -> Answer: ...
+    def answer(
+        self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128, cancel: threading.Event | None = None
+    ) -> Answer: ...
 
     @overload
-    def answer(self, image: ImageSource, prompt: Texts, *, max_new_tokens: int = 128) -> list[Answer]: ...
+    def answer(
+        self, image: ImageSource, prompt: Texts, *, max_new_tokens: int = 128, cancel: threading.Event | None = None
+    ) -> list[Answer]: ...
 
-    def answer(self, image: ImageSource, prompt: str | Texts, *, max_new_tokens: int = 128) -> Answer | list[Answer]:
+    def answer(
+        self,
+        image: ImageSource,
+        prompt: str | Texts,
+        *,
+        max_new_tokens: int = 128,
+        cancel: threading.Event | None = None,
+    ) -> Answer | list[Answer]:
         """Send the user's whole words and read the reply as boxes.
 
         Args:
             image: as in `ground`.
             prompt: the words, such as `request` gives them, or a list of such texts about the same image.
             max_new_tokens: longest answer.
+            cancel: set by another thread, it ends the call before the next token.
 
         Returns:
             The answer; for a list, one for each. The first of them has the time of the encoder.
@@ -263,14 +281,16 @@ class Session:
         Raises:
             ImageError: as `ground`.
             InputError: as `ground`.
+            Cancelled: `cancel` was set.
         """
         answers = []
         with self._lock:
             clock = self._begin()
+            clock.cancel = cancel
             encoded = self._encode(image, clock)
             for words in prompt if isinstance(prompt, list | tuple) else [prompt]:
                 answers.append(self._read(encoded, words, max_new_tokens, clock))
-                clock = _Clock(time.perf_counter())
+                clock = _Clock(time.perf_counter(), cancel=cancel)
         return answers if isinstance(prompt, list | tuple) else answers[0]
 
     def ask(self, image: ImageSource | None, question: str, *, max_new_tokens: int = 256) -> str:
@@ -278,20 +298,42 @@ class Session:
         with self._lock:
             return "".join(self.stream(image, question, max_new_tokens=max_new_tokens)).strip()
 
-    def stream(self, image: ImageSource | None, prompt: str, *, max_new_tokens: int = 256) -> Stream:
+    def stream(
+        self,
+        image: ImageSource | None,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        probabilities: bool = False,
+        keep_control: bool = False,
+        cancel: threading.Event | None = None,
+    ) -> Stream:
         """Give the reply to the user's whole words piece by piece, as it is generated.
 
         The next call of the session ends a stream, which then raises `InputError` when it is read on.
 
+        Args:
+            image: as in `ground`, or None for a question about no image.
+            prompt: the words.
+            max_new_tokens: longest answer.
+            probabilities: whether the stream's `tokens` have theirs, where the engine tells.
+            keep_control: whether control tokens stay in the text, with which some families write boxes.
+            cancel: set by another thread, it ends the stream before the next token.
+
         Raises:
             ImageError: as `ground`.
             InputError: as `ground`.
+            Cancelled: `cancel` was set; also when the stream is read on.
         """
         with self._lock:
             clock = self._begin()
+            clock.cancel = cancel
             encoded = None if image is None else self._encode(image, clock)
-            steps = self._generate(encoded, prompt, max_new_tokens, clock, probabilities=False)
-            return Stream(self._pieces(steps, self._turn, clock))
+            ready = self._prompt(encoded, prompt)
+            steps = self._generate(ready, max_new_tokens, clock, probabilities=probabilities)
+            tokens: list[Token] = []
+            pieces = self._pieces(steps, self._turn, clock, tokens, keep_control)
+            return Stream(pieces, len(ready.token_ids), tokens)
 
     def _begin(self) -> _Clock:
         """Start a call, which ends a stream that is still open."""
@@ -308,6 +350,7 @@ class Session:
         if key in self._images:
             self._images.move_to_end(key)
             return self._images[key]
+        clock.check()
         spec = self.bundle.spec
         plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
         started = time.perf_counter()
@@ -332,7 +375,7 @@ class Session:
 
     def _read(self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: _Clock) -> Answer:
         """Generate a reply and read it as boxes."""
-        steps = list(self._generate(encoded, prompt, max_new_tokens, clock, probabilities=True))
+        steps = list(self._generate(self._prompt(encoded, prompt), max_new_tokens, clock, probabilities=True))
         timings = clock.timings()
         # Some families write boxes with control tokens, so these stay in the text.
         decode = partial(self._tokenizer.decode, keep_control=True)
@@ -343,9 +386,12 @@ class Session:
         text = decode(ids).removeprefix(before)
         return Answer.of(parse(text, encoded.geometry, self.bundle.box_format, tokens), timings)
 
-    def _pieces(self, steps: Iterator[Step], turn: int, clock: _Clock) -> Generator[str, None, Timings]:
+    def _pieces(
+        self, steps: Iterator[Step], turn: int, clock: _Clock, tokens: list[Token], keep_control: bool
+    ) -> Generator[str, None, Timings]:
         """The text of steps, taken one by one under the lock while no later call has begun; returns the cost."""
-        text = TextStream(self._tokenizer.decode, self.bundle.chat.before_answer)
+        decode = partial(self._tokenizer.decode, keep_control=keep_control)
+        text = TextStream(decode, self.bundle.chat.before_answer)
         while True:
             with self._lock:
                 if turn != self._turn:
@@ -356,6 +402,7 @@ class Session:
                 step = next(steps, None)
             if step is None:
                 break
+            tokens.append(Token(self._tokenizer.decode([step.token], keep_control=True), step.probability))
             if piece := text.push(step.token):
                 yield piece
         timings = clock.timings()
@@ -363,20 +410,22 @@ class Session:
             yield piece
         return timings
 
-    def _generate(
-        self, encoded: EncodedImage | None, prompt: str, max_new_tokens: int, clock: _Clock, *, probabilities: bool
-    ) -> Iterator[Step]:
+    def _generate(self, prompt: Prompt, max_new_tokens: int, clock: _Clock, *, probabilities: bool) -> Iterator[Step]:
         """Yield generated tokens without the stop token."""
         steps = greedy_steps(
             self._backend,
-            self._prompt(encoded, prompt),
+            prompt,
             stop=self._stop,
             max_new_tokens=max_new_tokens,
             max_length=self.bundle.limits.max_length,
             probabilities=probabilities,
         )
         clock.ready = clock.first = time.perf_counter()
-        for step in steps:
+        while True:
+            clock.check()
+            step = next(steps, None)
+            if step is None:
+                return
             clock.tokens += 1
             if clock.tokens == 1:
                 clock.first = time.perf_counter()
