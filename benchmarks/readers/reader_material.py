@@ -36,13 +36,32 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "examples" / "tiny"
 sys.path.append(str(REPOSITORY / "tests"))
 from builders import build_qwen2_5_vl  # noqa: E402
-from families.checkpoints import BUILDERS, build_internvl, build_llava, build_qwen2_vl, build_qwen3_5  # noqa: E402
+from families.checkpoints import (  # noqa: E402
+    BUILDERS,
+    build_internvl,
+    build_lfm2_vl,
+    build_llava,
+    build_qwen2_vl,
+    build_qwen3_5,
+)
 from weight_sets import build_weight_set  # noqa: E402
 
 _SIZES: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "vocabulary": 2048}
 _SIZES_2: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 2048}
 _DELTA_NET: dict[str, Any] = {"linear_num_value_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
 """Published sizes of linear attention: vLLM has no kernels for the tiny ones on a CPU."""
+
+
+def _lfm2_vl(folder: Path) -> None:
+    """With widths beside the hidden size, as published: vLLM reads those, and transformers' own config has none."""
+    build_lfm2_vl(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config["text_config"]
+    text |= dict.fromkeys(("block_dim", "conv_dim"), text["hidden_size"])
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
 MODELS: dict[str, Callable[[Path], object]] = {
     "qwen3_vl": partial(shutil.copytree, TINY / "model"),
     **BUILDERS,
@@ -50,9 +69,12 @@ MODELS: dict[str, Callable[[Path], object]] = {
     "qwen2_vl": partial(build_qwen2_vl, **_SIZES_2),
     "qwen3_5": partial(build_qwen3_5, **_DELTA_NET),
     "internvl3_5": partial(build_internvl, text="qwen3"),
+    "lfm2_vl": _lfm2_vl,
     "llava": partial(build_llava, pads=True),  # what readers' own processors do with a published one is another picture
 }
 """What writes each checkpoint, by the name of its family or, where a family has two kinds, one of its own."""
+BEGUN = ("lfm2_vl",)
+"""Whose processor adds no token that begins a prompt: the chat template writes it."""
 ASKED = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 """Whose bundles are asked about where nobody says which."""
 RECORDS, NEW_TOKENS = 24, 24
@@ -130,6 +152,7 @@ def job(work: Path, model: str, count: int) -> dict[str, Any]:
     chat, data, folder = source.family.chat, work / "records", work / model / "records"
     folder.mkdir(exist_ok=True)
     begin = "".join(Tokenizer.from_file(str(source.folder / "tokenizer.json")).encode("").tokens)  # readers add it
+    begin = "" if model in BEGUN else begin
     (image,), (pad,) = tokenizer.encode(chat.image_token), tokenizer.encode(source.family.special_tokens["pad"])
     if not (data / "test.jsonl").is_file():
         counts = ["--test", str(RECORDS), "--seed", "12"]

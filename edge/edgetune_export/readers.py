@@ -19,7 +19,7 @@ Formats = Mapping[str, BlockFormat]
 
 
 QWEN = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
-EVERY = (*QWEN, "qwen3_5", "internvl", "llava", "llava_onevision", "smolvlm", "idefics3")
+EVERY = (*QWEN, "qwen3_5", "internvl", "llava", "llava_onevision", "smolvlm", "idefics3", "lfm2_vl")
 
 
 @dataclass(frozen=True)

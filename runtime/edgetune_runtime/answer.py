@@ -32,12 +32,14 @@ class Answer(grounding.ParsedAnswer):
         problem: what is wrong with the text, or None. There may be detections beside it.
         complete: False if the text breaks off in the middle of a box.
         timings: what the answer cost; two answers that say the same are equal whatever they cost.
+        prompt_tokens: how many tokens the prompt had, the picture's among them; 0 where it is not known.
     """
 
     timings: Timings = field(kw_only=True, compare=False)
+    prompt_tokens: int = field(default=0, kw_only=True, compare=False)
 
     @classmethod
-    def of(cls, parsed: grounding.ParsedAnswer, timings: Timings) -> Answer:
+    def of(cls, parsed: grounding.ParsedAnswer, timings: Timings, prompt_tokens: int = 0) -> Answer:
         """Return what a text says together with what it cost."""
         return cls(
             text=parsed.text,
@@ -46,6 +48,7 @@ class Answer(grounding.ParsedAnswer):
             problem=parsed.problem,
             refused=parsed.refused,
             timings=timings,
+            prompt_tokens=prompt_tokens,
         )
 
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """What the names of drawn pictures end in."""
-VERBS = {"bench": "edgetune_runtime.bench.command", "build-engine": "edgetune_runtime.backends.trt.build_engine"}
+VERBS = {
+    "bench": "edgetune_runtime.bench.command",
+    "build-engine": "edgetune_runtime.backends.trt.build_engine",
+    "serve": "edgetune_runtime.serve.command",
+}
 """First words that are not a bundle: modules with `build_parser()` and `run(options)`. A folder of such a name is
 ./NAME."""
 

@@ -375,7 +375,8 @@ class Session:
 
     def _read(self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: _Clock) -> Answer:
         """Generate a reply and read it as boxes."""
-        steps = list(self._generate(self._prompt(encoded, prompt), max_new_tokens, clock, probabilities=True))
+        ready = self._prompt(encoded, prompt)
+        steps = list(self._generate(ready, max_new_tokens, clock, probabilities=True))
         timings = clock.timings()
         # Some families write boxes with control tokens, so these stay in the text.
         decode = partial(self._tokenizer.decode, keep_control=True)
@@ -384,7 +385,8 @@ class Session:
         before = self.bundle.chat.before_answer
         tokens = token_probabilities(ids, known, decode, before) if len(known) == len(ids) else []
         text = decode(ids).removeprefix(before)
-        return Answer.of(parse(text, encoded.geometry, self.bundle.box_format, tokens), timings)
+        parsed = parse(text, encoded.geometry, self.bundle.box_format, tokens)
+        return Answer.of(parsed, timings, len(ready.token_ids))
 
     def _pieces(
         self, steps: Iterator[Step], turn: int, clock: _Clock, tokens: list[Token], keep_control: bool

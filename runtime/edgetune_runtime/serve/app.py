@@ -1,0 +1,360 @@
+"""The application: which path asks what of which model, and what goes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from edgetune_runtime.errors import EdgetuneError, excerpt
+from edgetune_runtime.serve import detect
+from edgetune_runtime.serve.body import read_body
+from edgetune_runtime.serve.chat import Completion, Piece, Question, answering
+from edgetune_runtime.serve.fetch import Fetcher
+from edgetune_runtime.serve.guard import Guard, Log, log_line
+from edgetune_runtime.serve.limits import Limits
+from edgetune_runtime.serve.metrics import Metrics
+from edgetune_runtime.serve.model import Model, Turn
+from edgetune_runtime.serve.pictures import Pictures
+from edgetune_runtime.serve.refusal import Refusal
+from edgetune_runtime.serve.schema import openapi, requests
+from edgetune_runtime.session import Session
+
+T = TypeVar("T")
+
+STATIC = Path(__file__).parent / "static"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""What the pages may load: themselves, and pictures that a user chose. Nothing of another server."""
+
+_LEFT = 499
+"""Status of a request whose client left before its answer; nobody sees it but the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a server does besides answering.
+
+    Attributes:
+        limits: of requests.
+        keys: API keys; none lets everybody in.
+        hosts: from which pictures may be fetched by address.
+        log: takes an entry a request; None logs nothing.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    keys: Collection[str] = ()
+    hosts: Collection[str] = ()
+    log: Log | None = log_line
+
+
+def build_app(sessions: Mapping[str, Session], settings: Settings | None = None) -> ASGIApp:
+    """The ASGI application that serves sessions by name; the first is the default. It closes them when it ends.
+
+    Examples:
+        >>> from edgetune_runtime import Session
+        >>> from edgetune_runtime.serve.app import build_app
+        >>> from starlette.testclient import TestClient
+        >>> with TestClient(build_app({"owls": Session.load("runs/onnx-int4")})) as client:
+        ...     client.get("/v1/models").json()["data"][0]["id"]
+        'owls'
+    """
+    settings = settings or Settings()
+    models = {name: Model(name, session, queue_limit=settings.limits.queue) for name, session in sessions.items()}
+    server = Server(models, settings)
+    return server.app()
+
+
+class Server:
+    """The handlers of one application."""
+
+    def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
+        limits = settings.limits
+        self._models, self._settings = models, settings
+        self._metrics = Metrics({name: _pending(model) for name, model in models.items()})
+        fetcher = Fetcher(settings.hosts, limits.body_bytes) if settings.hosts else None
+        self._pictures = Pictures(limits.image_pixels, fetcher)
+        self._schemas = requests(limits)
+        self._document = openapi(limits, self._schemas, keyed=bool(settings.keys))
+        self._ready = False
+
+    def app(self) -> ASGIApp:
+        """The routes behind the guard."""
+        routes = [
+            Route("/", self.page, methods=["GET"]),
+            Route("/docs", self.docs, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/v1/models", self.list_models, methods=["GET"]),
+            Route("/v1/detect", self.detect, methods=["POST"]),
+            Route("/v1/point", self.point, methods=["POST"]),
+            Route("/v1/ask", self.ask, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+        ]
+        handlers = {Refusal: _refused, HTTPException: _unrouted, Exception: _failed}
+        inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)  # type: ignore[arg-type]
+        return Guard(
+            inner,
+            keys=self._settings.keys,
+            limits=self._settings.limits,
+            metrics=self._metrics,
+            paths=[route.path for route in routes],
+            log=self._settings.log,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._ready = True
+        try:
+            yield
+        finally:
+            self._ready = False
+            await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        for model in self._models.values():
+            model.close()
+
+    async def page(self, request: Request) -> Response:
+        """The page to try it on."""
+        return FileResponse(STATIC / "index.html", headers={"content-security-policy": PAGE_POLICY})
+
+    async def docs(self, request: Request) -> Response:
+        """The OpenAPI document for people."""
+        return FileResponse(STATIC / "docs.html", headers={"content-security-policy": PAGE_POLICY})
+
+    async def openapi(self, request: Request) -> Response:
+        """The OpenAPI document."""
+        return JSONResponse(self._document)
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process runs."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether it takes requests."""
+        return JSONResponse({"status": "ready" if self._ready else "ending"}, 200 if self._ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Figures for Prometheus."""
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def list_models(self, request: Request) -> Response:
+        """The bundles, in the form of OpenAI's list with ours beside."""
+        data = []
+        for model in self._models.values():
+            bundle = model.session.bundle
+            more = {"family": bundle.family, "format": bundle.format, "precision": bundle.precision}
+            most = {"max_length": bundle.limits.max_length, "max_image_tokens": bundle.limits.max_image_tokens}
+            entry = {"id": model.name, "object": "model", "created": model.started, "owned_by": "edgetune"}
+            data.append(entry | more | most)
+        return JSONResponse({"object": "list", "data": data})
+
+    async def detect(self, request: Request) -> Response:
+        """Boxes of what phrases name."""
+        return await self._ground(request, "Detect", "detections")
+
+    async def point(self, request: Request) -> Response:
+        """The middle of each of those boxes."""
+        return await self._ground(request, "Point", "points")
+
+    async def _ground(self, request: Request, schema: str, kind: str) -> Response:
+        body = await read_body(request, self._schemas[schema], form=True)
+        model = self._model(request, body)
+        work = detect.grounding(body, self._pictures)
+        waited: list[float] = []
+
+        async def found() -> AsyncIterator[detect.Answered]:
+            async for answered in self._run(model, work, waited):
+                self._metrics.answered(model.name, answered.timings, queue=waited[0], first=not told)
+                told.append(answered)
+                yield answered
+
+        told: list[detect.Answered] = []
+        if not body.get("stream"):
+            answers = await while_connected(request, _gathered(found()))
+            return JSONResponse(detect.response(model.name, answers, kind, waited[0]))
+        pieces = found()
+        first = await while_connected(request, anext(pieces))
+
+        async def events() -> AsyncIterator[Any]:
+            yield _event_of(first, kind, waited[0])
+            async for answered in pieces:
+                yield _event_of(answered, kind, 0.0)
+
+        return event_stream(events())
+
+    async def ask(self, request: Request) -> Response:
+        """An answer in words."""
+        body = await read_body(request, self._schemas["Ask"], form=True)
+        model = self._model(request, body)
+        waited: list[float] = []
+        run = self._run(model, detect.asking(body, self._pictures), waited)
+        (answered,) = await while_connected(request, _gathered(run))
+        self._metrics.answered(model.name, answered.timings, queue=waited[0])
+        told = {"model": model.name, "answer": answered.answer, "image": detect.size(answered.image)}
+        return JSONResponse(told | {"timings": detect.timings([answered], waited[0])})
+
+    async def chat(self, request: Request) -> Response:
+        """Chat completions of OpenAI's API."""
+        body = await read_body(request, self._schemas["Chat"], form=False)
+        model = self._model(request, body)
+        question = Question.of(body)
+        waited: list[float] = []
+
+        async def counted() -> AsyncIterator[Piece]:
+            async for piece in self._run(model, answering(question, self._pictures), waited):
+                if piece.timings is not None:
+                    self._metrics.answered(model.name, piece.timings, queue=waited[0])
+                yield piece
+
+        completion, logprobs = Completion(model.name), question.logprobs
+        if not body.get("stream"):
+            found = await while_connected(request, _gathered(counted()))
+            return JSONResponse(completion.whole(found, logprobs=logprobs))
+        pieces = counted()
+        first = await while_connected(request, anext(pieces))
+        usage = bool((body.get("stream_options") or {}).get("include_usage"))
+
+        async def events() -> AsyncIterator[Any]:
+            yield completion.chunk(first, first=True, logprobs=logprobs)
+            last = first
+            async for last in pieces:
+                yield completion.chunk(last, first=False, logprobs=logprobs)
+            if usage:
+                yield completion.usage(last)
+
+        return event_stream(events())
+
+    def _model(self, request: Request, body: Mapping[str, Any]) -> Model:
+        """The model that a request names.
+
+        Raises:
+            Refusal: there is none of that name.
+        """
+        name = body.get("model") or next(iter(self._models))
+        if name not in self._models:
+            known = ", ".join(self._models)
+            raise Refusal(404, f"there is no model {excerpt(name)}", hint=f"there are {known}", param="model")
+        request.state.log["model"] = name
+        return self._models[name]
+
+    async def _run(self, model: Model, work: Callable[[Turn], Any], waited: list[float]) -> AsyncIterator[Any]:
+        """What work yields in a model's thread; how long it waited goes to `waited` before its first piece."""
+
+        def noting(turn: Turn) -> Any:
+            waited.append(turn.waited)
+            yield from work(turn)
+
+        self._metrics.note_queue(model.name)
+        try:
+            async for piece in model.run(noting):
+                yield piece
+        except asyncio.CancelledError:
+            self._metrics.cancelled.inc()
+            raise
+        finally:
+            self._metrics.note_queue(model.name)
+
+
+def _pending(model: Model) -> Callable[[], int]:
+    return lambda: model.pending
+
+
+def _event_of(answered: detect.Answered, kind: str, queue: float) -> dict[str, Any]:
+    return {**detect.result(answered, kind, queue), "image": detect.size(answered.image)}
+
+
+async def _gathered(pieces: AsyncIterator[T]) -> list[T]:
+    return [piece async for piece in pieces]
+
+
+async def while_connected(request: Request, answer: Any) -> Any:
+    """Return what is awaited, which is cancelled when the client leaves.
+
+    Raises:
+        Refusal: it left.
+    """
+    task, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Refusal(_LEFT, "the client left")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            if not each.done():
+                each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def event_stream(events: AsyncIterator[Any]) -> StreamingResponse:
+    """Server-sent events of JSON documents, ended by [DONE]; an error in the middle is an event of its own."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+        except Refusal as refusal:
+            yield f"data: {json.dumps(refusal.to_dict())}\n\n"
+        except EdgetuneError as error:
+            yield f"data: {json.dumps(Refusal(500, str(error)).to_dict())}\n\n"
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+
+async def _refused(request: Request, refusal: Refusal) -> Response:
+    return JSONResponse(refusal.to_dict(), refusal.status, refusal.headers)
+
+
+async def _unrouted(request: Request, error: HTTPException) -> Response:
+    message = {404: "there is nothing at this path", 405: "this path is not asked with that method"}
+    told = Refusal(error.status_code, message.get(error.status_code, str(error.detail)), hint="see /docs")
+    return JSONResponse(told.to_dict(), error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: the client learns that it failed, the log learns why."""
+    reason = str(error) if isinstance(error, EdgetuneError) else type(error).__name__
+    request.state.log["error"] = f"{type(error).__name__}: {error}"[:500]
+    return JSONResponse(Refusal(500, f"the answer failed: {reason}").to_dict(), 500)
+
+
+def names_of(texts: Sequence[str]) -> dict[str, Path]:
+    """Names and folders of bundles given as FOLDER or NAME=FOLDER; a folder alone is called by its own name.
+
+    Raises:
+        EdgetuneError: two have one name.
+    """
+    from edgetune_runtime.errors import InputError
+
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or "/" in name:
+            name, folder = Path(text).resolve().name, text
+        if name in found:
+            raise InputError(f"two bundles are called {name}", hint="give them names: NAME=FOLDER")
+        found[name] = Path(folder)
+    return found

@@ -1,0 +1,204 @@
+"""`edgetune-run serve`: bundles behind an address."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import tempfile
+from typing import Any
+
+from edgetune_runtime.errors import InputError, MissingDependency, install_command
+from edgetune_runtime.serve.limits import Limits
+from edgetune_runtime.terminal import say
+
+CONFIG = "EDGETUNE_SERVE"
+"""Variable by which a worker process learns what to serve."""
+KEY = "EDGETUNE_API_KEY"
+"""Variable with the API key: other users of a machine see a command's arguments."""
+DRAIN_SECONDS = 30
+"""How long requests that are being answered may take once the server was told to end."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `edgetune-run serve`."""
+    limits = Limits()
+    parser = argparse.ArgumentParser(
+        prog="edgetune-run serve",
+        description="Serve bundles over HTTP: boxes as an API, an OpenAI-compatible API, figures for Prometheus, and a "
+        "page to try it on.",
+        epilog=f"The API key may stand in the environment variable {KEY}.",
+    )
+    add = parser.add_argument
+    add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help="folder of a bundle, and the name that clients call it by")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every network (default: %(default)s)")
+    add(
+        "--port",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="port to listen on; 0 takes a free one (default: %(default)s)",
+    )
+    add(
+        "--api-key", action="append", default=[], metavar="KEY", help="key that requests have to bring; may be repeated"
+    )
+    add("--workers", type=_count, default=1, metavar="N", help="processes, each with a session of its own (default: 1)")
+    add("--device", default="cpu", help="device that the bundles run on: cpu, cuda or cuda:1 (default: cpu)")
+    add("--engine", metavar="NAME", help="an installed engine to use in place of the runtime's own")
+    add("--threads", type=_count, metavar="N", help="CPU threads of each session (default: the engine's own choice)")
+    area = "largest area of the resized pictures, where less than the bundle's own is enough"
+    add("--max-pixels", type=_count, metavar="N", help=area)
+    add("--no-verify", action="store_true", help="start without checking the bundles' sha256 sums")
+    host = "host from which pictures may be fetched by address; may be repeated (default: none)"
+    add("--allow-url", action="append", default=[], metavar="HOST", help=host)
+    add(
+        "--queue",
+        type=_count,
+        default=limits.queue,
+        metavar="N",
+        help="requests that may wait for a bundle (default: %(default)s)",
+    )
+    size = "largest request in bytes (default: %(default)s)"
+    add("--max-body", type=_count, default=limits.body_bytes, metavar="N", help=size)
+    pixels = "largest picture as it is sent, in pixels (default: %(default)s)"
+    add("--max-image-pixels", type=_count, default=limits.image_pixels, metavar="N", help=pixels)
+    add(
+        "--max-phrases",
+        type=_count,
+        default=limits.phrases,
+        metavar="N",
+        help="phrases of one request (default: %(default)s)",
+    )
+    longest = "longest answer that a request may ask for, in tokens (default: %(default)s)"
+    add("--max-new-tokens", type=_count, default=limits.new_tokens, metavar="N", help=longest)
+    add(
+        "--body-timeout",
+        type=float,
+        default=limits.body_seconds,
+        metavar="SECONDS",
+        help="time for a request to arrive (default: %(default)s)",
+    )
+    add("--no-access-log", action="store_true", help="write no line about each request to stderr")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve until SIGINT or SIGTERM; requests that are being answered then are answered to their end.
+
+    Raises:
+        InputError: an option makes no sense, or the address is in use.
+        BundleError: a bundle does not load.
+        MissingDependency: the extra [serve] or an engine is not installed.
+    """
+    try:
+        import uvicorn
+        import uvicorn.supervisors
+
+        from edgetune_runtime.serve.app import names_of
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"{error.name} is not installed", hint=install_command("serve", "edgetune-runtime")
+        ) from error
+    names_of(options.bundles)
+    keys = [*options.api_key, *filter(None, [os.environ.get(KEY)])]
+    if any(not key or not key.isascii() for key in keys):
+        raise InputError("an API key is one or more ASCII characters")
+    told = vars(options) | {"api_key": keys}
+    config: dict[str, Any] = {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": DRAIN_SECONDS,
+        "timeout_keep_alive": 10,
+        "lifespan": "on",
+    }
+    listening = _listen(options.host, options.port)
+    address = f"http://{options.host}:{listening.getsockname()[1]}"
+    with listening:
+        if options.workers > 1:
+            with tempfile.TemporaryDirectory() as figures:
+                os.environ[CONFIG] = json.dumps(
+                    {name: value for name, value in told.items() if name != "workers"}, default=str
+                )
+                os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
+                _say_ready(address, keys, options)
+                shape = uvicorn.Config(
+                    "edgetune_runtime.serve.command:worker", factory=True, workers=options.workers, **config
+                )
+                uvicorn.supervisors.Multiprocess(shape, sockets=[listening]).run()
+            return
+        server = uvicorn.Server(uvicorn.Config(_app(told), **config))
+        _say_ready(address, keys, options)
+        try:
+            server.run(sockets=[listening])
+        except KeyboardInterrupt:  # uvicorn raises again, after all was answered, what it was ended by
+            say("ended", error=True)
+
+
+def worker() -> Any:
+    """The application of a worker process."""
+    return _app(json.loads(os.environ[CONFIG]))
+
+
+def _app(told: dict[str, Any]) -> Any:
+    """Load the bundles and put the application in front of them."""
+    from edgetune_runtime.serve.app import Settings, build_app, names_of
+    from edgetune_runtime.serve.guard import log_line
+    from edgetune_runtime.session import Session
+
+    sessions = {
+        name: Session.load(
+            folder,
+            device=told["device"],
+            threads=told["threads"],
+            engine=told["engine"],
+            verify=not told["no_verify"],
+            max_pixels=told["max_pixels"],
+        )
+        for name, folder in names_of(told["bundles"]).items()
+    }
+    limits = Limits(
+        body_bytes=told["max_body"],
+        body_seconds=told["body_timeout"],
+        image_pixels=told["max_image_pixels"],
+        phrases=told["max_phrases"],
+        new_tokens=told["max_new_tokens"],
+        queue=told["queue"],
+    )
+    log = None if told["no_access_log"] else log_line
+    return build_app(sessions, Settings(limits=limits, keys=told["api_key"], hosts=told["allow_url"], log=log))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: the address is in use, or none of this machine.
+    """
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"port must be from 0 to 65535, not {port}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", hint="choose another --port or --host"
+        ) from error
+    listening.set_inheritable(True)
+    return listening
+
+
+def _say_ready(address: str, keys: list[str], options: argparse.Namespace) -> None:
+    """Tell where it is, and that everybody may come in."""
+    say(f"serving {', '.join(options.bundles)} at {address} (page /, API /docs, figures /metrics)")
+    if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
+        say("warning: everybody who reaches this address may ask: set an --api-key", error=True)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)

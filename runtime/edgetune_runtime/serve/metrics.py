@@ -1,0 +1,89 @@
+"""Figures for Prometheus, of one server with one or several workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from edgetune_runtime.timing import STAGES, Timings
+
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+WORKERS = "PROMETHEUS_MULTIPROC_DIR"
+"""Where the library keeps the figures of workers that are processes of their own; it reads the variable at import."""
+
+
+class Metrics:
+    """Counters of a server.
+
+    Args:
+        pending: tells for each model how many requests wait or are answered.
+    """
+
+    def __init__(self, pending: Mapping[str, Callable[[], int]]) -> None:
+        disable_created_metrics()  # a second series for each figure, with the time of its start
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("edgetune_requests", "By path and status", ["path", "status"], registry=registry)
+        self.seconds = Histogram(
+            "edgetune_request_seconds",
+            "From a request to the end of its response",
+            ["path"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "edgetune_stage_seconds", "Stages of an answer", ["model", "stage"], buckets=_BUCKETS, registry=registry
+        )
+        self._tokens = Counter("edgetune_tokens", "Generated tokens", ["model"], registry=registry)
+        self._images = Counter("edgetune_images", "Pictures that were asked about", ["model"], registry=registry)
+        self._hits = Counter("edgetune_image_cache_hits", "Pictures known from before", ["model"], registry=registry)
+        self.rejects = Counter("edgetune_rejects", "Refused requests", ["status"], registry=registry)
+        self.cancelled = Counter("edgetune_cancelled", "Requests whose client left", registry=registry)
+        queue = Gauge(
+            "edgetune_pending_requests",
+            "Requests that wait or are answered",
+            ["model"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._several = WORKERS in os.environ
+        self._queue = {name: queue.labels(name) for name in pending}
+        self._pending = pending
+        if not self._several:
+            for name, count in pending.items():
+                self._queue[name].set_function(count)
+
+    def answered(self, model: str, timings: Timings, *, queue: float, first: bool = True) -> None:
+        """Count an answer.
+
+        Args:
+            model: its name.
+            timings: what it cost.
+            queue: seconds that its request waited.
+            first: whether it is the first about its request's picture.
+        """
+        told = timings.to_dict()
+        for stage in STAGES:
+            self._stages.labels(model, stage).observe(told[stage])
+        self._tokens.labels(model).inc(timings.tokens)
+        if first:
+            self._stages.labels(model, "queue").observe(queue)
+            self._images.labels(model).inc()
+            if not timings.vision:
+                self._hits.labels(model).inc()
+
+    def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        if not self._several:
+            return generate_latest(self._registry)
+        gathered = CollectorRegistry()
+        MultiProcessCollector(gathered)  # type: ignore[no-untyped-call]
+        return generate_latest(gathered)
+
+    def note_queue(self, model: str) -> None:
+        """Keep a model's queue where other workers see it."""
+        if self._several:
+            self._queue[model].set(self._pending[model]())

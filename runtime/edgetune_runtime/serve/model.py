@@ -1,0 +1,147 @@
+"""One bundle behind a queue: a thread of its own asks the session, one request after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from edgetune_runtime.errors import Cancelled
+from edgetune_runtime.serve.refusal import Refusal
+from edgetune_runtime.session import Session
+
+T = TypeVar("T")
+
+_END = object()
+
+
+@dataclass
+class Turn:
+    """What a request has of its turn: the session, whether it is still wanted, and how long it waited (seconds)."""
+
+    session: Session
+    cancel: threading.Event
+    waited: float
+
+
+@dataclass
+class _Job:
+    """Work for the thread, and where its pieces go: called in the event loop of whoever waits."""
+
+    work: Callable[[Turn], Iterator[Any]]
+    tell: Callable[[Any, BaseException | None], None]
+    cancel: threading.Event = field(default_factory=threading.Event)
+    asked: float = field(default_factory=time.perf_counter)
+
+
+class Model:
+    """A session and its queue.
+
+    Examples:
+        >>> import asyncio
+        >>> from edgetune_runtime import Session
+        >>> from edgetune_runtime.serve.model import Model
+        >>> model = Model("owls", Session.load("runs/onnx-int4"), queue_limit=4)
+        >>> async def ask():
+        ...     return [piece async for piece in model.run(lambda turn: iter(["a", "b"]))]
+        >>> asyncio.run(ask())
+        ['a', 'b']
+        >>> model.close()
+
+    Args:
+        name: what clients call it.
+        session: what answers; closed with the model.
+        queue_limit: requests that may wait behind the one that is answered.
+    """
+
+    def __init__(self, name: str, session: Session, *, queue_limit: int) -> None:
+        self.name, self.session = name, session
+        self.started = int(time.time())
+        self._limit = queue_limit
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pending = 0  # requests that wait or are answered; touched in the event loop alone
+        self._usual = 1.0  # seconds of an answer, of late
+        self._thread = threading.Thread(target=self._serve, name=f"model {name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or are answered."""
+        return self._pending
+
+    async def run(self, work: Callable[[Turn], Iterator[T]]) -> AsyncIterator[T]:
+        """Give what `work` yields in the model's thread, piece by piece.
+
+        Whoever stops reading, or is cancelled, ends the work before its next token.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        if self._pending > self._limit:
+            wait = max(1, math.ceil(self._usual * self._pending))
+            raise Refusal(
+                429,
+                f"{self._limit} requests wait already",
+                hint=f"try again in {wait} s",
+                headers={"Retry-After": str(wait)},
+            )
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[tuple[Any, BaseException | None]]()
+
+        def tell(piece: Any, error: BaseException | None) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, (piece, error))
+
+        job = _Job(work, tell)
+        self._pending += 1
+        ended = False
+        try:
+            self._jobs.put(job)
+            while True:
+                piece, error = await told.get()
+                ended = error is not None or piece is _END
+                if error is not None:
+                    raise error
+                if ended:
+                    return
+                yield piece
+        finally:
+            job.cancel.set()
+            if ended:
+                self._pending -= 1
+            else:  # it keeps its place until the thread has noticed
+                loop.create_task(self._drained(told))
+
+    async def _drained(self, told: asyncio.Queue[tuple[Any, BaseException | None]]) -> None:
+        while True:
+            piece, error = await told.get()
+            if error is not None or piece is _END:
+                self._pending -= 1
+                return
+
+    def _serve(self) -> None:
+        """Work through the queue; whatever a request does wrong ends that request alone."""
+        while (job := self._jobs.get()) is not None:
+            began = time.perf_counter()
+            try:
+                if job.cancel.is_set():
+                    raise Cancelled("nobody waits for the answer any more")
+                for piece in job.work(Turn(self.session, job.cancel, began - job.asked)):
+                    job.tell(piece, None)
+                error = None
+            except BaseException as caught:
+                error = caught
+            self._usual = 0.8 * self._usual + 0.2 * (time.perf_counter() - began)
+            try:
+                job.tell(_END, error)
+            except RuntimeError:  # the loop of whoever asked has ended
+                continue
+
+    def close(self) -> None:
+        """End the thread after the request that it answers, and give the session's memory back."""
+        self._jobs.put(None)
+        self._thread.join()
+        self.session.close()
