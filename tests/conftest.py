@@ -131,3 +131,29 @@ def weight_set(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def weight_set_2_5(qwen2_5_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small Qwen2.5-VL checkpoint's decoder layers as a weight set of asymmetric 4 bits in groups of 32."""
     return once(tmp_path_factory, "weight_set_2_5", lambda folder: _weight_set(qwen2_5_vl, folder))
+
+
+def _tiny_bundle(folder: Path) -> None:
+    from builders import TINY_MODEL
+    from edgetune.cli import cli
+
+    paths = ["--checkpoint", str(TINY_MODEL), "--output", str(folder)]
+    cli.main(["export", *paths, "--check", "none"], standalone_mode=False)
+
+
+def _tiny_scenes(folder: Path) -> None:
+    import make_data
+
+    make_data.main(["--output", str(folder), "--test", "24"])
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained tiny example model as an int4 ONNX bundle."""
+    return once(tmp_path_factory, "tiny_bundle", _tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSONL of 24 of its scenes, with a request or a question each."""
+    return once(tmp_path_factory, "tiny_scenes", _tiny_scenes) / "test.jsonl"

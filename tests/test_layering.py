@@ -33,6 +33,7 @@ MODULES = {
 ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "cuda"}
 RUNTIME_NEEDS = {"numpy", "PIL", "tokenizers"}
 PACKED_WEIGHTS = {"safetensors"}
+SERVER = {"starlette", "uvicorn", "prometheus_client", "jsonschema"}
 TORCH = {"torch", "transformers", "triton"}
 COMMAND_LINE_NEEDS = {"click", "tqdm"}
 
@@ -84,6 +85,8 @@ def test_the_runtime_needs_numpy_pillow_tokenizers_and_engines_in_backends(modul
         extras = PACKED_WEIGHTS
     if within(module, "edgetune_runtime.backends.triton"):
         extras |= TORCH
+    if within(module, "edgetune_runtime.serve"):
+        extras = SERVER
     assert third_party(imported(path)) <= RUNTIME_NEEDS | extras
     assert not third_party(imported(path, top_level_only=True)) & PACKED_WEIGHTS or within(
         module, "edgetune_runtime.backends"

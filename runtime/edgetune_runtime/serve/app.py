@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from edgetune_runtime.errors import EdgetuneError, excerpt
 from edgetune_runtime.serve import detect
 from edgetune_runtime.serve.body import read_body
-from edgetune_runtime.serve.chat import Completion, Piece, Question, answering
+from edgetune_runtime.serve.chat import MESSAGE, Completion, Piece, Question, answering
 from edgetune_runtime.serve.fetch import Fetcher
 from edgetune_runtime.serve.guard import Guard, Log, log_line
 from edgetune_runtime.serve.limits import Limits
@@ -174,8 +174,7 @@ class Server:
         return await self._ground(request, "Point", "points")
 
     async def _ground(self, request: Request, schema: str, kind: str) -> Response:
-        body = await read_body(request, self._schemas[schema], form=True)
-        model = self._model(request, body)
+        body, model = await self._body(request, schema, form=True)
         work = detect.grounding(body, self._pictures)
         waited: list[float] = []
 
@@ -201,8 +200,7 @@ class Server:
 
     async def ask(self, request: Request) -> Response:
         """An answer in words."""
-        body = await read_body(request, self._schemas["Ask"], form=True)
-        model = self._model(request, body)
+        body, model = await self._body(request, "Ask", form=True)
         waited: list[float] = []
         run = self._run(model, detect.asking(body, self._pictures), waited)
         (answered,) = await while_connected(request, _gathered(run))
@@ -212,9 +210,10 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         """Chat completions of OpenAI's API."""
-        body = await read_body(request, self._schemas["Chat"], form=False)
-        model = self._model(request, body)
+        body, model = await self._body(request, "Chat", form=False)
         question = Question.of(body)
+        if question.picture is not None:
+            question = replace(question, picture=await self._pictures.here(question.picture, MESSAGE))
         waited: list[float] = []
 
         async def counted() -> AsyncIterator[Piece]:
@@ -240,6 +239,18 @@ class Server:
                 yield completion.usage(last)
 
         return event_stream(events())
+
+    async def _body(self, request: Request, schema: str, *, form: bool) -> tuple[dict[str, Any], Model]:
+        """A request's fields, its picture fetched where it was given by address, and the model that it names.
+
+        Raises:
+            Refusal: they cannot be used.
+        """
+        body = await read_body(request, self._schemas[schema], form=form)
+        model = self._model(request, body)
+        if "image" in body:
+            body["image"] = await self._pictures.here(body["image"], "image")
+        return body, model
 
     def _model(self, request: Request, body: Mapping[str, Any]) -> Model:
         """The model that a request names.

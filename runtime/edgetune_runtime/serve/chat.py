@@ -19,6 +19,8 @@ from edgetune_runtime.serve.pictures import Pictures
 from edgetune_runtime.serve.refusal import Refusal
 from edgetune_runtime.timing import Timings
 
+MESSAGE = "messages[0].content"
+"""Where a request has its words and its picture."""
 BOX_FIELDS = {"box", "label", "score"}
 """What a detection of `response_format` may name."""
 
@@ -37,7 +39,7 @@ class Question:
     """
 
     words: str
-    picture: str | None
+    picture: str | bytes | None
     tokens: int
     stop: tuple[str, ...]
     logprobs: bool
@@ -54,7 +56,7 @@ class Question:
         parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         pictures = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         words = "\n".join(part["text"] for part in parts if part["type"] == "text")
-        place = "messages[0].content"
+        place = MESSAGE
         if len(pictures) > 1:
             raise Refusal(400, f"there are {len(pictures)} pictures, and one is answered about", param=place)
         if not words.strip():
@@ -93,7 +95,7 @@ def answering(question: Question, pictures: Pictures) -> Any:
     """Work that gives the answer's pieces."""
 
     def work(turn: Turn) -> Iterator[Piece]:
-        image = None if question.picture is None else pictures.image(question.picture, "messages[0].content")
+        image = None if question.picture is None else pictures.image(question.picture, MESSAGE)
         if question.boxes is not None:
             yield from _in_boxes(question, turn, image)
             return

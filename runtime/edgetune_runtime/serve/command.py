@@ -183,6 +183,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(2048)  # who comes from now on waits until workers have loaded
     except OSError as error:
         raise InputError(
             f"cannot listen on {host}:{port}: {error.strerror or error}", hint="choose another --port or --host"

@@ -6,10 +6,12 @@ address between the check and the connection (DNS rebinding) gains nothing.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -84,7 +86,9 @@ class Fetcher:
         assert parts.hostname is not None
         port = parts.port or (443 if parts.scheme == "https" else 80)
         connection = http.client.HTTPConnection(parts.hostname, port)
-        connection.sock = self._connected(parts, port, until, param)
+        connection.sock = held = self._connected(parts, port, until, param)
+        watch = threading.Timer(_left(until), _shut, [held])  # a time limit of each read alone lets bytes drip
+        watch.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"User-Agent": "edgetune", "Accept": "image/*"})
@@ -99,10 +103,12 @@ class Fetcher:
                 size += len(chunk)
                 if size > self.max_bytes:
                     raise Refusal(400, f"the picture at that address is over {self.max_bytes} bytes", param=param)
-                connection.sock.settimeout(_left(until))
+            _left(until)
             return b"".join(chunks), None
         finally:
+            watch.cancel()
             connection.close()
+            held.close()
 
     def _connected(self, parts: SplitResult, port: int, until: float, param: str) -> socket.socket:
         """A connection to an address of the host that was checked."""
@@ -119,6 +125,11 @@ class Fetcher:
         except BaseException:
             plain.close()
             raise
+
+
+def _shut(held: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        held.shutdown(socket.SHUT_RDWR)
 
 
 def _left(until: float) -> float:

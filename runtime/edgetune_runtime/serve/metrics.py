@@ -24,7 +24,7 @@ class Metrics:
     """
 
     def __init__(self, pending: Mapping[str, Callable[[], int]]) -> None:
-        disable_created_metrics()  # a second series for each figure, with the time of its start
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each figure, with the time of its start
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("edgetune_requests", "By path and status", ["path", "status"], registry=registry)
         self.seconds = Histogram(

@@ -65,6 +65,7 @@ class Model:
         self._limit = queue_limit
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending = 0  # requests that wait or are answered; touched in the event loop alone
+        self._closed = False
         self._usual = 1.0  # seconds of an answer, of late
         self._thread = threading.Thread(target=self._serve, name=f"model {name}", daemon=True)
         self._thread.start()
@@ -80,8 +81,10 @@ class Model:
         Whoever stops reading, or is cancelled, ends the work before its next token.
 
         Raises:
-            Refusal: the queue is full.
+            Refusal: the queue is full, or the model was closed.
         """
+        if self._closed:
+            raise Refusal(503, "the server is about to end")
         if self._pending > self._limit:
             wait = max(1, math.ceil(self._usual * self._pending))
             raise Refusal(
@@ -142,6 +145,7 @@ class Model:
 
     def close(self) -> None:
         """End the thread after the request that it answers, and give the session's memory back."""
+        self._closed = True
         self._jobs.put(None)
         self._thread.join()
         self.session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from edgetune_runtime.serve.refusal import Refusal
 
 _SHOWN = 40
 """Characters of a picture that an error may quote."""
+
+
+def is_address(source: str) -> bool:
+    """Whether a picture is given by its address."""
+    return source[:8].lower().startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Pictures:
         """
         if isinstance(source, bytes):
             return source
-        if source[:8].lower().startswith(("http://", "https://")):
+        if is_address(source):
             if self.fetcher is None:
                 raise Refusal(
                     400,
@@ -60,6 +66,16 @@ class Pictures:
                 hint="give a data URI (data:image/jpeg;base64,...) or the base64 of a picture's file alone",
                 param=param,
             ) from error
+
+    async def here(self, source: str | bytes, param: str) -> str | bytes:
+        """Return a picture that need not be fetched any more.
+
+        Raises:
+            Refusal: it is given by an address that is not allowed or gives nothing.
+        """
+        if isinstance(source, str) and is_address(source):
+            return await asyncio.to_thread(self.content, source, param)
+        return source
 
     def image(self, source: str | bytes, param: str = "image") -> Image.Image:
         """Return the picture, upright and RGB.

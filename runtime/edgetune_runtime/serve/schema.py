@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
 from edgetune_runtime._version import __version__
 from edgetune_runtime.errors import excerpt
 from edgetune_runtime.serve.limits import Limits
@@ -128,8 +131,6 @@ def check(body: Any, schema: Schema) -> dict[str, Any]:
     Raises:
         Refusal: it does not; `param` says where.
     """
-    from jsonschema.exceptions import best_match
-
     error = best_match(_validator(_Key(schema)).iter_errors(body))
     if error is None:
         found: dict[str, Any] = body
@@ -184,8 +185,6 @@ class _Key:
 
 @cache
 def _validator(key: _Key) -> Any:
-    from jsonschema import Draft202012Validator
-
     return Draft202012Validator(key.schema)
 
 
