@@ -27,6 +27,7 @@ VERBS = {
     "calibrate": "Solve int4 weights for a checkpoint on your own records.",
     "export": "Write an on-device bundle from a checkpoint, checked against it.",
     "run": "Ask a bundle about an image: boxes for a phrase, or an answer.",
+    "serve": "Put bundles behind an address: boxes over HTTP, and a page.",
     "eval": "Score bundles and checkpoints on held-out records.",
     "bench": "Compare bundles: accuracy, speed by stage, memory and size.",
     "gate": "Pass or fail measured rows: accuracy lost, time, size, memory.",

@@ -132,7 +132,8 @@ def test_a_key_opens_everything_but_what_is_open(tiny_bundle: Path, asked: list[
         for path in ("/v1/models", "/metrics", "/v1/other"):
             reply = connection.ask("GET", path)
             assert reply.status == 401 and reply.headers["www-authenticate"] == "Bearer"
-        wrong = ({}, {"x-api-key": "key-on"}, {"authorization": "Basic key-one"}, {"authorization": "Bearer \xff"})
+        wrong: list[dict[str, str]] = [{}, {"x-api-key": "key-on"}]
+        wrong += [{"authorization": "Basic key-one"}, {"authorization": "Bearer \xff"}]
         right = ({"x-api-key": "key-one"}, {"authorization": "Bearer key-two"}, {"authorization": "bearer key-one"})
         assert [connection.ask("GET", "/v1/models", None, each).status for each in wrong] == [401] * 4
         assert [connection.ask("GET", "/v1/models", None, each).status for each in right] == [200] * 3
