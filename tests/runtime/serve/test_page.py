@@ -83,10 +83,10 @@ def test_a_picture_and_phrases_give_boxes_that_are_drawn(page: Any, server: Serv
             x1, y1, x2, y2 = (f"{value:.0f}" for value in each["box"])
             assert f"x {x1} to {x2}, y {y1} to {y2}, score {each['score']:.2f}" in line
     assert page.evaluate(drawn) != before
-    page.locator(".chip button").first.click()
-    assert page.locator(".chip").count() == 2
     if folder := os.environ.get("EDGETUNE_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / "page.png")
+    page.locator(".chip button").first.click()
+    assert page.locator(".chip").count() == 2
 
 
 def test_the_same_request_is_shown_for_shell_and_python(page: Any, server: Server, asked: list[Asked]) -> None:
