@@ -33,6 +33,16 @@ class ServeOptions(Options):
     )
     verify: bool = option(True, help="Compare the bundles' files with their sha256 sums first.")
     allow_url: tuple[str, ...] = option((), help="Host from which pictures may be fetched by address.", metavar="HOST")
+    upstream: tuple[str, ...] = option(
+        (),
+        help="Answer by these running OpenAI-compatible engines, such as vLLM's, that hold the bundle's checkpoint.",
+        metavar="URL[,URL]",
+        commas=True,
+    )
+    upstream_model: str | None = option(
+        None, help="What the engines call the model; by default the first that they list."
+    )
+    upstream_requests: int = option(32, help="Requests that are with the engines at a time.", minimum=1)
     queue: int = option(32, help="Requests that may wait for a bundle.", minimum=1)
     max_body: int = option(32 << 20, help="Largest request in bytes.", minimum=1)
     max_image_pixels: int = option(50_000_000, help="Largest picture as it is sent, in pixels.", minimum=1)

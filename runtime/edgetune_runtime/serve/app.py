@@ -25,11 +25,10 @@ from edgetune_runtime.serve.fetch import Fetcher
 from edgetune_runtime.serve.guard import Guard, Log, log_line
 from edgetune_runtime.serve.limits import Limits
 from edgetune_runtime.serve.metrics import Metrics
-from edgetune_runtime.serve.model import Model, Turn
+from edgetune_runtime.serve.model import Answering, Model, Turn
 from edgetune_runtime.serve.pictures import Pictures
 from edgetune_runtime.serve.refusal import Refusal
 from edgetune_runtime.serve.schema import openapi, requests
-from edgetune_runtime.session import Session
 
 T = TypeVar("T")
 
@@ -53,15 +52,17 @@ class Settings:
         keys: API keys; none lets everybody in.
         hosts: from which pictures may be fetched by address.
         log: takes an entry a request; None logs nothing.
+        at_a_time: requests that a model answers at a time: 1, but for fleets.
     """
 
     limits: Limits = field(default_factory=Limits)
     keys: Collection[str] = ()
     hosts: Collection[str] = ()
     log: Log | None = log_line
+    at_a_time: int = 1
 
 
-def build_app(sessions: Mapping[str, Session], settings: Settings | None = None) -> ASGIApp:
+def build_app(sessions: Mapping[str, Answering], settings: Settings | None = None) -> ASGIApp:
     """The ASGI application that serves sessions by name; the first is the default. It closes them when it ends.
 
     Examples:
@@ -73,7 +74,8 @@ def build_app(sessions: Mapping[str, Session], settings: Settings | None = None)
         'owls'
     """
     settings = settings or Settings()
-    models = {name: Model(name, session, queue_limit=settings.limits.queue) for name, session in sessions.items()}
+    limits = {"queue_limit": settings.limits.queue, "at_a_time": settings.at_a_time}
+    models = {name: Model(name, session, **limits) for name, session in sessions.items()}
     server = Server(models, settings)
     return server.app()
 

@@ -7,16 +7,22 @@ import json
 import os
 import socket
 import tempfile
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_runtime.serve.limits import Limits
 from edgetune_runtime.terminal import say
 
+if TYPE_CHECKING:
+    from edgetune_runtime.serve.model import Answering
+
 CONFIG = "EDGETUNE_SERVE"
 """Variable by which a worker process learns what to serve."""
 KEY = "EDGETUNE_API_KEY"
 """Variable with the API key: other users of a machine see a command's arguments."""
+UPSTREAM_KEY = "EDGETUNE_UPSTREAM_KEY"
+"""Variable with the API key of engines that are asked in a session's place."""
 DRAIN_SECONDS = 30
 """How long requests that are being answered may take once the server was told to end."""
 
@@ -52,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-verify", action="store_true", help="start without checking the bundles' sha256 sums")
     host = "host from which pictures may be fetched by address; may be repeated (default: none)"
     add("--allow-url", action="append", default=[], metavar="HOST", help=host)
+    engines = "answer by these running OpenAI-compatible engines, such as vLLM's, that hold the bundle's checkpoint"
+    add("--upstream", type=_addresses, default=[], metavar="URL[,URL]", help=engines)
+    name = "what the engines call the model (default: the first that they list)"
+    add("--upstream-model", metavar="NAME", help=name)
+    at_a_time = "requests that are with the engines at a time (default: %(default)s)"
+    add("--upstream-requests", type=_count, default=32, metavar="N", help=at_a_time)
     add(
         "--queue",
         type=_count,
@@ -100,7 +112,8 @@ def run(options: argparse.Namespace) -> None:
         raise MissingDependency(
             f"{error.name} is not installed", hint=install_command("serve", "edgetune-runtime")
         ) from error
-    names_of(options.bundles)
+    if len(names_of(options.bundles)) > 1 and options.upstream:
+        raise InputError("--upstream answers for one bundle", hint="start a server for each")
     keys = [*options.api_key, *filter(None, [os.environ.get(KEY)])]
     if any(not key or not key.isascii() for key in keys):
         raise InputError("an API key is one or more ASCII characters")
@@ -145,19 +158,8 @@ def _app(told: dict[str, Any]) -> Any:
     """Load the bundles and put the application in front of them."""
     from edgetune_runtime.serve.app import Settings, build_app, names_of
     from edgetune_runtime.serve.guard import log_line
-    from edgetune_runtime.session import Session
 
-    sessions = {
-        name: Session.load(
-            folder,
-            device=told["device"],
-            threads=told["threads"],
-            engine=told["engine"],
-            verify=not told["no_verify"],
-            max_pixels=told["max_pixels"],
-        )
-        for name, folder in names_of(told["bundles"]).items()
-    }
+    sessions = {name: _session(folder, told) for name, folder in names_of(told["bundles"]).items()}
     limits = Limits(
         body_bytes=told["max_body"],
         body_seconds=told["body_timeout"],
@@ -167,7 +169,34 @@ def _app(told: dict[str, Any]) -> Any:
         queue=told["queue"],
     )
     log = None if told["no_access_log"] else log_line
-    return build_app(sessions, Settings(limits=limits, keys=told["api_key"], hosts=told["allow_url"], log=log))
+    settings = Settings(
+        limits=limits,
+        keys=told["api_key"],
+        hosts=told["allow_url"],
+        log=log,
+        at_a_time=told["upstream_requests"] if told["upstream"] else 1,
+    )
+    return build_app(sessions, settings)
+
+
+def _session(folder: Path, told: dict[str, Any]) -> Answering:
+    """What answers for one bundle."""
+    from edgetune_runtime.bundle import Bundle
+    from edgetune_runtime.serve.upstream import Engine, UpstreamSession
+    from edgetune_runtime.session import Session
+
+    if told["upstream"]:
+        key = os.environ.get(UPSTREAM_KEY)
+        engines = [Engine(url, key) for url in told["upstream"]]
+        return UpstreamSession(Bundle.load(folder, verify=not told["no_verify"]), engines, told["upstream_model"])
+    return Session.load(
+        folder,
+        device=told["device"],
+        threads=told["threads"],
+        engine=told["engine"],
+        verify=not told["no_verify"],
+        max_pixels=told["max_pixels"],
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -197,6 +226,10 @@ def _say_ready(address: str, keys: list[str], options: argparse.Namespace) -> No
     say(f"serving {', '.join(options.bundles)} at {address} (page /, API /docs, figures /metrics)")
     if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
         say("warning: everybody who reaches this address may ask: set an --api-key", error=True)
+
+
+def _addresses(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
 
 
 def _count(text: str) -> int:

@@ -9,22 +9,55 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from edgetune_runtime.answer import Answer, Stream
+from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import Cancelled
+from edgetune_runtime.images.load import ImageSource
 from edgetune_runtime.serve.refusal import Refusal
-from edgetune_runtime.session import Session
 
 T = TypeVar("T")
 
 _END = object()
 
 
+class Answering(Protocol):
+    """What answers: a `Session`, or a fleet in its place."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is served."""
+
+    def request(self, phrase: str) -> str:
+        """As of `Session`."""
+
+    def answer(
+        self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128, cancel: threading.Event | None = None
+    ) -> Answer:
+        """As of `Session`."""
+
+    def stream(
+        self,
+        image: ImageSource | None,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        probabilities: bool = False,
+        keep_control: bool = False,
+        cancel: threading.Event | None = None,
+    ) -> Stream:
+        """As of `Session`."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+
 @dataclass
 class Turn:
     """What a request has of its turn: the session, whether it is still wanted, and how long it waited (seconds)."""
 
-    session: Session
+    session: Answering
     cancel: threading.Event
     waited: float
 
@@ -56,19 +89,22 @@ class Model:
     Args:
         name: what clients call it.
         session: what answers; closed with the model.
-        queue_limit: requests that may wait behind the one that is answered.
+        queue_limit: requests that may wait behind those that are answered.
+        at_a_time: requests that are answered at a time; a `Session` has one sequence and takes one.
     """
 
-    def __init__(self, name: str, session: Session, *, queue_limit: int) -> None:
+    def __init__(self, name: str, session: Answering, *, queue_limit: int, at_a_time: int = 1) -> None:
         self.name, self.session = name, session
         self.started = int(time.time())
-        self._limit = queue_limit
+        self._limit, self._at_a_time = queue_limit, at_a_time
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending = 0  # requests that wait or are answered; touched in the event loop alone
         self._closed = False
         self._usual = 1.0  # seconds of an answer, of late
-        self._thread = threading.Thread(target=self._serve, name=f"model {name}", daemon=True)
-        self._thread.start()
+        numbers = range(at_a_time)
+        self._threads = [threading.Thread(target=self._serve, name=f"{name} {n}", daemon=True) for n in numbers]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def pending(self) -> int:
@@ -85,8 +121,8 @@ class Model:
         """
         if self._closed:
             raise Refusal(503, "the server is about to end")
-        if self._pending > self._limit:
-            wait = max(1, math.ceil(self._usual * self._pending))
+        if self._pending >= self._limit + self._at_a_time:
+            wait = max(1, math.ceil(self._usual * self._pending / self._at_a_time))
             raise Refusal(
                 429,
                 f"{self._limit} requests wait already",
@@ -144,8 +180,10 @@ class Model:
                 continue
 
     def close(self) -> None:
-        """End the thread after the request that it answers, and give the session's memory back."""
+        """End the threads after the requests that they answer, and give the session's memory back."""
         self._closed = True
-        self._jobs.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
         self.session.close()
