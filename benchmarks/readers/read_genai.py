@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime_genai
-from joined_graphs import EMBEDS, FEATURES, join, rename
+from joined_graphs import EMBEDS, FEATURES, STATES, rename
 from onnx import TensorProto, helper, numpy_helper
 from reader_job import Answer, answer_jobs, read_array
 
 LONGEST = 1024
+LAYOUT = {"qwen3_5": "qwen3_vl"}
+"""Families whose pictures the engine lays out under the name of another."""
 
 
 def answers(job: dict[str, Any]) -> Iterable[Answer]:
@@ -32,11 +34,12 @@ def answers(job: dict[str, Any]) -> Iterable[Answer]:
 
 def answer(folder: Path, job: dict[str, Any]) -> Iterable[Answer]:
     """Greedy answers from a bundle, whose graphs are rewritten."""
-    columns = join(folder / "onnx")
+    (features,) = onnx.load(folder / "onnx" / "vision_encoder.onnx", load_external_data=False).graph.output
+    columns = features.type.tensor_type.shape.dim[1].dim_value
     place_features(folder / "onnx/embed_tokens.onnx", job["image"], columns)
-    write_config(folder, columns, job["stop"])
-    write_processor(folder)
+    write_config(folder, columns, job)
     model = onnxruntime_genai.Model(str(folder))
+    write_processor(folder)
     processor = model.create_multimodal_processor()
     for record in job["records"]:
         own = processor(record["prompt"], images=onnxruntime_genai.Images.open(record["picture"]))
@@ -57,26 +60,33 @@ def answer(folder: Path, job: dict[str, Any]) -> Iterable[Answer]:
 
 
 def place_features(path: Path, image: int, columns: int) -> None:
-    """Make the graph of token embeddings put a picture's features in the places of its tokens."""
+    """Make the graph of token embeddings put a picture's features in the places of its tokens.
+
+    A model may answer with such a token too, when no features are given.
+    """
     table = onnx.load(path, load_external_data=False)
     rename(table.graph, EMBEDS, "text")
-    table.graph.initializer.append(numpy_helper.from_array(np.asarray(image), "image"))
+    for name, value in {"image": np.asarray(image), "first": np.array([0])}.items():
+        table.graph.initializer.append(numpy_helper.from_array(value, name))
     table.graph.input.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["tokens", columns]))
     table.graph.node.extend(
         [
             helper.make_node("Equal", ["input_ids", "image"], ["is_image"]),
             helper.make_node("NonZero", ["is_image"], ["places_across"]),
-            helper.make_node("Transpose", ["places_across"], ["places"]),
+            helper.make_node("Transpose", ["places_across"], ["all_places"]),
+            helper.make_node("Shape", [FEATURES], ["count"], start=0, end=1),
+            helper.make_node("Slice", ["all_places", "first", "count", "first"], ["places"]),
             helper.make_node("ScatterND", ["text", "places", FEATURES], [EMBEDS]),
         ]
     )
     onnx.save(table, path)
 
 
-def write_config(folder: Path, columns: int, stop: Sequence[int]) -> None:
+def write_config(folder: Path, columns: int, job: dict[str, Any]) -> None:
     """Describe the joined graphs in the engine's own words."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text, vision = config["text_config"], config["vision_config"]
+    states = STATES.values() if "layer_types" in text else ()  # where some layers have others than keys and values
     decoder = {
         "session_options": {"provider_options": []},
         "filename": "onnx/decoder_model_merged.onnx",
@@ -87,22 +97,25 @@ def write_config(folder: Path, columns: int, stop: Sequence[int]) -> None:
             **{name: name for name in (EMBEDS, "attention_mask", "position_ids")},
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
+            **{f"past_{state}_names": f"past_{state}.%d" for state in states},
         },
         "outputs": {
             "logits": "logits",
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
+            **{f"present_{state}_names": f"present_{state}.%d" for state in states},
         },
     }
-    ids = ("image_token_id", "video_token_id", "vision_start_token_id")
+    ids = {name: config[name] for name in ("video_token_id", "vision_start_token_id") if name in config}
     model = {
         "type": config["model_type"],
         "bos_token_id": 0,
-        "eos_token_id": list(stop),  # after one of them it gives nothing but padding
+        "eos_token_id": job["stop"],  # after one of them it gives nothing but padding
         "pad_token_id": 0,
         "context_length": LONGEST,
         "vocab_size": text["vocab_size"],
-        **{name: config[name] for name in ids},
+        "image_token_id": job["image"],
+        **ids,
         "decoder": decoder,
         "embedding": {
             "filename": "onnx/embed_tokens.onnx",
@@ -112,7 +125,9 @@ def write_config(folder: Path, columns: int, stop: Sequence[int]) -> None:
         "vision": {
             "filename": "onnx/vision_encoder.onnx",
             "config_filename": "processor_config.json",
-            **{name: vision[name] for name in ("spatial_merge_size", "patch_size")},
+            **{
+                name: vision[name] for name in ("spatial_merge_size", "patch_size") if isinstance(vision.get(name), int)
+            },
             "inputs": {name: name for name in ("pixel_values", "image_grid_thw")},
             "outputs": {FEATURES: FEATURES},
         },
@@ -127,19 +142,28 @@ def write_processor(folder: Path) -> None:
     """Say the checkpoint's preprocessing in the words of the engine's processor."""
     config = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    size = config.get("size") or {}
-    sizes = {name: config[name] for name in ("patch_size", "merge_size")}
-    limits = {
-        "min_pixels": config.get("min_pixels") or size["shortest_edge"],
-        "max_pixels": config.get("max_pixels") or size["longest_edge"],
-    }
+    layout: dict[str, Any] = {}
+    last: dict[str, dict[str, Any]] = {"Permute3D": {"dims": [2, 0, 1]}}
+    if family == "lfm2_vl":  # whose patches the engine cuts itself
+        sizes = {"patch_size": config["encoder_patch_size"], "merge_size": config["downsample_factor"]}
+        token = (sizes["patch_size"] * sizes["merge_size"]) ** 2
+        limits = {f"{end}_pixels": config[f"{end}_image_tokens"] * token for end in ("min", "max")}
+    else:
+        size = config.get("size") or {}
+        sizes = {name: config[name] for name in ("patch_size", "merge_size")}
+        limits = {
+            "min_pixels": config.get("min_pixels") or size["shortest_edge"],
+            "max_pixels": config.get("max_pixels") or size["longest_edge"],
+        }
+        layout = {LAYOUT.get(family, family): 1}
+        last = {"PatchImage": {**sizes, "temporal_patch_size": config["temporal_patch_size"]}}
     steps: dict[str, dict[str, Any]] = {
         "DecodeImage": {"color_space": "RGB"},
         "ConvertRGB": {},
         "Resize": {"width": 540, "height": 360, "smart_resize": 1, **limits, **sizes},
         "Rescale": {"rescale_factor": 1 / 255},
-        "Normalize": {"mean": config["image_mean"], "std": config["image_std"], family: 1},
-        "PatchImage": {**sizes, "temporal_patch_size": config["temporal_patch_size"]},
+        "Normalize": {"mean": config["image_mean"], "std": config["image_std"], **layout},
+        **last,
     }
     transforms = [{"operation": {"name": kind, "type": kind, "attrs": given}} for kind, given in steps.items()]
     whole = {"processor": {"name": f"{family}_image_processor", "transforms": transforms}}

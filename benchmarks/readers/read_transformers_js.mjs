@@ -1,26 +1,27 @@
 // Bundles in transformers.js: node read_transformers_js.mjs JOB.json ..., in a folder where it is installed.
-// Prompts are counted by its own processor; answered are the job's tensors, for it resizes in another way. The engine
+// Answered are the job's tensors, for its own processor resizes in another way; that one counts the prompts. The engine
 // runs its own loop over the three graphs.
 import { readFileSync } from "node:fs";
 import path from "node:path";
 import { env, AutoModelForImageTextToText, AutoProcessor, RawImage, Tensor } from "@huggingface/transformers";
 
 const tell = (found) => console.log(JSON.stringify(found));
+const KINDS = { float32: Float32Array, int32: Int32Array, int64: BigInt64Array };
+const PICTURES_FIRST = ["llava"];
 const whole = (values, shape) => new Tensor("int64", BigInt64Array.from(values.map(BigInt)), shape);
 
 function stored({ file, dtype, shape }) {
   const bytes = readFileSync(file);
   const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
-  return new Tensor(dtype, dtype === "int64" ? new BigInt64Array(buffer) : new Float32Array(buffer), shape);
+  return new Tensor(dtype, new KINDS[dtype](buffer), shape);
 }
 
 async function answer(job) {
   env.localModelPath = path.dirname(job.folder);
   const name = path.basename(job.folder);
-  const processor = await AutoProcessor.from_pretrained(name);
   const model = await AutoModelForImageTextToText.from_pretrained(name, { dtype: "fp32", device: "cpu" });
+  const processor = await AutoProcessor.from_pretrained(name);
   for (const record of job.records) {
-    const own = await processor(record.prompt, await RawImage.read(record.picture));
     const length = record.ids.length;
     const arrays = Object.entries(record.arrays).map(([name, told]) => [name, stored(told)]);
     const found = await model.generate({
@@ -31,6 +32,8 @@ async function answer(job) {
       do_sample: false,
       eos_token_id: job.stop,
     });
+    const given = [record.prompt, await RawImage.read(record.picture)];
+    const own = await processor(...(PICTURES_FIRST.includes(model.config.model_type) ? given.reverse() : given));
     tell({ prompt_tokens: own.input_ids.dims[1], tokens: found.tolist()[0].slice(length).map(Number) });
   }
 }

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from joined_graphs import join
 from reader_job import read_array
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import edgetune
@@ -53,13 +54,16 @@ _DELTA_NET: dict[str, Any] = {"linear_num_value_heads": 16, "linear_key_head_dim
 
 
 def _lfm2_vl(folder: Path) -> None:
-    """With widths beside the hidden size, as published: vLLM reads those, and transformers' own config has none."""
+    """As published ones, which vLLM takes for granted: a head that is the token table, and widths by two more names."""
     build_lfm2_vl(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config["text_config"]
     text |= dict.fromkeys(("block_dim", "conv_dim"), text["hidden_size"])
-    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    text["tie_word_embeddings"] = config["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 MODELS: dict[str, Callable[[Path], object]] = {
@@ -139,7 +143,7 @@ def joined(bundle: Path) -> Path:
     """A copy of an ONNX bundle whose graphs are joined, see joined_graphs.py."""
     folder = bundle.with_name(f"{bundle.name}-joined")
     shutil.copytree(bundle, folder, dirs_exist_ok=True)
-    join(folder / "onnx")
+    join(folder)
     return folder
 
 

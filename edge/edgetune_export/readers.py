@@ -73,6 +73,7 @@ class Reader:
         formats: what it takes of each format that it reads.
         asked: model families that it was run with, or whose code in it was read; of others nothing is said.
         only_names: the one kind of tensors' names that it finds, where it does not find both.
+        hub_only: families of which it finds hub names alone, where it finds both of others.
     """
 
     title: str
@@ -82,6 +83,11 @@ class Reader:
     formats: Mapping[str, Accepts] = field(hash=False)
     asked: tuple[str, ...] = QWEN
     only_names: str | None = None
+    hub_only: tuple[str, ...] = ()
+
+    def names_of(self, family: str | None) -> str | None:
+        """The one kind of tensors' names that it finds in a family's checkpoint, None where it finds both."""
+        return "hub" if family in self.hub_only else self.only_names
 
     def refusal(self, format_: str, formats: Formats, family: str | None, names: str | None) -> str | None:
         """Why a checkpoint is not read, None where it is.
@@ -94,7 +100,7 @@ class Reader:
         """
         if format_ not in self.formats:
             return f"format {format_}"
-        if names is not None and self.only_names not in (None, names):
+        if names is not None and self.names_of(family) not in (None, names):
             return f"{names} names of tensors"
         found = self.formats[format_].refusal(formats, family)
         return None if found is None else f"{found} in format {format_}"
@@ -112,11 +118,13 @@ READERS = (
         ran=True,
         server=True,
         asked=EVERY,
+        # It looks for gptq's layers by full names, and has another one for LFM2-VL's language model than tensors have.
         formats={
-            "gptq": Accepts(zero_points=False),
+            "gptq": Accepts(zero_points=False, but=("lfm2_vl",)),
             "awq": Accepts(bits=(4,), mixed=False, head=False),
             "compressed-tensors": Accepts(),
         },
+        hub_only=("lfm2_vl",),
     ),
     Reader(
         "SGLang",
@@ -166,8 +174,8 @@ READERS = (
         # It has no definition of the others. That of Qwen3.5 leaves two linears of a delta net unquantized, which are
         # quantized here, and computes with whatever stands in their places, without an error.
         formats={
-            "gptq": Accepts(bits=(3, 4, 8), families=QWEN),
-            "awq": Accepts(bits=(4,), mixed=False, head=False, families=QWEN),
+            "gptq": Accepts(bits=(3, 4, 8), families=(*QWEN, "lfm2_vl")),
+            "awq": Accepts(bits=(4,), mixed=False, head=False, families=(*QWEN, "lfm2_vl")),
         },
         only_names="transformers",
     ),
@@ -202,7 +210,7 @@ def readers_of(format_: str, formats: Formats, family: str, names: str | None) -
 def _hint(reader: Reader, format_: str, formats: Formats, family: str | None, names: str | None) -> str:
     """How to get something that a reader takes in place of what it refuses."""
     if format_ in reader.formats and reader.formats[format_].refusal(formats, family) is None:
-        return f"export with --names {reader.only_names}"
+        return f"export with --names {reader.names_of(family)}"
     ways = [other for other in CHECKPOINTS if reader.refusal(other, formats, family, names) is None]
     hint = (
         f"export --format {' or '.join(ways)}" if ways else "calibrate 4 bits in groups of 128 and leave the head out"

@@ -81,6 +81,21 @@ def test_a_family_that_an_engine_was_asked_about_in_vain() -> None:
     assert why == "model family qwen3_5 in format gptq"
 
 
+def test_names_and_a_format_that_one_family_alone_is_not_found_under() -> None:
+    refuse = readers_of("awq", {"layer": G128}, "lfm2_vl", "transformers")["refuse"]
+    assert refuse["vLLM 0.32.0"] == {
+        "why": "transformers names of tensors",
+        "hint": "export with --names hub",
+        "server": True,
+    }
+    assert "vLLM 0.32.0" in readers_of("awq", {"layer": G128}, "lfm2_vl", "hub")["read"]
+    assert "vLLM 0.32.0" in readers_of("awq", {"layer": G128}, "qwen2_5_vl", "transformers")["read"]
+    refuse = readers_of("gptq", {"layer": SYMMETRIC}, "lfm2_vl", "hub")["refuse"]
+    assert refuse["vLLM 0.32.0"]["why"] == "model family lfm2_vl in format gptq"
+    assert refuse["vLLM 0.32.0"]["hint"] == "export --format compressed-tensors or awq"
+    assert "GPTQModel 7.4.0" in readers_of("gptq", {"layer": SYMMETRIC}, "lfm2_vl", "transformers")["read"]
+
+
 def test_of_formats_for_servers_one_that_was_asked_about_is_chosen() -> None:
     """SGLang takes zero points in gptq too; vLLM, which alone was asked about this family, does not."""
     assert server_format({"layer": G128}, "internvl") in ("awq", "compressed-tensors")
@@ -126,4 +141,6 @@ def test_the_documentation_has_the_same_table() -> None:
     for reader in READERS:
         cells = [shown(reader.formats.get(name)) for name in ("gptq", "awq", "compressed-tensors")]
         known = "run" if reader.ran else "code read"
-        assert f"| {reader.name} | {known} | {' | '.join(cells)} | {reader.only_names or 'either'} |" in page
+        names = reader.only_names or "either"
+        names += f"; {', '.join(reader.hub_only)} hub" if reader.hub_only else ""
+        assert f"| {reader.name} | {known} | {' | '.join(cells)} | {names} |" in page
