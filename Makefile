@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Hundreds of processes import torch, and compile it each time where Python may not keep what it compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-readers fuzz check docs install install-test clean
+.PHONY: demo test test-readers test-vllm fuzz check docs install install-test clean
 
 demo: install ## train, merge, calibrate, export, run and compare the tiny model; writes runs/demo
 	$(BIN)/edgetune demo $(ARGS)
@@ -26,6 +26,9 @@ test: install-test ## the whole test suite
 
 test-readers: install-test ## other engines load our bundles and answer from them; their environments go to .venv-readers
 	$(BIN)/python benchmarks/readers/run_readers.py --work runs/readers --environments .venv-readers $(ARGS)
+
+test-vllm: install-test ## our server before a real vllm serve, whose environment goes to .venv-readers
+	$(BIN)/python benchmarks/readers/serve_vllm.py --work runs/vllm --environments .venv-readers $(ARGS)
 
 fuzz: install-test ## the generators of hostile input, for an hour or so
 	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-profile fuzz $(ARGS)

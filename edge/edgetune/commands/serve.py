@@ -24,7 +24,12 @@ class ServeOptions(Options):
     api_key: tuple[str, ...] = option((), help="Key that requests have to bring, also from EDGETUNE_API_KEY.")
     workers: int = option(1, help="Processes, each with a session of its own.", minimum=1)
     device: str = option("cpu", help="Device to compute on: cpu, cuda, or one of several GPUs such as cuda:1.")
-    engine: str | None = option(None, help="Installed engine to use in place of the runtime's own for the format.")
+    engine: str | None = option(
+        None,
+        help="Installed engine to use in place of the runtime's own for the format; vllm starts `vllm serve` for a "
+        "checkpoint.",
+    )
+    engine_args: str = option("", help="Further words for `vllm serve`, in one argument.")
     threads: int | None = option(
         None, help="CPU threads of each session; by default the engine's own choice.", minimum=1
     )

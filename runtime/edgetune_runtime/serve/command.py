@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,19 @@ KEY = "EDGETUNE_API_KEY"
 """Variable with the API key: other users of a machine see a command's arguments."""
 UPSTREAM_KEY = "EDGETUNE_UPSTREAM_KEY"
 """Variable with the API key of engines that are asked in a session's place."""
+VLLM = "vllm"
+"""The engine that is a program of its own, started here."""
 DRAIN_SECONDS = 30
 """How long requests that are being answered may take once the server was told to end."""
+UVICORN: dict[str, Any] = {
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "timeout_graceful_shutdown": DRAIN_SECONDS,
+    "timeout_keep_alive": 10,
+    "lifespan": "on",
+}
+"""Settings of the HTTP server."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--workers", type=_count, default=1, metavar="N", help="processes, each with a session of its own (default: 1)")
     add("--device", default="cpu", help="device that the bundles run on: cpu, cuda or cuda:1 (default: cpu)")
-    add("--engine", metavar="NAME", help="an installed engine to use in place of the runtime's own")
+    engine = "an installed engine to use in place of the runtime's own; vllm starts `vllm serve` for a checkpoint"
+    add("--engine", metavar="NAME", help=engine)
+    add("--engine-args", default="", metavar="WORDS", help="further words for `vllm serve`, in one argument")
     add("--threads", type=_count, metavar="N", help="CPU threads of each session (default: the engine's own choice)")
     area = "largest area of the resized pictures, where less than the bundle's own is enough"
     add("--max-pixels", type=_count, metavar="N", help=area)
@@ -105,48 +121,60 @@ def run(options: argparse.Namespace) -> None:
     """
     try:
         import uvicorn
-        import uvicorn.supervisors
 
         from edgetune_runtime.serve.app import names_of
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"{error.name} is not installed", hint=install_command("serve", "edgetune-runtime")
         ) from error
-    if len(names_of(options.bundles)) > 1 and options.upstream:
-        raise InputError("--upstream answers for one bundle", hint="start a server for each")
+    if len(names_of(options.bundles)) > 1 and (options.upstream or options.engine == VLLM):
+        raise InputError("engines elsewhere answer for one bundle", hint="start a server for each")
+    if options.upstream and options.engine:
+        raise InputError("--upstream and --engine exclude each other", hint="the engines at the addresses are running")
     keys = [*options.api_key, *filter(None, [os.environ.get(KEY)])]
     if any(not key or not key.isascii() for key in keys):
         raise InputError("an API key is one or more ASCII characters")
-    told = vars(options) | {"api_key": keys}
-    config: dict[str, Any] = {
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "timeout_graceful_shutdown": DRAIN_SECONDS,
-        "timeout_keep_alive": 10,
-        "lifespan": "on",
-    }
-    listening = _listen(options.host, options.port)
-    address = f"http://{options.host}:{listening.getsockname()[1]}"
-    with listening:
+    with _listen(options.host, options.port) as listening, _engine(options) as upstream:
+        told = vars(options) | {"api_key": keys, "upstream": upstream}
+        address = f"http://{options.host}:{listening.getsockname()[1]}"
         if options.workers > 1:
-            with tempfile.TemporaryDirectory() as figures:
-                os.environ[CONFIG] = json.dumps(
-                    {name: value for name, value in told.items() if name != "workers"}, default=str
-                )
-                os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
-                _say_ready(address, keys, options)
-                shape = uvicorn.Config(
-                    "edgetune_runtime.serve.command:worker", factory=True, workers=options.workers, **config
-                )
-                uvicorn.supervisors.Multiprocess(shape, sockets=[listening]).run()
+            _serve_in_workers(told, address, listening)
             return
-        server = uvicorn.Server(uvicorn.Config(_app(told), **config))
-        _say_ready(address, keys, options)
+        server = uvicorn.Server(uvicorn.Config(_app(told), **UVICORN))
+        _say_ready(address, told)
         try:
             server.run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn raises again, after all was answered, what it was ended by
             say("ended", error=True)
+
+
+@contextmanager
+def _engine(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Addresses of the engines that answer in a session's place; vLLM's own is started where it was asked for."""
+    from edgetune_runtime.bundle import Bundle
+    from edgetune_runtime.serve.app import names_of
+    from edgetune_runtime.serve.vllm import Vllm
+
+    if options.engine != VLLM:
+        yield options.upstream
+        return
+    ((name, folder),) = names_of(options.bundles).items()
+    with Vllm(Bundle.load(folder, verify=not options.no_verify), name, shlex.split(options.engine_args)) as engine:
+        yield [engine.url]
+
+
+def _serve_in_workers(told: dict[str, Any], address: str, listening: socket.socket) -> None:
+    """Serve with processes that share the address, and leave their figures where each of them finds all."""
+    import uvicorn
+    import uvicorn.supervisors
+
+    with tempfile.TemporaryDirectory() as figures:
+        os.environ[CONFIG] = json.dumps(told, default=str)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
+        _say_ready(address, told)
+        place = "edgetune_runtime.serve.command:worker"
+        shape = uvicorn.Config(place, factory=True, workers=told["workers"], **UVICORN)
+        uvicorn.supervisors.Multiprocess(shape, sockets=[listening]).run()
 
 
 def worker() -> Any:
@@ -221,10 +249,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _say_ready(address: str, keys: list[str], options: argparse.Namespace) -> None:
+def _say_ready(address: str, told: dict[str, Any]) -> None:
     """Tell where it is, and that everybody may come in."""
-    say(f"serving {', '.join(options.bundles)} at {address} (page /, API /docs, figures /metrics)")
-    if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
+    say(f"serving {', '.join(told['bundles'])} at {address} (page /, API /docs, figures /metrics)")
+    if not told["api_key"] and told["host"] not in ("127.0.0.1", "localhost", "::1"):
         say("warning: everybody who reaches this address may ask: set an --api-key", error=True)
 
 

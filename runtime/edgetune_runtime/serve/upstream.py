@@ -228,7 +228,7 @@ class _Reply(Stream):
 
     def _read(self, events: Iterator[dict[str, Any]], began: float) -> Generator[str, None, Timings]:
         ready = first = time.perf_counter()
-        ended = False
+        ended, text = False, ""
         for event in events:
             if usage := event.get("usage"):
                 self.prompt_tokens = int(usage["prompt_tokens"])
@@ -239,7 +239,10 @@ class _Reply(Stream):
                 self.tokens += [Token(_text(each), _probability(each)) for each in told]
                 ended = ended or choice.get("finish_reason") == "stop"
                 if piece := choice["delta"].get("content"):
+                    text += piece
                     yield piece
+        if ended and "".join(each.text for each in self.tokens[:-1]) == _letters(text):
+            del self.tokens[-1]  # some engines tell the token that ends an answer, which is not of its text
         now = time.perf_counter()
         count = len(self.tokens) + ended
         return Timings(ready - began, 0.0, first - ready, now - first, now - began, count)
@@ -306,9 +309,13 @@ def _encoded(image: Image.Image) -> str:
 
 
 def _text(token: dict[str, Any]) -> str:
-    """A token's text; bytes that are no whole character become one mark each."""
+    """A token's bytes, a letter for each: a token may be part of a character."""
     raw = token.get("bytes")
-    return bytes(raw).decode("latin-1") if raw is not None else str(token["token"])
+    return _letters(str(token["token"])) if raw is None else bytes(raw).decode("latin-1")
+
+
+def _letters(text: str) -> str:
+    return text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
 def _probability(token: dict[str, Any]) -> float:
@@ -318,15 +325,12 @@ def _probability(token: dict[str, Any]) -> float:
 def _ends(tokens: Sequence[Token], text: str, before: str) -> list[TokenProbability]:
     """Where each token ends in an answer's text; none where the tokens do not spell it.
 
-    Tokens are told in bytes (`_text` has one letter for each), text is counted in characters.
+    Tokens are told in bytes (`_text`), and text is counted in characters.
     """
     raw, found = b"", []
     skipped = len(before) if text.startswith(before) else 0
     for token in tokens:
-        try:
-            raw += token.text.encode("latin-1")
-        except UnicodeEncodeError:  # an engine that tells no bytes
-            raw += token.text.encode()
+        raw += token.text.encode("latin-1")
         end = len(raw.decode("utf-8", "ignore")) - skipped
         found.append(TokenProbability(max(0, end), token.probability or 0.0))
     return found if raw.decode("utf-8", "ignore").startswith(text) else []
