@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -53,10 +53,21 @@ class Answer(grounding.ParsedAnswer):
 
 
 class Token(NamedTuple):
-    """A token that was generated: its own text, and the probability (0-1) it was chosen with, None where unknown."""
+    """A token that was generated.
 
-    text: str
+    Attributes:
+        raw: its own bytes in UTF-8; a token may be part of a character, for which an engine may have no bytes but
+            those of U+FFFD.
+        probability: what it was chosen with (0-1), None where unknown.
+    """
+
+    raw: bytes
     probability: float | None
+
+    @property
+    def text(self) -> str:
+        """Its own text."""
+        return self.raw.decode("utf-8", "replace")
 
 
 class Stream(Iterator[str]):
@@ -76,19 +87,32 @@ class Stream(Iterator[str]):
         pieces: gives the pieces and returns what they cost.
         prompt_tokens: how many tokens the prompt has, the picture's among them.
         tokens: what has been generated so far, without the token that ends an answer; grows as pieces are read.
+        spent: tells what the answer cost up to now.
 
     Attributes:
         timings: what the answer cost; None until the last piece was read.
     """
 
     def __init__(
-        self, pieces: Generator[str, None, Timings], prompt_tokens: int = 0, tokens: list[Token] | None = None
+        self,
+        pieces: Generator[str, None, Timings],
+        prompt_tokens: int = 0,
+        tokens: list[Token] | None = None,
+        spent: Callable[[], Timings] | None = None,
     ) -> None:
         self._pieces = pieces
         self.prompt_tokens = prompt_tokens
         self.tokens: list[Token] = [] if tokens is None else tokens
+        self._spent = spent
         self._lock = threading.Lock()
         self.timings: Timings | None = None
+
+    @property
+    def spent(self) -> Timings:
+        """What the answer cost up to now; where nobody counts, and before its end, nothing."""
+        if self.timings is not None or self._spent is None:
+            return self.timings or Timings(0.0, 0.0, 0.0, 0.0, 0.0, len(self.tokens))
+        return self._spent()
 
     @property
     def finished(self) -> bool:

@@ -333,7 +333,7 @@ class Session:
             steps = self._generate(ready, max_new_tokens, clock, probabilities=probabilities)
             tokens: list[Token] = []
             pieces = self._pieces(steps, self._turn, clock, tokens, keep_control)
-            return Stream(pieces, len(ready.token_ids), tokens)
+            return Stream(pieces, len(ready.token_ids), tokens, clock.timings)
 
     def _begin(self) -> _Clock:
         """Start a call, which ends a stream that is still open."""
@@ -404,7 +404,8 @@ class Session:
                 step = next(steps, None)
             if step is None:
                 break
-            tokens.append(Token(self._tokenizer.decode([step.token], keep_control=True), step.probability))
+            said = self._tokenizer.decode([step.token], keep_control=True)
+            tokens.append(Token(said.encode("utf-8", "replace"), step.probability))
             if piece := text.push(step.token):
                 yield piece
         timings = clock.timings()

@@ -7,17 +7,18 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from edgetune_runtime.errors import EdgetuneError, excerpt
+from edgetune_runtime.errors import InputError, excerpt
 from edgetune_runtime.serve import detect
 from edgetune_runtime.serve.body import read_body
 from edgetune_runtime.serve.chat import MESSAGE, Completion, Piece, Question, answering
@@ -29,6 +30,7 @@ from edgetune_runtime.serve.model import Answering, Model, Turn
 from edgetune_runtime.serve.pictures import Pictures
 from edgetune_runtime.serve.refusal import Refusal
 from edgetune_runtime.serve.schema import openapi, requests
+from edgetune_runtime.timing import Timings
 
 T = TypeVar("T")
 
@@ -92,6 +94,8 @@ class Server:
         self._schemas = requests(limits)
         self._document = openapi(limits, self._schemas, keyed=bool(settings.keys))
         self._ready = False
+        for name, model in models.items():
+            model.changed = partial(self._metrics.note_queue, name)
 
     def app(self) -> ASGIApp:
         """The routes behind the guard."""
@@ -108,7 +112,7 @@ class Server:
             Route("/v1/ask", self.ask, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
-        handlers = {Refusal: _refused, HTTPException: _unrouted, Exception: _failed}
+        handlers = {Refusal: _refused, HTTPException: _unrouted, ClientDisconnect: _left, Exception: _failed}
         inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)  # type: ignore[arg-type]
         return Guard(
             inner,
@@ -182,7 +186,7 @@ class Server:
 
         async def found() -> AsyncIterator[detect.Answered]:
             async for answered in self._run(model, work, waited):
-                self._metrics.answered(model.name, answered.timings, queue=waited[0], first=not told)
+                self._count(model, answered.timings, waited, first=not told)
                 told.append(answered)
                 yield answered
 
@@ -198,7 +202,7 @@ class Server:
             async for answered in pieces:
                 yield _event_of(answered, kind, 0.0)
 
-        return event_stream(events())
+        return event_stream(request, events())
 
     async def ask(self, request: Request) -> Response:
         """An answer in words."""
@@ -206,7 +210,7 @@ class Server:
         waited: list[float] = []
         run = self._run(model, detect.asking(body, self._pictures), waited)
         (answered,) = await while_connected(request, _gathered(run))
-        self._metrics.answered(model.name, answered.timings, queue=waited[0])
+        self._count(model, answered.timings, waited)
         told = {"model": model.name, "answer": answered.answer, "image": detect.size(answered.image)}
         return JSONResponse(told | {"timings": detect.timings([answered], waited[0])})
 
@@ -221,7 +225,7 @@ class Server:
         async def counted() -> AsyncIterator[Piece]:
             async for piece in self._run(model, answering(question, self._pictures), waited):
                 if piece.timings is not None:
-                    self._metrics.answered(model.name, piece.timings, queue=waited[0])
+                    self._count(model, piece.timings, waited, picture=question.picture is not None)
                 yield piece
 
         completion, logprobs = Completion(model.name), question.logprobs
@@ -231,16 +235,25 @@ class Server:
         pieces = counted()
         first = await while_connected(request, anext(pieces))
         usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        unused = {"usage": None} if usage else {}
 
         async def events() -> AsyncIterator[Any]:
-            yield completion.chunk(first, first=True, logprobs=logprobs)
+            yield completion.chunk(first, first=True, logprobs=logprobs) | unused
             last = first
             async for last in pieces:
-                yield completion.chunk(last, first=False, logprobs=logprobs)
+                yield completion.chunk(last, first=False, logprobs=logprobs) | unused
             if usage:
                 yield completion.usage(last)
 
-        return event_stream(events())
+        return event_stream(request, events())
+
+    def _count(
+        self, model: Model, timings: Timings, waited: list[float], *, first: bool = True, picture: bool = True
+    ) -> None:
+        """Count an answer in the figures."""
+        encoded = timings.vision or not getattr(model.session, "encodes", True)
+        image = ("new" if encoded else "known") if first and picture else None
+        self._metrics.answered(model.name, timings, queue=waited[0] if first else None, image=image)
 
     async def _body(self, request: Request, schema: str, *, form: bool) -> tuple[dict[str, Any], Model]:
         """A request's fields, its picture fetched where it was given by address, and the model that it names.
@@ -274,15 +287,13 @@ class Server:
             waited.append(turn.waited)
             yield from work(turn)
 
-        self._metrics.note_queue(model.name)
         try:
-            async for piece in model.run(noting):
-                yield piece
-        except asyncio.CancelledError:
+            async with contextlib.aclosing(model.run(noting)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except (asyncio.CancelledError, GeneratorExit):
             self._metrics.cancelled.inc()
             raise
-        finally:
-            self._metrics.note_queue(model.name)
 
 
 def _pending(model: Model) -> Callable[[], int]:
@@ -321,17 +332,16 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def event_stream(events: AsyncIterator[Any]) -> StreamingResponse:
+def event_stream(request: Request, events: AsyncIterator[Any]) -> StreamingResponse:
     """Server-sent events of JSON documents, ended by [DONE]; an error in the middle is an event of its own."""
 
     async def lines() -> AsyncIterator[str]:
         try:
             async for event in events:
                 yield f"data: {json.dumps(event)}\n\n"
-        except Refusal as refusal:
+        except Exception as error:
+            refusal = error if isinstance(error, Refusal) else _failure(request, error)
             yield f"data: {json.dumps(refusal.to_dict())}\n\n"
-        except EdgetuneError as error:
-            yield f"data: {json.dumps(Refusal(500, str(error)).to_dict())}\n\n"
         yield "data: [DONE]\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
@@ -347,21 +357,26 @@ async def _unrouted(request: Request, error: HTTPException) -> Response:
     return JSONResponse(told.to_dict(), error.status_code, error.headers)
 
 
+async def _left(request: Request, error: Exception) -> Response:
+    return JSONResponse(Refusal(_LEFT, "the client left").to_dict(), _LEFT)
+
+
 async def _failed(request: Request, error: Exception) -> Response:
-    """What nobody foresaw: the client learns that it failed, the log learns why."""
-    reason = str(error) if isinstance(error, EdgetuneError) else type(error).__name__
+    return JSONResponse(_failure(request, error).to_dict(), 500)
+
+
+def _failure(request: Request, error: Exception) -> Refusal:
+    """What nobody foresaw: the client learns that it failed, and the log why."""
     request.state.log["error"] = f"{type(error).__name__}: {error}"[:500]
-    return JSONResponse(Refusal(500, f"the answer failed: {reason}").to_dict(), 500)
+    return Refusal(500, "the answer failed")
 
 
 def names_of(texts: Sequence[str]) -> dict[str, Path]:
     """Names and folders of bundles given as FOLDER or NAME=FOLDER; a folder alone is called by its own name.
 
     Raises:
-        EdgetuneError: two have one name.
+        InputError: two have one name.
     """
-    from edgetune_runtime.errors import InputError
-
     found: dict[str, Path] = {}
     for text in texts:
         name, equals, folder = text.partition("=")

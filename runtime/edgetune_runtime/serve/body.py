@@ -13,9 +13,6 @@ from edgetune_runtime.errors import excerpt
 from edgetune_runtime.serve.refusal import Refusal
 from edgetune_runtime.serve.schema import Schema, check
 
-_FIELD_BYTES = 64 << 20
-"""Of one field of a form; the guard bounds the whole."""
-
 
 async def read_body(request: Request, schema: Schema, *, form: bool) -> dict[str, Any]:
     """Return the fields of a request; an uploaded picture is bytes, all else as in JSON.
@@ -53,7 +50,8 @@ async def _form(request: Request, schema: Schema) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     picture: bytes | None = None
     try:
-        async with request.form(max_files=1, max_fields=256, max_part_size=_FIELD_BYTES) as sent:
+        # The guard bounds the whole body, and so its parts.
+        async with request.form(max_files=1, max_fields=256, max_part_size=1 << 40) as sent:
             for name, value in sent.multi_items():
                 if isinstance(value, UploadFile):
                     if name != "image":

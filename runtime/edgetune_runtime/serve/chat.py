@@ -85,6 +85,7 @@ class Piece:
     """New text of an answer with its tokens; the last piece says how it ended."""
 
     text: str = ""
+    refusal: str | None = None
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
     usage: dict[str, int] | None = None
@@ -118,27 +119,51 @@ def answering(question: Question, pictures: Pictures) -> Any:
 
 def _in_words(question: Question, stream: Stream) -> Iterator[Piece]:
     """Pieces of a stream up to the first of the stop texts, whose beginnings are held back."""
-    began = time.perf_counter()
-    held, told = "", 0
+    held, said, tokens = "", 0, _Tokens(question, stream)
     longest = max(map(len, question.stop), default=1) - 1
     for text in refusing_stream(stream):
         held += text
         places = [place for stop in question.stop if (place := held.find(stop)) >= 0]
         if places:
-            yield Piece(held[: min(places)], _new(question, stream, told))
-            count = len(stream.tokens)
-            spent = time.perf_counter() - began
-            yield _last("stop", stream.prompt_tokens, count, Timings(0, 0, 0, spent, spent, count))
+            said += min(places)
+            yield Piece(held[: min(places)], tokens=tokens.up_to(said))
+            yield _last("stop", stream.prompt_tokens, len(stream.tokens), stream.spent)
             return
         ready = held[: len(held) - longest] if longest else held
         if ready:
-            yield Piece(ready, _new(question, stream, told))
-            held, told = held[len(ready) :], len(stream.tokens)
-    if held or told < len(stream.tokens):
-        yield Piece(held, _new(question, stream, told))
+            said, held = said + len(ready), held[len(ready) :]
+            yield Piece(ready, tokens=tokens.up_to(said))
+    if held or not said:
+        yield Piece(held, tokens=tokens.up_to(said + len(held)))
     assert stream.timings is not None
     finish = "stop" if stream.finished else "length"
     yield _last(finish, stream.prompt_tokens, len(stream.tokens), stream.timings)
+
+
+class _Tokens:
+    """The tokens of a stream, told with the text that they end in, where they were asked for."""
+
+    def __init__(self, question: Question, stream: Stream) -> None:
+        self._stream, self._wanted = stream, question.logprobs
+        self._told, self._spelled = 0, 0
+
+    def up_to(self, length: int) -> list[Token]:
+        """Those that are not told yet and end within so many characters of text.
+
+        Raises:
+            Refusal: the engine keeps their probabilities to itself.
+        """
+        if not self._wanted:
+            return []
+        found = []
+        for token in self._stream.tokens[self._told :]:
+            if self._spelled + len(token.text) > length and token.text:
+                break
+            if token.probability is None:
+                raise Refusal(400, "the engine of this bundle does not tell probabilities", param="logprobs")
+            self._told, self._spelled = self._told + 1, self._spelled + len(token.text)
+            found.append(token)
+        return found
 
 
 def refusing_stream(stream: Stream) -> Iterator[str]:
@@ -146,20 +171,6 @@ def refusing_stream(stream: Stream) -> Iterator[str]:
     end = object()
     while (piece := refusing(lambda: next(stream, end))) is not end:
         yield piece
-
-
-def _new(question: Question, stream: Stream, told: int) -> list[Token]:
-    """The tokens since the last piece, where they were asked for.
-
-    Raises:
-        Refusal: the engine keeps their probabilities to itself.
-    """
-    if not question.logprobs:
-        return []
-    found = stream.tokens[told:]
-    if any(token.probability is None for token in found):
-        raise Refusal(400, "the engine of this bundle does not tell probabilities", param="logprobs")
-    return found
 
 
 def _in_boxes(question: Question, turn: Turn, image: Any) -> Iterator[Piece]:
@@ -174,8 +185,11 @@ def _in_boxes(question: Question, turn: Turn, image: Any) -> Iterator[Piece]:
             {"box": list(found.box), "label": found.label, "score": found.score} for found in answer.detections
         )
     ]
-    yield Piece(json.dumps({"detections": found}))
-    yield _last("stop" if answer.complete else "length", answer.prompt_tokens, answer.timings.tokens, answer.timings)
+    problem = answer.problem if answer.status == "unparsed" else None
+    yield Piece(json.dumps({"detections": found}), refusal=problem)
+    cut = answer.timings.tokens >= question.tokens  # or it would have ended with a token that is not of its text
+    count = answer.timings.tokens if cut else answer.timings.tokens - 1
+    yield _last("length" if cut else "stop", answer.prompt_tokens, count, answer.timings)
 
 
 def _last(finish: str, prompt: int, completion: int, timings: Timings) -> Piece:
@@ -193,9 +207,15 @@ def _boxes(form: Mapping[str, Any] | None) -> frozenset[str] | None:
         return None
     place = "response_format.json_schema"
     schema = form.get("json_schema", {}).get("schema")
+
+    def follow(part: Any) -> Any:  # what a reference such as {"$ref": "#/$defs/Box"} stands for
+        name = part.get("$ref", "").removeprefix("#/$defs/")
+        return schema["$defs"][name] if name else part
+
     try:
         (name,) = schema["properties"]
-        fields = set(schema["properties"][name]["items"]["properties"])
+        items = follow(follow(schema["properties"][name])["items"])
+        fields = set(items["properties"])
     except (AttributeError, KeyError, TypeError, ValueError):
         name, fields = None, set()
     if name != "detections" or "box" not in fields or not fields <= BOX_FIELDS:
@@ -219,7 +239,11 @@ class Completion:
 
     def whole(self, pieces: list[Piece], *, logprobs: bool) -> dict[str, Any]:
         """The response to a request without `stream`."""
-        message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
+        message = {
+            "role": "assistant",
+            "content": "".join(piece.text for piece in pieces),
+            "refusal": next((piece.refusal for piece in pieces if piece.refusal), None),
+        }
         choice = {"index": 0, "message": message, "finish_reason": pieces[-1].finish, "logprobs": None}
         if logprobs:
             choice["logprobs"] = _logprobs([token for piece in pieces for token in piece.tokens])
@@ -230,6 +254,8 @@ class Completion:
         delta: dict[str, Any] = {"role": "assistant"} if first else {}
         if piece.finish is None:
             delta["content"] = piece.text
+        if piece.refusal is not None:
+            delta["refusal"] = piece.refusal
         told = _logprobs(piece.tokens) if logprobs and piece.finish is None else None
         return self._of(
             "chat.completion.chunk",
@@ -250,7 +276,7 @@ def _logprobs(tokens: list[Token]) -> dict[str, Any]:
             {
                 "token": token.text,
                 "logprob": math.log(max(token.probability or 0.0, 1e-45)),
-                "bytes": list(token.text.encode("utf-8", "surrogatepass")),
+                "bytes": list(token.raw),
                 "top_logprobs": [],
             }
             for token in tokens

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_runtime.errors import InputError, MissingDependency, install_command
+from edgetune_runtime.bundle import Bundle
+from edgetune_runtime.errors import BundleError, EdgetuneError, InputError, MissingDependency, install_command
 from edgetune_runtime.serve.limits import Limits
-from edgetune_runtime.terminal import say
+from edgetune_runtime.terminal import report, say
 
 if TYPE_CHECKING:
     from edgetune_runtime.serve.model import Answering
@@ -36,6 +37,8 @@ UVICORN: dict[str, Any] = {
     "server_header": False,
     "timeout_graceful_shutdown": DRAIN_SECONDS,
     "timeout_keep_alive": 10,
+    "timeout_worker_healthcheck": 120,  # loading a large bundle keeps a worker from answering for a while
+    "limit_concurrency": 1000,
     "lifespan": "on",
 }
 """Settings of the HTTP server."""
@@ -131,12 +134,15 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("engines elsewhere answer for one bundle", hint="start a server for each")
     if options.upstream and options.engine:
         raise InputError("--upstream and --engine exclude each other", hint="the engines at the addresses are running")
-    keys = [*options.api_key, *filter(None, [os.environ.get(KEY)])]
-    if any(not key or not key.isascii() for key in keys):
-        raise InputError("an API key is one or more ASCII characters")
+    keys = [key.strip() for key in (*options.api_key, *([os.environ[KEY]] if KEY in os.environ else []))]
+    if not all(key and key.isascii() and key.isprintable() for key in keys):
+        raise InputError("an API key is one or more printable ASCII characters", hint=f"see --api-key and {KEY}")
+    for folder in names_of(options.bundles).values():
+        Bundle.load(folder, verify=False)
     with _listen(options.host, options.port) as listening, _engine(options) as upstream:
-        told = vars(options) | {"api_key": keys, "upstream": upstream}
-        address = f"http://{options.host}:{listening.getsockname()[1]}"
+        told = vars(options) | {"api_key": keys} | upstream
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{host}:{listening.getsockname()[1]}"
         if options.workers > 1:
             _serve_in_workers(told, address, listening)
             return
@@ -149,24 +155,24 @@ def run(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _engine(options: argparse.Namespace) -> Iterator[list[str]]:
-    """Addresses of the engines that answer in a session's place; vLLM's own is started where it was asked for."""
-    from edgetune_runtime.bundle import Bundle
+def _engine(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Addresses of the engines that answer in a session's place, and their key; vLLM is started if asked for."""
     from edgetune_runtime.serve.app import names_of
     from edgetune_runtime.serve.vllm import Vllm
 
     if options.engine != VLLM:
-        yield options.upstream
+        yield {"upstream": options.upstream, "upstream_key": os.environ.get(UPSTREAM_KEY, "").strip() or None}
         return
     ((name, folder),) = names_of(options.bundles).items()
     with Vllm(Bundle.load(folder, verify=not options.no_verify), name, shlex.split(options.engine_args)) as engine:
-        yield [engine.url]
+        yield {"upstream": [engine.url], "upstream_key": engine.key}
 
 
 def _serve_in_workers(told: dict[str, Any], address: str, listening: socket.socket) -> None:
     """Serve with processes that share the address, and leave their figures where each of them finds all."""
     import uvicorn
     import uvicorn.supervisors
+    from uvicorn.config import STARTUP_FAILURE
 
     with tempfile.TemporaryDirectory() as figures:
         os.environ[CONFIG] = json.dumps(told, default=str)
@@ -174,12 +180,25 @@ def _serve_in_workers(told: dict[str, Any], address: str, listening: socket.sock
         _say_ready(address, told)
         place = "edgetune_runtime.serve.command:worker"
         shape = uvicorn.Config(place, factory=True, workers=told["workers"], **UVICORN)
-        uvicorn.supervisors.Multiprocess(shape, sockets=[listening]).run()
+        supervisor = uvicorn.supervisors.Multiprocess(shape, sockets=[listening])
+        supervisor.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+            raise BundleError("a worker could not start, see above")
 
 
 def worker() -> Any:
-    """The application of a worker process."""
-    return _app(json.loads(os.environ[CONFIG]))
+    """The application of a worker process.
+
+    Raises:
+        SystemExit: it cannot be made; others are not started in the place of this one.
+    """
+    from uvicorn.config import STARTUP_FAILURE
+
+    try:
+        return _app(json.loads(os.environ[CONFIG]))
+    except EdgetuneError as error:
+        report(str(error), error.hint)
+        raise SystemExit(STARTUP_FAILURE) from error
 
 
 def _app(told: dict[str, Any]) -> Any:
@@ -209,14 +228,12 @@ def _app(told: dict[str, Any]) -> Any:
 
 def _session(folder: Path, told: dict[str, Any]) -> Answering:
     """What answers for one bundle."""
-    from edgetune_runtime.bundle import Bundle
     from edgetune_runtime.serve.upstream import Engine, UpstreamSession
     from edgetune_runtime.session import Session
 
     if told["upstream"]:
-        key = os.environ.get(UPSTREAM_KEY)
-        engines = [Engine(url, key) for url in told["upstream"]]
-        return UpstreamSession(Bundle.load(folder, verify=not told["no_verify"]), engines, told["upstream_model"])
+        engines = [Engine(url, told["upstream_key"], told["upstream_model"]) for url in told["upstream"]]
+        return UpstreamSession(Bundle.load(folder, verify=not told["no_verify"]), engines)
     return Session.load(
         folder,
         device=told["device"],

@@ -41,13 +41,13 @@ class Answered:
 
 def grounding(body: Mapping[str, Any], pictures: Pictures) -> Any:
     """Work that finds what each phrase of a checked request names, one after the other."""
-    phrases = body["phrase"] if isinstance(body["phrase"], list) else [body["phrase"]]
+    phrases = _placed(body["phrase"])
     tokens = body.get("max_new_tokens", GROUND_TOKENS)
 
     def work(turn: Turn) -> Iterator[Answered]:
-        words = [_request(turn, phrase, place) for place, phrase in _placed(body["phrase"])]
+        words = [_request(turn, phrase, place) for place, phrase in phrases]
         image, load = _loaded(body, pictures)
-        for number, (phrase, prompt) in enumerate(zip(phrases, words, strict=True)):
+        for number, ((_, phrase), prompt) in enumerate(zip(phrases, words, strict=True)):
             answer = refusing(
                 lambda prompt=prompt: turn.session.answer(image, prompt, max_new_tokens=tokens, cancel=turn.cancel)
             )

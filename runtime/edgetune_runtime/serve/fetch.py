@@ -19,15 +19,24 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from edgetune_runtime.serve.refusal import Refusal
 
+HEADERS = {"User-Agent": "edgetune", "Accept": "image/*"}
 REDIRECTS = 3
 """How many are followed, each checked as the first address was."""
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_PORTS = {"http": 80, "https": 443}
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the open internet, and no multicast one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    ip = mapped or ip
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner:
+            return is_public(str(inner))
     return ip.is_global and not ip.is_multicast
 
 
@@ -36,7 +45,7 @@ class Fetcher:
     """Fetches over HTTP and HTTPS.
 
     Attributes:
-        hosts: names that may be asked, each with or without a port.
+        hosts: names that may be asked, each with a port where it is not that of http or https.
         max_bytes: of a picture's file.
         seconds: of one fetch, redirects included.
         admits: whether a connection may go to an IP address.
@@ -71,8 +80,10 @@ class Fetcher:
         """The parts of an address whose host is allowed."""
         parts = urlsplit(url)
         port = parts.port  # raises ValueError for what is no port
-        names = {parts.hostname, f"{parts.hostname}:{port or {'http': 80, 'https': 443}.get(parts.scheme)}"}
-        if parts.scheme not in ("http", "https") or not names & set(self.hosts) or parts.username is not None:
+        usual = port in (None, _PORTS.get(parts.scheme))
+        names = {f"{parts.hostname}:{port or _PORTS.get(parts.scheme)}"} | ({str(parts.hostname)} if usual else set())
+        allowed = {host.lower() for host in self.hosts}
+        if parts.scheme not in _PORTS or not names & allowed or parts.username is not None:
             raise Refusal(
                 400,
                 "the picture's address is of a host that is not allowed",
@@ -91,7 +102,7 @@ class Fetcher:
         watch.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"User-Agent": "edgetune", "Accept": "image/*"})
+            connection.request("GET", target, headers=HEADERS | {"Host": parts.netloc})
             response = connection.getresponse()
             if response.status in (301, 302, 303, 307, 308):
                 return b"", response.headers.get("Location", "")

@@ -28,6 +28,9 @@ HEADERS = {
     b"cache-control": b"no-store",
 }
 
+CLOSE = {"Connection": "close"}
+"""Where a body was not read to its end, the connection is not kept."""
+
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -60,6 +63,7 @@ class Guard:
     ) -> None:
         self._app, self._limits, self._metrics, self._log = app, limits, metrics, log
         self._keys = [key.encode() for key in keys]
+        self.held = 0  # bytes of bodies, of all requests that are not answered yet
         self._paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +78,8 @@ class Guard:
         name = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
         told: dict[str, Any] = {}
         scope.setdefault("state", {})["log"] = told
-        status, size = 500, 0
+        status: int | None = None
+        size = 0
 
         async def sending(message: Message) -> None:
             nonlocal status, size
@@ -85,18 +90,26 @@ class Guard:
                 message["headers"] = [*message["headers"], *own.items(), (b"x-request-id", name.encode())]
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
-            await send(message)
+            async with asyncio.timeout(self._limits.send_seconds):  # a client that does not read holds up nobody
+                await send(message)
 
+        body = _Bounded(receive, self._limits, self)
         try:
             if refusal := self._refused(scope["path"], headers):
                 await _respond(refusal)(scope, receive, sending)
             else:
-                await self._app(scope, _Bounded(receive, self._limits), sending)
+                await self._app(scope, body, sending)
+        except Exception as error:  # the application has answered as far as it could
+            told.setdefault("error", f"{type(error).__name__}: {error}"[:500])
+            if status is None:
+                await _respond(Refusal(500, "the answer failed"))(scope, receive, sending)
         finally:
+            self.held -= body.size
+            status = status or 500
             spent = time.perf_counter() - began
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.seconds.labels(path).observe(spent)
-            if 400 <= status < 500:
+            if 400 <= status < 499:
                 self._metrics.rejects.labels(str(status)).inc()
             if self._log is not None:
                 client = scope.get("client")
@@ -111,11 +124,12 @@ class Guard:
                 401,
                 "the API key is missing or wrong",
                 hint="send it as Authorization: Bearer KEY, or as x-api-key",
-                headers={"WWW-Authenticate": "Bearer"},
+                headers={"WWW-Authenticate": "Bearer"} | ({} if b"content-length" in headers else CLOSE),
             )
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limits.body_bytes:
-            return too_large(self._limits)
+            # A client that is still sending would not see an answer on a connection that is closed at once.
+            return too_large(self._limits, close=not length.isdigit() or int(length) > 4 * self._limits.body_bytes)
         return None
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
@@ -126,9 +140,14 @@ class Guard:
         return any(equal)
 
 
-def too_large(limits: Limits) -> Refusal:
-    """A body of too many bytes."""
-    return Refusal(413, f"the request is over {limits.body_bytes} bytes", hint="send a smaller picture")
+def too_large(limits: Limits, *, close: bool) -> Refusal:
+    """A body of too many bytes; `close` ends the connection without waiting for the rest."""
+    return Refusal(
+        413,
+        f"the request is over {limits.body_bytes} bytes",
+        hint="send a smaller picture",
+        headers=CLOSE if close else {},
+    )
 
 
 def _respond(refusal: Refusal) -> JSONResponse:
@@ -138,9 +157,9 @@ def _respond(refusal: Refusal) -> JSONResponse:
 class _Bounded:
     """Receives a body, not more than is allowed and not slower."""
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
-        self._left, self._whole = limits.body_bytes, False
+    def __init__(self, receive: Receive, limits: Limits, guard: Guard) -> None:
+        self._receive, self._limits, self._guard = receive, limits, guard
+        self.size, self._whole = 0, False
         self._until = time.monotonic() + limits.body_seconds
 
     async def __call__(self) -> Message:
@@ -150,10 +169,16 @@ class _Bounded:
             async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
                 message = await self._receive()
         except TimeoutError as error:
-            raise Refusal(408, f"the request took over {self._limits.body_seconds:g} s to arrive") from error
+            late = f"the request took over {self._limits.body_seconds:g} s to arrive"
+            raise Refusal(408, late, headers=CLOSE) from error
         if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
+            arrived = len(message.get("body", b""))
+            self.size += arrived
+            self._guard.held += arrived
             self._whole = not message.get("more_body", False)
-            if self._left < 0:
-                raise too_large(self._limits)
+            if self.size > self._limits.body_bytes:
+                raise too_large(self._limits, close=True)
+            if self._guard.held > self._limits.held_bytes:
+                retry = {"Retry-After": "1", **CLOSE}
+                raise Refusal(503, "too many pictures arrive at a time", hint="try again in 1 s", headers=retry)
         return message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -56,29 +57,34 @@ class Metrics:
             for name, count in pending.items():
                 self._queue[name].set_function(count)
 
-    def answered(self, model: str, timings: Timings, *, queue: float, first: bool = True) -> None:
+    def answered(self, model: str, timings: Timings, *, queue: float | None, image: str | None) -> None:
         """Count an answer.
 
         Args:
             model: its name.
             timings: what it cost.
-            queue: seconds that its request waited.
-            first: whether it is the first about its request's picture.
+            queue: seconds that its request waited, for the first answer of a request.
+            image: "new" or "known" for the first answer about a picture, None for others.
         """
         told = timings.to_dict()
         for stage in STAGES:
             self._stages.labels(model, stage).observe(told[stage])
         self._tokens.labels(model).inc(timings.tokens)
-        if first:
+        if queue is not None:
             self._stages.labels(model, "queue").observe(queue)
+        if image is not None:
             self._images.labels(model).inc()
-            if not timings.vision:
-                self._hits.labels(model).inc()
+        if image == "known":
+            self._hits.labels(model).inc()
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
         if not self._several:
             return generate_latest(self._registry)
+        folder = Path(os.environ[WORKERS])
+        for file in folder.glob("gauge_live*_*.db"):  # a worker that is gone has no queue
+            if not Path("/proc", file.stem.rpartition("_")[2]).exists() and Path("/proc").is_dir():
+                file.unlink(missing_ok=True)
         gathered = CollectorRegistry()
         MultiProcessCollector(gathered)  # type: ignore[no-untyped-call]
         return generate_latest(gathered)

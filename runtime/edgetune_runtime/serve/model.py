@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -64,12 +64,14 @@ class Turn:
 
 @dataclass
 class _Job:
-    """Work for the thread, and where its pieces go: called in the event loop of whoever waits."""
+    """Work for a thread, and where its pieces go: called in the thread, for whoever waits in an event loop."""
 
     work: Callable[[Turn], Iterator[Any]]
     tell: Callable[[Any, BaseException | None], None]
     cancel: threading.Event = field(default_factory=threading.Event)
     asked: float = field(default_factory=time.perf_counter)
+    begun: bool = False
+    counted: bool = True
 
 
 class Model:
@@ -91,14 +93,20 @@ class Model:
         session: what answers; closed with the model.
         queue_limit: requests that may wait behind those that are answered.
         at_a_time: requests that are answered at a time; a `Session` has one sequence and takes one.
+
+    Attributes:
+        pending: requests that wait or are answered.
+        changed: called when that number changes.
     """
 
     def __init__(self, name: str, session: Answering, *, queue_limit: int, at_a_time: int = 1) -> None:
         self.name, self.session = name, session
         self.started = int(time.time())
+        self.pending = 0  # touched in the event loop alone
+        self.changed: Callable[[], None] = lambda: None
         self._limit, self._at_a_time = queue_limit, at_a_time
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._pending = 0  # requests that wait or are answered; touched in the event loop alone
+        self._lock = threading.Lock()  # between a last job and the end
         self._closed = False
         self._usual = 1.0  # seconds of an answer, of late
         numbers = range(at_a_time)
@@ -106,12 +114,7 @@ class Model:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def pending(self) -> int:
-        """Requests that wait or are answered."""
-        return self._pending
-
-    async def run(self, work: Callable[[Turn], Iterator[T]]) -> AsyncIterator[T]:
+    async def run(self, work: Callable[[Turn], Iterator[T]]) -> AsyncGenerator[T]:
         """Give what `work` yields in the model's thread, piece by piece.
 
         Whoever stops reading, or is cancelled, ends the work before its next token.
@@ -119,10 +122,8 @@ class Model:
         Raises:
             Refusal: the queue is full, or the model was closed.
         """
-        if self._closed:
-            raise Refusal(503, "the server is about to end")
-        if self._pending >= self._limit + self._at_a_time:
-            wait = max(1, math.ceil(self._usual * self._pending / self._at_a_time))
+        if self.pending >= self._limit + self._at_a_time:
+            wait = max(1, math.ceil(self._usual * self.pending / self._at_a_time))
             raise Refusal(
                 429,
                 f"{self._limit} requests wait already",
@@ -131,59 +132,72 @@ class Model:
             )
         loop, told = asyncio.get_running_loop(), asyncio.Queue[tuple[Any, BaseException | None]]()
 
+        def deliver(piece: Any, error: BaseException | None) -> None:
+            if error is not None or piece is _END:
+                self._leave(job)
+            told.put_nowait((piece, error))
+
         def tell(piece: Any, error: BaseException | None) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, (piece, error))
+            loop.call_soon_threadsafe(deliver, piece, error)
 
         job = _Job(work, tell)
-        self._pending += 1
-        ended = False
-        try:
+        with self._lock:
+            if self._closed:
+                raise Refusal(503, "the server is about to end")
             self._jobs.put(job)
+        self.pending += 1
+        self.changed()
+        try:
             while True:
                 piece, error = await told.get()
-                ended = error is not None or piece is _END
                 if error is not None:
                     raise error
-                if ended:
+                if piece is _END:
                     return
                 yield piece
         finally:
             job.cancel.set()
-            if ended:
-                self._pending -= 1
-            else:  # it keeps its place until the thread has noticed
-                loop.create_task(self._drained(told))
+            if not job.begun:  # nothing was done for it yet, and nothing will be
+                self._leave(job)
 
-    async def _drained(self, told: asyncio.Queue[tuple[Any, BaseException | None]]) -> None:
-        while True:
-            piece, error = await told.get()
-            if error is not None or piece is _END:
-                self._pending -= 1
-                return
+    def _leave(self, job: _Job) -> None:
+        """A request no longer waits and is no longer answered."""
+        if job.counted:
+            job.counted = False
+            self.pending -= 1
+            self.changed()
 
     def _serve(self) -> None:
         """Work through the queue; whatever a request does wrong ends that request alone."""
         while (job := self._jobs.get()) is not None:
-            began = time.perf_counter()
-            try:
-                if job.cancel.is_set():
-                    raise Cancelled("nobody waits for the answer any more")
-                for piece in job.work(Turn(self.session, job.cancel, began - job.asked)):
-                    job.tell(piece, None)
-                error = None
-            except BaseException as caught:
-                error = caught
+            self._answer(job)
+            del job  # the picture and the body of a request are not kept until the next one
+
+    def _answer(self, job: _Job) -> None:
+        began = time.perf_counter()
+        job.begun, error = True, None
+        try:
+            if job.cancel.is_set():
+                raise Cancelled("nobody waits for the answer any more")
+            for piece in job.work(Turn(self.session, job.cancel, began - job.asked)):
+                job.tell(piece, None)
+        except BaseException as caught:  # the thread has to outlive all of them
+            error = caught
+        if not isinstance(error, Cancelled):
             self._usual = 0.8 * self._usual + 0.2 * (time.perf_counter() - began)
-            try:
-                job.tell(_END, error)
-            except RuntimeError:  # the loop of whoever asked has ended
-                continue
+        try:
+            job.tell(_END, error)
+        except RuntimeError:  # the loop of whoever asked has ended
+            pass
+        finally:
+            del error  # which holds this frame, and this frame it
 
     def close(self) -> None:
         """End the threads after the requests that they answer, and give the session's memory back."""
-        self._closed = True
-        for _ in self._threads:
-            self._jobs.put(None)
+        with self._lock:
+            self._closed = True
+            for _ in self._threads:
+                self._jobs.put(None)
         for thread in self._threads:
             thread.join()
         self.session.close()

@@ -49,6 +49,10 @@ class Refusal(Exception):
     def to_dict(self) -> dict[str, Any]:
         """The body of the response, in the form of OpenAI's errors with a hint beside."""
         kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        message = shortened(" ".join(str(self).split()), MAX_MESSAGE)
-        hint = None if self.hint is None else shortened(self.hint, MAX_MESSAGE)
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.status, "hint": hint}}
+        told = {"message": str(self), "type": kind, "param": self.param, "code": self.status, "hint": self.hint}
+        return {"error": {name: _plain(value) if isinstance(value, str) else value for name, value in told.items()}}
+
+
+def _plain(text: str) -> str:
+    """A text on one line, not too long, and without halves of characters, which JSON could not carry as UTF-8."""
+    return shortened(" ".join(text.split()), MAX_MESSAGE).encode("utf-8", "backslashreplace").decode()

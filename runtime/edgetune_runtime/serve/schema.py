@@ -15,6 +15,8 @@ from edgetune_runtime.serve.refusal import Refusal
 
 Schema = dict[str, Any]
 
+MAX_VALUES = 2000
+"""Of a body, counting those of its lists and objects: many times what the longest request has."""
 FRAME = (
     "xyxy, float pixels of the picture as it was sent, upright (EXIF orientation applied): the server resizes for the "
     "model and maps boxes back"
@@ -131,6 +133,7 @@ def check(body: Any, schema: Schema) -> dict[str, Any]:
     Raises:
         Refusal: it does not; `param` says where.
     """
+    refuse_bulk(body)
     error = best_match(_validator(_Key(schema)).iter_errors(body))
     if error is None:
         found: dict[str, Any] = body
@@ -161,6 +164,22 @@ def check(body: Any, schema: Schema) -> dict[str, Any]:
     got = f"and has {len(error.instance)}" if long else f"not {excerpt(error.instance, 60)}"
     why = error.schema.get("description") if isinstance(error.schema, dict) else None
     raise Refusal(400, f"{place or 'the body'} {shown}, {got}", hint=why, param=place or None)
+
+
+def refuse_bulk(body: Any) -> None:
+    """Refuse a body of more values than any request has: a validator would explain each that is wrong.
+
+    Raises:
+        Refusal: it is such a body.
+    """
+    left, rest = MAX_VALUES, [body]
+    while rest:
+        value = rest.pop()
+        inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+        left -= 1 + len(inner)
+        if left < 0:
+            raise Refusal(400, f"the body has more than {MAX_VALUES} values")
+        rest += inner
 
 
 def _listed(values: Any) -> str:
@@ -299,6 +318,8 @@ def openapi(limits: Limits, bodies: dict[str, Schema], *, keyed: bool) -> Schema
         "415": "The body is neither JSON nor a form.",
         "404": "There is no such model.",
         "429": "Too many requests wait; Retry-After says when to come again.",
+        "500": "The engine failed.",
+        "502": "An engine elsewhere left in the middle of an answer.",
         "503": "The server is about to end.",
     } | ({"401": "The API key is missing or wrong."} if keyed else {})
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}

@@ -13,7 +13,9 @@ import http.client
 import io
 import itertools
 import json
+import logging
 import math
+import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -33,12 +35,15 @@ from edgetune_runtime.images.load import ImageSource, load_image
 from edgetune_runtime.serve.refusal import Refusal
 from edgetune_runtime.timing import Timings
 
+CONNECT_SECONDS = 5.0
+"""How long an engine may take to be reached."""
 DOWN_SECONDS = 5.0
 """How long an engine that could not be reached is left alone, unless no other can be."""
 READ_SECONDS = 300.0
 """How long an engine may be silent."""
 
 _POLL = 0.05
+_LOG = logging.getLogger("edgetune.serve")
 
 
 @dataclass
@@ -48,10 +53,12 @@ class Engine:
     Attributes:
         url: such as "http://10.0.0.5:8000"; a path such as "/v1" at its end is left out.
         key: API key, or None.
+        model: what it calls the model; None until it was asked for its first one.
     """
 
     url: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
+    model: str | None = None
     down_until: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
@@ -60,14 +67,38 @@ class Engine:
             known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or True)
         except ValueError:
             known = False
-        if not known:
+        if not known or parts.username is not None:
             raise InputError(f"{self.url!r} is no address of an engine", hint="give one such as http://10.0.0.5:8000")
 
-    def connect(self) -> http.client.HTTPConnection:
-        """A new connection."""
-        parts = urlsplit(self.url)
+    @contextlib.contextmanager
+    def connected(self, cancel: threading.Event | None) -> Iterator[http.client.HTTPConnection]:
+        """A connection for the block, which an event ends early: the engine then stops as well.
+
+        Raises:
+            OSError: it cannot be reached in time.
+        """
+        parts, done = urlsplit(self.url), threading.Event()
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=READ_SECONDS)
+        connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_SECONDS)
+        connection.connect()
+        held = connection.sock  # which http.client lets go of where the engine will close it
+        held.settimeout(READ_SECONDS)
+
+        def watch() -> None:
+            while not done.wait(_POLL):
+                if cancel is not None and cancel.is_set():
+                    with contextlib.suppress(OSError):
+                        held.shutdown(socket.SHUT_RDWR)
+
+        watching = threading.Thread(target=watch, daemon=True)
+        if cancel is not None:
+            watching.start()
+        try:
+            yield connection
+        finally:
+            done.set()
+            connection.close()
+            held.close()
 
     def path(self, name: str) -> str:
         """The path of a call such as "chat/completions"."""
@@ -88,15 +119,17 @@ class UpstreamSession:
     Args:
         bundle: whose checkpoint the engines hold; its graphs are not read.
         engines: to ask, in turn.
-        model: what they call the model; None is the first that they list.
     """
 
-    def __init__(self, bundle: Bundle, engines: Sequence[Engine], model: str | None = None) -> None:
+    encodes = False
+    """Pictures are encoded elsewhere: no answer tells whether one was known."""
+
+    def __init__(self, bundle: Bundle, engines: Sequence[Engine]) -> None:
         if not engines:
             raise InputError("no engine is named")
         self.bundle = bundle
         self._engines = list(engines)
-        self._model = model
+        self._pictures = threading.local()  # the last one of each thread, which many phrases are asked about
         self._turns = itertools.count()
         self._tags = bool(grammar.tags(bundle.box_format.style))
 
@@ -115,8 +148,9 @@ class UpstreamSession:
             Refusal: no engine answers.
             Cancelled: `cancel` was set.
         """
-        picture = load_image(image)
-        stream = self.stream(picture, prompt, max_new_tokens=max_new_tokens, probabilities=True, cancel=cancel)
+        picture = self._picture(image)[0]
+        options = {"probabilities": True, "keep_control": self._tags}
+        stream = self.stream(image, prompt, max_new_tokens=max_new_tokens, cancel=cancel, **options)
         text = "".join(stream)
         assert stream.timings is not None
         before = self.bundle.chat.before_answer
@@ -139,7 +173,7 @@ class UpstreamSession:
         began = time.perf_counter()
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         if image is not None:
-            content.insert(0, {"type": "image_url", "image_url": {"url": _encoded(load_image(image))}})
+            content.insert(0, {"type": "image_url", "image_url": {"url": self._picture(image)[1]}})
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": content}],
             "max_tokens": max_new_tokens,
@@ -149,44 +183,36 @@ class UpstreamSession:
         }
         if probabilities:
             body["logprobs"] = True
-        if self._tags:  # an extension of vLLM's, SGLang's and LMDeploy's: boxes are written with control tokens
+        if keep_control and self._tags:  # an extension of vLLM's, SGLang's and LMDeploy's
             body["skip_special_tokens"] = False
         return _Reply(self._events(body, cancel), began)
 
+    def _picture(self, image: ImageSource) -> tuple[Image.Image, str]:
+        """A picture, upright, and as a data URI."""
+        last = getattr(self._pictures, "last", None)
+        if last is None or last[0] is not image:
+            picture = load_image(image)
+            last = self._pictures.last = (image, picture, _encoded(picture))
+        return last[1], last[2]
+
     def _events(self, body: dict[str, Any], cancel: threading.Event | None) -> Iterator[dict[str, Any]]:
         """The events of a streamed completion, of the first engine that gives one."""
-        busy: list[str] = []
         for engine in self._in_turn():
-            connection = engine.connect()
-            with _ended_by(cancel, connection):
-                try:
-                    model = self._model or self._first_model(engine)
-                    sent = json.dumps(body | {"model": model}).encode()
-                    connection.request("POST", engine.path("chat/completions"), sent, engine.headers())
-                    response = connection.getresponse()
-                    if response.status != 200:
-                        _refuse(response.status, response.read(1 << 16))
-                        busy.append(f"{engine.url} answers with status {response.status}")
-                        self._leave_alone(engine)
-                        continue
-                    first = next(lines := _documents(response), None)
-                except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-                    if cancel is not None and cancel.is_set():
-                        raise Cancelled("the answer was cancelled") from error
-                    busy.append(f"{engine.url}: {str(error) or type(error).__name__}")
-                    self._leave_alone(engine)
-                    continue
-                try:
-                    if first is not None:
-                        yield first
-                    yield from lines
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    if cancel is not None and cancel.is_set():
-                        raise Cancelled("the answer was cancelled") from error
-                    self._leave_alone(engine)
-                    raise Refusal(502, f"the engine left in the middle of an answer: {error}") from error
+            begun = False
+            try:
+                for event in _completion(engine, body, cancel):
+                    begun = True
+                    yield event
                 return
-        raise Refusal(503, "no engine answers", hint="; ".join(busy), headers={"Retry-After": str(int(DOWN_SECONDS))})
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled("the answer was cancelled") from error
+                engine.down_until = time.monotonic() + DOWN_SECONDS
+                # Its address and what it said are for the log: a client has no use for them.
+                _LOG.warning("%s: %s", engine.url, str(error) or type(error).__name__)
+                if begun:
+                    raise Refusal(502, "the engine left in the middle of an answer") from error
+        raise Refusal(503, "no engine answers", headers={"Retry-After": str(int(DOWN_SECONDS))})
 
     def _in_turn(self) -> list[Engine]:
         """Engines in the order to try them: the next in turn first, those that were left alone last."""
@@ -194,80 +220,87 @@ class UpstreamSession:
         order = self._engines[start:] + self._engines[:start]
         return sorted(order, key=lambda engine: engine.down_until > now)
 
-    @staticmethod
-    def _leave_alone(engine: Engine) -> None:
-        engine.down_until = time.monotonic() + DOWN_SECONDS
-
-    def _first_model(self, engine: Engine) -> str:
-        """What an engine calls its first model.
-
-        Raises:
-            ValueError: it lists none.
-        """
-        connection = engine.connect()
-        try:
-            connection.request("GET", engine.path("models"), headers=engine.headers())
-            response = connection.getresponse()
-            told = json.loads(response.read())
-            if response.status != 200 or not told.get("data"):
-                raise ValueError(f"its list of models has status {response.status} and is {shortened(str(told), 200)}")
-            self._model = str(told["data"][0]["id"])
-            return self._model
-        finally:
-            connection.close()
-
     def close(self) -> None:
         """Nothing is held."""
 
 
 class _Reply(Stream):
-    """A stream of an engine's events, which tell the length of the prompt at their end."""
+    """A stream of an engine's events, which tell how many tokens there were at their end."""
 
     def __init__(self, events: Iterator[dict[str, Any]], began: float) -> None:
-        super().__init__(self._read(events, began))
+        super().__init__(self._read(events), spent=self._until_now)
+        self._began = self._ready = self._first = began
+        self._count = 0
 
-    def _read(self, events: Iterator[dict[str, Any]], began: float) -> Generator[str, None, Timings]:
-        ready = first = time.perf_counter()
+    def _read(self, events: Iterator[dict[str, Any]]) -> Generator[str, None, Timings]:
+        self._ready = time.perf_counter()
         ended, text = False, ""
         for event in events:
             if usage := event.get("usage"):
-                self.prompt_tokens = int(usage["prompt_tokens"])
-            for choice in event.get("choices", ())[:1]:
+                self.prompt_tokens, self._count = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+            for choice in event["choices"][:1]:
                 told = (choice.get("logprobs") or {}).get("content") or ()
-                if told and not self.tokens:
-                    first = time.perf_counter()
-                self.tokens += [Token(_text(each), _probability(each)) for each in told]
+                piece = choice["delta"].get("content")
+                if not text and not self.tokens and (told or piece):
+                    self._first = time.perf_counter()
+                self.tokens += [Token(_raw(each), _probability(each)) for each in told]
                 ended = ended or choice.get("finish_reason") == "stop"
-                if piece := choice["delta"].get("content"):
+                if piece:
                     text += piece
                     yield piece
-        if ended and "".join(each.text for each in self.tokens[:-1]) == _letters(text):
+        if ended and self.tokens and b"".join(each.raw for each in self.tokens[:-1]) == text.encode():
             del self.tokens[-1]  # some engines tell the token that ends an answer, which is not of its text
+        self._count = (len(self.tokens) or self._count) + ended
+        return self._until_now()
+
+    def _until_now(self) -> Timings:
         now = time.perf_counter()
-        count = len(self.tokens) + ended
-        return Timings(ready - began, 0.0, first - ready, now - first, now - began, count)
+        began, ready, first = self._began, self._ready, max(self._first, self._ready)
+        return Timings(ready - began, 0.0, first - ready, now - first, now - began, self._count or len(self.tokens))
 
 
-@contextlib.contextmanager
-def _ended_by(cancel: threading.Event | None, connection: http.client.HTTPConnection) -> Iterator[None]:
-    """Close a connection at the end of the block, and as soon as an event is set: the engine then stops as well."""
-    done = threading.Event()
+def _completion(
+    engine: Engine, body: dict[str, Any], cancel: threading.Event | None
+) -> Generator[dict[str, Any], None, None]:
+    """The events of a streamed completion of one engine.
 
-    def watch() -> None:
-        while not done.wait(_POLL):
-            if cancel is not None and cancel.is_set():
-                with contextlib.suppress(OSError, AttributeError):
-                    connection.sock.shutdown(2)
-                return
+    Raises:
+        OSError: it cannot be reached, or leaves.
+        ValueError: it says something else, or that it is busy.
+        InputError: it finds the request wrong, as another one would.
+    """
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("the answer was cancelled after 0 tokens")
+    if engine.model is None:
+        with engine.connected(cancel) as connection:
+            connection.request("GET", engine.path("models"), headers=engine.headers())
+            engine.model = _first_model(json.loads(connection.getresponse().read(1 << 20)))
+    with engine.connected(cancel) as connection:
+        sent = json.dumps(body | {"model": engine.model}).encode()
+        connection.request("POST", engine.path("chat/completions"), sent, engine.headers())
+        response = connection.getresponse()
+        if response.status != 200:
+            told = response.read(1 << 16)
+            if response.status in (400, 413, 422):
+                raise InputError(f"the engine refuses the request: {_message(told)}")
+            raise ValueError(f"status {response.status}: {_message(told)}")
+        yield from _documents(response)
 
-    watching = None if cancel is None else threading.Thread(target=watch, daemon=True)
-    if watching is not None:
-        watching.start()
+
+def _first_model(told: Any) -> str:
     try:
-        yield
-    finally:
-        done.set()
-        connection.close()
+        return str(told["data"][0]["id"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"its list of models is {shortened(str(told), 200)}") from error
+
+
+def _message(body: bytes) -> str:
+    """What an engine says is wrong."""
+    try:
+        told = json.loads(body)
+        return shortened(str(told.get("error", told)["message"]), 300)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return shortened(body.decode("utf-8", "replace"), 300)
 
 
 def _documents(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
@@ -284,21 +317,11 @@ def _documents(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         if text == b"[DONE]":
             return
         document = json.loads(text)
-        if "error" in document:
-            raise ValueError(shortened(str(document["error"]), 300))
+        choices = document.get("choices") if isinstance(document, dict) else None
+        if not isinstance(choices, list) or not all(isinstance(each.get("delta"), dict) for each in choices):
+            raise ValueError(f"an event that is none of a completion: {shortened(str(document), 300)}")
         yield document
     raise ValueError("the connection ended before the answer did")
-
-
-def _refuse(status: int, body: bytes) -> None:
-    """Raise where an engine finds the request itself wrong; another one would, too."""
-    if status in (400, 413, 422):
-        try:
-            told = json.loads(body)
-            message = told.get("error", told).get("message", body)
-        except (ValueError, AttributeError):
-            message = body[:300]
-        raise InputError(f"the engine refuses the request: {shortened(str(message), 300)}")
 
 
 def _encoded(image: Image.Image) -> str:
@@ -308,14 +331,10 @@ def _encoded(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 
-def _text(token: dict[str, Any]) -> str:
-    """A token's bytes, a letter for each: a token may be part of a character."""
+def _raw(token: dict[str, Any]) -> bytes:
+    """A token's bytes."""
     raw = token.get("bytes")
-    return _letters(str(token["token"])) if raw is None else bytes(raw).decode("latin-1")
-
-
-def _letters(text: str) -> str:
-    return text.encode("utf-8", "surrogatepass").decode("latin-1")
+    return str(token["token"]).encode("utf-8", "replace") if raw is None else bytes(raw)
 
 
 def _probability(token: dict[str, Any]) -> float:
@@ -325,12 +344,12 @@ def _probability(token: dict[str, Any]) -> float:
 def _ends(tokens: Sequence[Token], text: str, before: str) -> list[TokenProbability]:
     """Where each token ends in an answer's text; none where the tokens do not spell it.
 
-    Tokens are told in bytes (`_text`), and text is counted in characters.
+    Tokens are told in bytes, and text is counted in characters.
     """
     raw, found = b"", []
     skipped = len(before) if text.startswith(before) else 0
     for token in tokens:
-        raw += token.text.encode("latin-1")
+        raw += token.raw
         end = len(raw.decode("utf-8", "ignore")) - skipped
         found.append(TokenProbability(max(0, end), token.probability or 0.0))
     return found if raw.decode("utf-8", "ignore").startswith(text) else []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +21,8 @@ from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 
 EXECUTABLE = "EDGETUNE_VLLM"
 """Variable with the path of `vllm`, where it is in an environment of its own."""
+END_SECONDS = 30.0
+"""How long it may take to end."""
 START_SECONDS = 1800.0
 """How long it may take to load a model and to record its graphs."""
 
@@ -74,6 +79,7 @@ class Vllm:
 
     Attributes:
         url: its address.
+        key: that it asks for.
 
     Raises:
         InputError: as `command`.
@@ -87,15 +93,14 @@ class Vllm:
             self._port = int(free.getsockname()[1])
         self._words = command(bundle, name, self._port, more)
         self._bundle = bundle
+        self.key = secrets.token_hex(16)  # or every user of this machine could ask it
         self.url = f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Vllm:
         """Start it and wait until it answers."""
-        variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"} | os.environ | {"VLLM_API_KEY": self.key}
         # In a session of its own it does not get this terminal's Ctrl-C, and is ended after its answers.
-        self._process = subprocess.Popen(
-            self._words, env=variables | os.environ, stdout=sys.stderr, start_new_session=True
-        )
+        self._process = subprocess.Popen(self._words, env=variables, stdout=sys.stderr, start_new_session=True)
         until = time.monotonic() + START_SECONDS
         try:
             while not self._up():
@@ -126,9 +131,11 @@ class Vllm:
             connection.close()
 
     def _end(self) -> None:
-        self._process.terminate()
         try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+        finally:  # its own children too, which hold the model
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -198,6 +198,25 @@ def test_what_is_being_answered_is_answered_when_the_server_is_told_to_end(
             running.connect().ask("GET", "/health")
 
 
+def test_workers_that_cannot_start_end_the_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The manifest is intact, a graph is not: only a worker finds that."""
+    import shutil
+    import subprocess
+    import sys
+
+    shutil.copytree(tiny_bundle, tmp_path / "broken")
+    (tmp_path / "broken" / "onnx" / "embed_tokens.onnx").write_bytes(b"nothing")
+    command = [sys.executable, "-m", "edgetune_runtime.cli", "serve", str(tmp_path / "broken"), "--port", "0"]
+    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "embed_tokens.onnx" in done.stderr
+    assert done.stderr.strip().endswith("a worker could not start, see above")
+
+
+def test_a_field_that_json_cannot_carry_is_refused(server: Server) -> None:
+    reply = server.connect().ask("POST", "/v1/detect", b'{"image": "x", "phrase": "y", "\\ud800": 1}')
+    assert reply.status == 400 and "not supported" in reply.message
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -116,6 +116,42 @@ def test_boxes_as_json(client: Any, session: Session, asked: list[Asked]) -> Non
         assert told.usage.prompt_tokens > 0
 
 
+def test_tokens_are_those_of_the_text_before_a_stop(client: Any, session: Session, asked: list[Asked]) -> None:
+    words = session.request(asked[0].phrase)
+    stop = session.ask(asked[0].picture, words)[8:12]
+    options = {"model": "tiny", "messages": messages(asked[0], words), "logprobs": True, "stop": stop}
+    told = client.chat.completions.create(**options).choices[0]
+    spelled = "".join(token.token for token in told.logprobs.content)
+    assert told.message.content.startswith(spelled) and spelled
+    text = spelled = ""
+    for chunk in client.chat.completions.create(**options, stream=True):
+        text += chunk.choices[0].delta.content or ""
+        if chunk.choices[0].logprobs:
+            spelled += "".join(token.token for token in chunk.choices[0].logprobs.content)
+        assert text.startswith(spelled)
+    assert text == told.message.content
+
+
+def test_boxes_by_a_schema_with_definitions_as_pydantic_writes_them(client: Any, asked: list[Asked]) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    box = pydantic.create_model("Box", box=(list[float], ...), label=(str, ...))
+    boxes = pydantic.create_model("Boxes", detections=(list[box], ...))  # type: ignore[valid-type]
+    told = client.chat.completions.parse(model="tiny", messages=messages(asked[0], "x"), response_format=boxes)
+    message = told.choices[0].message
+    assert message.parsed is not None or message.refusal  # what the model says of "x" may be no boxes
+
+
+def test_boxes_that_are_cut_off_say_so(client: Any, session: Session, asked: list[Asked]) -> None:
+    words = session.request(asked[0].phrase)
+    options = {"model": "tiny", "messages": messages(asked[0], words), "response_format": BOXES}
+    whole = client.chat.completions.create(**options)
+    cut = client.chat.completions.create(**options, max_tokens=5)
+    assert (whole.choices[0].finish_reason, cut.choices[0].finish_reason) == ("stop", "length")
+    assert cut.usage.completion_tokens == 5
+    assert whole.usage.completion_tokens == session.answer(asked[0].picture, words).timings.tokens - 1
+    assert whole.choices[0].message.refusal is None
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [

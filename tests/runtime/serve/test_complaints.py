@@ -240,3 +240,38 @@ def test_a_full_queue_says_when_to_come_again(tiny_bundle: Path, asked: list[Ask
 def resident(pid: int) -> int:
     """Resident memory of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def test_a_body_of_millions_of_values_is_refused_at_once(server: Server, asked: list[Asked]) -> None:
+    """A validator would find each of them wrong, one after the other."""
+    body = b'{"image": "x", "phrase": [' + b"1," * 4_000_000 + b"1]}"
+    began = time.perf_counter()
+    reply = server.connect().ask("POST", "/v1/detect", body)
+    assert reply.status == 400 and "values" in reply.message
+    assert time.perf_counter() - began < 10
+    assert server.connect().detect(*asked[0]).status == 200
+
+
+def test_clients_that_do_not_read_take_no_place(tiny_bundle: Path, asked: list[Asked]) -> None:
+    """Their answers lie in the sockets; the model goes on with the next request."""
+    body = json.dumps(
+        {"image": encoded(asked[0].picture), "phrase": [each.phrase for each in asked[:16]] * 2, "stream": True}
+    ).encode()
+    head = (
+        f"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with Server(f"tiny={tiny_bundle}", "--queue", "2") as running:
+        held = []
+        for _ in range(3):
+            silent = socket.socket()
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            silent.connect(("127.0.0.1", running.port))
+            silent.sendall(head.encode() + body)
+            held.append(silent)
+        began = time.perf_counter()
+        while running.figure("edgetune_tokens_total") < 3 * 32 or running.figure("edgetune_pending_requests"):
+            assert time.perf_counter() - began < 60
+            time.sleep(0.1)
+        assert running.connect().detect(*asked[0]).status == 200
+        for silent in held:
+            silent.close()

@@ -88,7 +88,16 @@ def test_a_host_of_a_private_address_is_not_even_connected_to(site: ThreadingHTT
     assert site.seen == []  # type: ignore[attr-defined]
 
 
+def test_a_host_is_a_name_in_any_case_and_its_usual_port() -> None:
+    fetching = Fetcher(["Example.org"], max_bytes=1, admits=lambda address: False)
+    for url in ("http://example.org/", "https://EXAMPLE.org:443/"):
+        assert "not allowed" not in refusal(fetching, url)
+    for url in ("http://example.org:22/", "http://user@example.org/"):
+        assert "not allowed" in refusal(fetching, url)
+
+
 def test_addresses_that_are_not_of_the_open_internet() -> None:
     private = "127.0.0.1 10.0.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 ::1 fe80::1%eth0 fd00::1"
-    assert not any(map(is_public, [*private.split(), "::ffff:127.0.0.1", "::ffff:10.0.0.1"]))
+    mapped = ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"]
+    assert not any(map(is_public, [*private.split(), *mapped]))
     assert all(map(is_public, ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"]))

@@ -123,18 +123,24 @@ PIECE = json.dumps({"choices": [{"delta": {"content": "["}, "finish_reason": Non
 
 
 @pytest.mark.parametrize(
-    ("told", "status"), [([PIECE], 502), ([PIECE, "{"], 502), ([], 503), (["no JSON"], 503), (['{"error": 1}'], 503)]
+    ("told", "status"),
+    [
+        *[([PIECE], 502), ([PIECE, "{"], 502), ([PIECE, "null"], 502)],
+        *[([event], 503) for event in ("no JSON", '{"error": 1}', "[]", '{"choices": null}', '{"choices": [{}]}')],
+        ([], 503),
+    ],
 )
 def test_an_engine_that_breaks_off(
     told: list[str], status: int, broken: ThreadingHTTPServer, tiny_bundle: Path, asked: list[Asked]
 ) -> None:
     """After the first piece nobody else is asked, for it may have been passed on."""
     broken.told = told  # type: ignore[attr-defined]
-    engine = Engine(f"http://127.0.0.1:{broken.server_port}")
-    fleet = UpstreamSession(Bundle.load(tiny_bundle), [engine], model="it")
+    engine = Engine(f"http://127.0.0.1:{broken.server_port}", key="sk-secret", model="it")
+    fleet = UpstreamSession(Bundle.load(tiny_bundle), [engine])
     with pytest.raises(Refusal) as caught:
         fleet.answer(asked[0].picture, "the cup")
     assert caught.value.status == status
+    assert "secret" not in str(caught.value.to_dict()) and "127.0.0.1" not in str(caught.value.to_dict())
 
 
 def test_an_engine_that_breaks_off_at_once_is_passed_over(
@@ -142,12 +148,30 @@ def test_an_engine_that_breaks_off_at_once_is_passed_over(
 ) -> None:
     broken.told = ["no JSON"]  # type: ignore[attr-defined]
     ports = (closed_port(), broken.server_port, server.port)
-    fleet = UpstreamSession(Bundle.load(tiny_bundle), [Engine(f"http://127.0.0.1:{port}") for port in ports], "tiny")
+    engines = [
+        Engine(f"http://127.0.0.1:{port}", model=name) for port, name in zip(ports, ("a", "b", None), strict=True)
+    ]
+    fleet = UpstreamSession(Bundle.load(tiny_bundle), engines)
     for picture, phrase in asked[:3]:
         assert fleet.answer(picture, fleet.request(phrase)) == session.answer(picture, session.request(phrase))
 
 
-@pytest.mark.parametrize("url", ["", "10.0.0.5:8000", "ftp://x", "http://", "http://x:99999"])
+def test_an_answer_without_a_token_and_one_without_probabilities(
+    broken: ThreadingHTTPServer, tiny_bundle: Path, asked: list[Asked]
+) -> None:
+    fleet = UpstreamSession(Bundle.load(tiny_bundle), [Engine(f"http://127.0.0.1:{broken.server_port}", model="it")])
+    end = json.dumps({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    usage = json.dumps({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}})
+    broken.told = [end, "[DONE]"]  # type: ignore[attr-defined]
+    assert fleet.answer(asked[0].picture, "the cup").text == ""
+    broken.told = [PIECE, end, usage, "[DONE]"]  # type: ignore[attr-defined]
+    stream = fleet.stream(None, "hi")
+    assert "".join(stream) == "[" and stream.timings is not None
+    assert (stream.prompt_tokens, stream.timings.tokens, stream.finished) == (7, 4, True)
+    assert stream.timings.prefill > 0
+
+
+@pytest.mark.parametrize("url", ["", "10.0.0.5:8000", "http://user:secret@x", "ftp://x", "http://", "http://x:99999"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="no address of an engine"):
         Engine(url)
