@@ -23,6 +23,7 @@ EXIT_CODES = {
     "GateFailed": 1,
     "MissingDependency": 3,
     "GateInconclusive": 4,
+    "Cancelled": 130,
 }
 
 

@@ -37,7 +37,8 @@ UVICORN: dict[str, Any] = {
     "server_header": False,
     "timeout_graceful_shutdown": DRAIN_SECONDS,
     "timeout_keep_alive": 10,
-    "timeout_worker_healthcheck": 120,  # loading a large bundle keeps a worker from answering for a while
+    # Reading a large vocabulary keeps a worker from answering for a moment; one that dies is noticed after this long.
+    "timeout_worker_healthcheck": 15,
     "limit_concurrency": 1000,
     "lifespan": "on",
 }
