@@ -33,7 +33,7 @@ MODULES = {
 ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "cuda"}
 RUNTIME_NEEDS = {"numpy", "PIL", "tokenizers"}
 PACKED_WEIGHTS = {"safetensors"}
-SERVER = {"starlette", "uvicorn", "prometheus_client", "jsonschema"}
+SERVER = {"anyio", "starlette", "uvicorn", "prometheus_client", "jsonschema"}
 TORCH = {"torch", "transformers", "triton"}
 COMMAND_LINE_NEEDS = {"click", "tqdm"}
 

@@ -63,14 +63,15 @@ def prepare(work: Path) -> list[dict[str, Any]]:
     return [line | {"path": data / line["image"]} for line in lines if "text" in line][:COUNT]
 
 
-def ask(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
+def ask(port: int, path: str, body: dict[str, Any], key: str = "") -> dict[str, Any]:
     """The response to a request.
 
     Raises:
         SystemExit: it is refused.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    connection.request("POST", path, json.dumps(body), headers)
     response = connection.getresponse()
     told: dict[str, Any] = json.loads(response.read())
     if response.status != 200:
@@ -93,7 +94,7 @@ def compare(folder: Path, records: list[dict[str, Any]], expected: list[Any], pr
             return row | {"refused": True}
         up = time.perf_counter() - began
         port = int(found[1])
-        engine = engine_of(process.pid)
+        engine, key = engine_of(process.pid)
         try:
             for record, answer in zip(records, expected, strict=True):
                 image = base64.b64encode(record["path"].read_bytes()).decode()
@@ -110,7 +111,7 @@ def compare(folder: Path, records: list[dict[str, Any]], expected: list[Any], pr
                 url = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}}
                 content = [url, {"type": "text", "text": record["words"]}]
                 direct = {"model": "it", "temperature": 0, "messages": [{"role": "user", "content": content}]}
-                own = ask(engine, "/v1/chat/completions", direct)
+                own = ask(engine, "/v1/chat/completions", direct, key)
                 row["text"] += own["choices"][0]["message"]["content"] == answer.text
                 row["prompts"] += own["usage"]["prompt_tokens"] == answer.prompt_tokens
         finally:
@@ -118,14 +119,16 @@ def compare(folder: Path, records: list[dict[str, Any]], expected: list[Any], pr
     return row | {"up_s": up, "p50_ms": 1000 * statistics.median(seconds), "records": len(records)}
 
 
-def engine_of(parent: int) -> int:
-    """The port of the `vllm serve` that a process started."""
+def engine_of(parent: int) -> tuple[int, str]:
+    """The port of the `vllm serve` that a process started, and the key that it asks for."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and (entry / "cmdline").exists():
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             stat = (entry / "stat").read_text().rpartition(")")[2].split()
             if int(stat[1]) == parent and "--served-model-name" in words:
-                return int(words[words.index("--port") + 1])
+                variables = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+                key = next(each for each in variables if each.startswith("VLLM_API_KEY="))
+                return int(words[words.index("--port") + 1]), key.partition("=")[2]
     sys.exit("error: vllm serve is not running")
 
 

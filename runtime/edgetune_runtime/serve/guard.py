@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import re
@@ -12,6 +11,7 @@ import uuid
 from collections.abc import Callable, Collection
 from typing import Any
 
+import anyio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,7 +90,7 @@ class Guard:
                 message["headers"] = [*message["headers"], *own.items(), (b"x-request-id", name.encode())]
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
-            async with asyncio.timeout(self._limits.send_seconds):  # a client that does not read holds up nobody
+            with anyio.fail_after(self._limits.send_seconds):  # a client that does not read holds up nobody
                 await send(message)
 
         body = _Bounded(receive, self._limits, self)
@@ -166,7 +166,7 @@ class _Bounded:
         if self._whole:  # what comes next is the client's leaving, for which there is no hurry
             return await self._receive()
         try:
-            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+            with anyio.fail_after(max(0.0, self._until - time.monotonic())):
                 message = await self._receive()
         except TimeoutError as error:
             late = f"the request took over {self._limits.body_seconds:g} s to arrive"
