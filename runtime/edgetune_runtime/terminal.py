@@ -33,6 +33,19 @@ def printable(text: str, encoding: str | None = "utf-8") -> str:
     return text
 
 
+def count(text: str) -> int:
+    """Read a number of a command line that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number from 1 on.
+    """
+    from argparse import ArgumentTypeError  # which only command lines of the runtime need
+
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
 def say(text: str = "", *, error: bool = False) -> None:
     """Print a line to standard output, or to standard error; nothing where that is closed.
 

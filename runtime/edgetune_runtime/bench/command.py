@@ -12,7 +12,7 @@ from pathlib import Path
 from edgetune_runtime.bench.results import Failed, Measured, Options, Row
 from edgetune_runtime.errors import GateFailed, InputError
 from edgetune_runtime.files import write_whole
-from edgetune_runtime.terminal import say
+from edgetune_runtime.terminal import count, say
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,18 +27,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, metavar="FILE", help="JSONL file of records with their answers")
     add("--output", type=Path, required=True, metavar="FILE", help="JSON file to write figures and answers to")
     add("--baseline", metavar="[NAME=]BUNDLE", help="the bundle that the others are compared with (default: none)")
-    add("--limit", type=_count, metavar="N", help="use only the first N records")
+    add("--limit", type=count, metavar="N", help="use only the first N records")
     rounds = "split the records into N parts, bundles taking turns after each (default: 1)"
-    add("--rounds", type=_count, default=1, metavar="N", help=rounds)
+    add("--rounds", type=count, default=1, metavar="N", help=rounds)
     warmup = "unmeasured answers before the measured ones (default: %(default)s)"
     add("--warmup", type=int, default=Options.warmup, metavar="N", help=warmup)
     add("--device", default="cpu", help="device that the bundles run on, cpu or cuda (default: cpu)")
     add("--engine", metavar="NAME", help="an installed engine to use in place of the runtime's own")
     threads = "CPU threads (default: all usable cores; with --device cuda the engine's own choice)"
-    add("--threads", type=_count, metavar="N", help=threads)
-    add("--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer, in tokens (default: 128)")
+    add("--threads", type=count, metavar="N", help=threads)
+    add("--max-new-tokens", type=count, default=128, metavar="N", help="longest answer, in tokens (default: 128)")
     area = "largest area of the resized pictures, where less than the bundles' own is enough (default: each one's own)"
-    add("--max-pixels", type=_count, metavar="N", help=area)
+    add("--max-pixels", type=count, metavar="N", help=area)
     stall = "stop a bundle that has not answered for this many seconds (default: 600)"
     add("--stall", type=float, default=600.0, metavar="SECONDS", help=stall)
     add("--force", action="store_true", help="replace an earlier output file")
@@ -103,9 +103,3 @@ def describe(row: Row) -> str:
     parts.append(f"{1000 * row.stages.total.p50:.1f} ms (p95 {1000 * row.stages.total.p95:.1f})")
     parts.append(f"{row.peak_rss_bytes / 1e6:.0f} MB of memory, {row.size_bytes / 1e6:.1f} MB of files")
     return f"{row.name}: {', '.join(parts)}"
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
-    return int(text)

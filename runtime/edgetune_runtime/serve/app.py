@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,14 +87,15 @@ class Server:
     def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
         limits = settings.limits
         self._models, self._settings = models, settings
-        self._metrics = Metrics({name: _pending(model) for name, model in models.items()})
+        self._metrics = Metrics()
         fetcher = Fetcher(settings.hosts, limits.body_bytes) if settings.hosts else None
         self._pictures = Pictures(limits.image_pixels, fetcher)
         self._schemas = requests(limits)
         self._document = openapi(limits, self._schemas, keyed=bool(settings.keys))
         self._ready = False
         for name, model in models.items():
-            model.changed = partial(self._metrics.note_queue, name)
+            model.changed = self._metrics.pending.labels(name).set
+            model.changed(model.pending)
 
     def app(self) -> ASGIApp:
         """The routes behind the guard."""
@@ -294,10 +294,6 @@ class Server:
         except (asyncio.CancelledError, GeneratorExit):
             self._metrics.cancelled.inc()
             raise
-
-
-def _pending(model: Model) -> Callable[[], int]:
-    return lambda: model.pending
 
 
 def _event_of(answered: detect.Answered, kind: str, queue: float) -> dict[str, Any]:

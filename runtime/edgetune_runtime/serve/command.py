@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError, MissingDependency, install_command
 from edgetune_runtime.serve.limits import Limits
-from edgetune_runtime.terminal import report, say
+from edgetune_runtime.terminal import count, report, say
 
 if TYPE_CHECKING:
     from edgetune_runtime.serve.model import Answering
@@ -67,14 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--api-key", action="append", default=[], metavar="KEY", help="key that requests have to bring; may be repeated"
     )
-    add("--workers", type=_count, default=1, metavar="N", help="processes, each with a session of its own (default: 1)")
+    add("--workers", type=count, default=1, metavar="N", help="processes, each with a session of its own (default: 1)")
     add("--device", default="cpu", help="device that the bundles run on: cpu, cuda or cuda:1 (default: cpu)")
     engine = "an installed engine to use in place of the runtime's own; vllm starts `vllm serve` for a checkpoint"
     add("--engine", metavar="NAME", help=engine)
     add("--engine-args", default="", metavar="WORDS", help="further words for `vllm serve`, in one argument")
-    add("--threads", type=_count, metavar="N", help="CPU threads of each session (default: the engine's own choice)")
+    add("--threads", type=count, metavar="N", help="CPU threads of each session (default: the engine's own choice)")
     area = "largest area of the resized pictures, where less than the bundle's own is enough"
-    add("--max-pixels", type=_count, metavar="N", help=area)
+    add("--max-pixels", type=count, metavar="N", help=area)
     add("--no-verify", action="store_true", help="start without checking the bundles' sha256 sums")
     host = "host from which pictures may be fetched by address; may be repeated (default: none)"
     add("--allow-url", action="append", default=[], metavar="HOST", help=host)
@@ -83,27 +83,27 @@ def build_parser() -> argparse.ArgumentParser:
     name = "what the engines call the model (default: the first that they list)"
     add("--upstream-model", metavar="NAME", help=name)
     at_a_time = "requests that are with the engines at a time (default: %(default)s)"
-    add("--upstream-requests", type=_count, default=32, metavar="N", help=at_a_time)
+    add("--upstream-requests", type=count, default=32, metavar="N", help=at_a_time)
     add(
         "--queue",
-        type=_count,
+        type=count,
         default=limits.queue,
         metavar="N",
         help="requests that may wait for a bundle (default: %(default)s)",
     )
     size = "largest request in bytes (default: %(default)s)"
-    add("--max-body", type=_count, default=limits.body_bytes, metavar="N", help=size)
+    add("--max-body", type=count, default=limits.body_bytes, metavar="N", help=size)
     pixels = "largest picture as it is sent, in pixels (default: %(default)s)"
-    add("--max-image-pixels", type=_count, default=limits.image_pixels, metavar="N", help=pixels)
+    add("--max-image-pixels", type=count, default=limits.image_pixels, metavar="N", help=pixels)
     add(
         "--max-phrases",
-        type=_count,
+        type=count,
         default=limits.phrases,
         metavar="N",
         help="phrases of one request (default: %(default)s)",
     )
     longest = "longest answer that a request may ask for, in tokens (default: %(default)s)"
-    add("--max-new-tokens", type=_count, default=limits.new_tokens, metavar="N", help=longest)
+    add("--max-new-tokens", type=count, default=limits.new_tokens, metavar="N", help=longest)
     add(
         "--body-timeout",
         type=float,
@@ -276,9 +276,3 @@ def _say_ready(address: str, told: dict[str, Any]) -> None:
 
 def _addresses(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
-    return int(text)

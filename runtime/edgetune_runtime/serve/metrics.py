@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -18,13 +17,9 @@ WORKERS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Metrics:
-    """Counters of a server.
+    """Counters of a server."""
 
-    Args:
-        pending: tells for each model how many requests wait or are answered.
-    """
-
-    def __init__(self, pending: Mapping[str, Callable[[], int]]) -> None:
+    def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each figure, with the time of its start
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("edgetune_requests", "By path and status", ["path", "status"], registry=registry)
@@ -43,19 +38,13 @@ class Metrics:
         self._hits = Counter("edgetune_image_cache_hits", "Pictures known from before", ["model"], registry=registry)
         self.rejects = Counter("edgetune_rejects", "Refused requests", ["status"], registry=registry)
         self.cancelled = Counter("edgetune_cancelled", "Requests whose client left", registry=registry)
-        queue = Gauge(
+        self.pending = Gauge(
             "edgetune_pending_requests",
             "Requests that wait or are answered",
             ["model"],
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self._several = WORKERS in os.environ
-        self._queue = {name: queue.labels(name) for name in pending}
-        self._pending = pending
-        if not self._several:
-            for name, count in pending.items():
-                self._queue[name].set_function(count)
 
     def answered(self, model: str, timings: Timings, *, queue: float | None, image: str | None) -> None:
         """Count an answer.
@@ -79,7 +68,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
-        if not self._several:
+        if WORKERS not in os.environ:
             return generate_latest(self._registry)
         folder = Path(os.environ[WORKERS])
         for file in folder.glob("gauge_live*_*.db"):  # a worker that is gone has no queue
@@ -88,8 +77,3 @@ class Metrics:
         gathered = CollectorRegistry()
         MultiProcessCollector(gathered)  # type: ignore[no-untyped-call]
         return generate_latest(gathered)
-
-    def note_queue(self, model: str) -> None:
-        """Keep a model's queue where other workers see it."""
-        if self._several:
-            self._queue[model].set(self._pending[model]())

@@ -96,14 +96,14 @@ class Model:
 
     Attributes:
         pending: requests that wait or are answered.
-        changed: called when that number changes.
+        changed: called with that number when it changes.
     """
 
     def __init__(self, name: str, session: Answering, *, queue_limit: int, at_a_time: int = 1) -> None:
         self.name, self.session = name, session
         self.started = int(time.time())
         self.pending = 0  # touched in the event loop alone
-        self.changed: Callable[[], None] = lambda: None
+        self.changed: Callable[[int], None] = lambda pending: None
         self._limit, self._at_a_time = queue_limit, at_a_time
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # between a last job and the end
@@ -146,7 +146,7 @@ class Model:
                 raise Refusal(503, "the server is about to end")
             self._jobs.put(job)
         self.pending += 1
-        self.changed()
+        self.changed(self.pending)
         try:
             while True:
                 piece, error = await told.get()
@@ -165,7 +165,7 @@ class Model:
         if job.counted:
             job.counted = False
             self.pending -= 1
-            self.changed()
+            self.changed(self.pending)
 
     def _serve(self) -> None:
         """Work through the queue; whatever a request does wrong ends that request alone."""
