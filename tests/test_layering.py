@@ -34,6 +34,7 @@ ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "cuda
 RUNTIME_NEEDS = {"numpy", "PIL", "tokenizers"}
 PACKED_WEIGHTS = {"safetensors"}
 SERVER = {"anyio", "starlette", "uvicorn", "prometheus_client", "jsonschema"}
+CAMERA = {"av", "cv2", "foxglove", "paho"}
 TORCH = {"torch", "transformers", "triton"}
 COMMAND_LINE_NEEDS = {"click", "tqdm"}
 
@@ -86,6 +87,10 @@ def test_the_runtime_needs_numpy_pillow_tokenizers_and_engines_in_backends(modul
     if within(module, "edgetune_runtime.backends.triton"):
         extras |= TORCH
     if within(module, "edgetune_runtime.serve"):
+        extras = SERVER
+    if within(module, "edgetune_runtime.live"):
+        extras = CAMERA
+    if within(module, "edgetune_runtime.live.sinks.page"):
         extras = SERVER
     assert third_party(imported(path)) <= RUNTIME_NEEDS | extras
     assert not third_party(imported(path, top_level_only=True)) & PACKED_WEIGHTS or within(

@@ -78,11 +78,15 @@ def test_both_have_the_one_version_and_edgetune_pins_the_runtime(
 def test_the_runtime_needs_three_packages(runtime: zipfile.ZipFile) -> None:
     assert {line.partition(">")[0] for line in requirements(runtime)} == {"numpy", "pillow", "tokenizers"}
     assert set(metadata(runtime).get_all("Provides-Extra", [])) == {
+        "live",
+        "mcap",
+        "mqtt",
         "onnx",
         "onnx-gpu",
         "openvino",
         "packed",
         "serve",
+        "track",
         "triton",
     }
     assert metadata(runtime)["Requires-Python"] == ">=3.10"

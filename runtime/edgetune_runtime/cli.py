@@ -27,6 +27,7 @@ VERBS = {
     "bench": "edgetune_runtime.bench.command",
     "build-engine": "edgetune_runtime.backends.trt.build_engine",
     "serve": "edgetune_runtime.serve.command",
+    "watch": "edgetune_runtime.live.command",
 }
 """First words that are not a bundle: modules with `build_parser()` and `run(options)`. A folder of such a name is
 ./NAME."""

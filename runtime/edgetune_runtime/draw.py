@@ -16,7 +16,7 @@ def draw_detections(
     image: Image.Image,
     detections: Sequence[Detection],
     *,
-    color: str | None = None,
+    color: str | Sequence[str] | None = None,
     line_width: int | None = None,
 ) -> Image.Image:
     """Return a copy of an image with boxes and their labels; sizes follow the image's.
@@ -32,7 +32,8 @@ def draw_detections(
     Args:
         image: the upright image that the boxes belong to.
         detections: boxes in pixels of it; what leaves the image is cut off by its edge.
-        color: one colour for all (a name or "#rrggbb"); None takes a colour of the palette for each label.
+        color: one colour for all (a name or "#rrggbb"), or one for each; None takes a colour of the palette for each
+            label.
         line_width: of the boxes, in pixels; None chooses one.
     """
     canvas = image.convert("RGB")
@@ -40,8 +41,9 @@ def draw_detections(
     line = line_width or max(2, round(min(canvas.size) / 200))
     font = ImageFont.load_default(size=max(11, round(min(canvas.size) / 32)))
     labels = list(dict.fromkeys(detection.label for detection in detections))
-    for detection in detections:
-        ink = color or PALETTE[labels.index(detection.label) % len(PALETTE)]
+    chosen = [color] * len(detections) if isinstance(color, str) else color
+    for index, detection in enumerate(detections):
+        ink = chosen[index] if chosen else PALETTE[labels.index(detection.label) % len(PALETTE)]
         x1, y1, x2, y2 = detection.box
         if x1 >= x2 or y1 >= y2:
             continue  # nothing to see, and Pillow refuses to draw it

@@ -54,6 +54,8 @@ class Settings:
         hosts: from which pictures may be fetched by address.
         log: takes an entry a request; None logs nothing.
         at_a_time: requests that a model answers at a time: 1, but for fleets.
+        routes: further ones.
+        open_paths: those of them that need no key.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -61,6 +63,8 @@ class Settings:
     hosts: Collection[str] = ()
     log: Log | None = log_line
     at_a_time: int = 1
+    routes: Sequence[Route] = ()
+    open_paths: Collection[str] = ()
 
 
 def build_app(sessions: Mapping[str, Answering], settings: Settings | None = None) -> ASGIApp:
@@ -111,6 +115,7 @@ class Server:
             Route("/v1/point", self.point, methods=["POST"]),
             Route("/v1/ask", self.ask, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            *self._settings.routes,
         ]
         handlers = {Refusal: _refused, HTTPException: _unrouted, ClientDisconnect: _left, Exception: _failed}
         inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)  # type: ignore[arg-type]
@@ -120,6 +125,7 @@ class Server:
             limits=self._settings.limits,
             metrics=self._metrics,
             paths=[route.path for route in routes],
+            open_paths=self._settings.open_paths,
             log=self._settings.log,
         )
 

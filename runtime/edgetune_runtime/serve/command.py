@@ -8,7 +8,7 @@ import os
 import shlex
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,12 +135,10 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("engines elsewhere answer for one bundle", hint="start a server for each")
     if options.upstream and options.engine:
         raise InputError("--upstream and --engine exclude each other", hint="the engines at the addresses are running")
-    keys = [key.strip() for key in (*options.api_key, *([os.environ[KEY]] if KEY in os.environ else []))]
-    if not all(key and key.isascii() and key.isprintable() for key in keys):
-        raise InputError("an API key is one or more printable ASCII characters", hint=f"see --api-key and {KEY}")
+    keys = api_keys(options.api_key)
     for folder in names_of(options.bundles).values():
         Bundle.load(folder, verify=False)
-    with _listen(options.host, options.port) as listening, _engine(options) as upstream:
+    with listen(options.host, options.port) as listening, _engine(options) as upstream:
         told = vars(options) | {"api_key": keys} | upstream
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{listening.getsockname()[1]}"
@@ -153,6 +151,30 @@ def run(options: argparse.Namespace) -> None:
             server.run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn raises again, after all was answered, what it was ended by
             say("ended", error=True)
+
+
+def api_keys(given: Sequence[str]) -> list[str]:
+    """The API keys of a command line and of the environment.
+
+    Raises:
+        InputError: one is none that a request could bring.
+    """
+    keys = [key.strip() for key in (*given, *([os.environ[KEY]] if KEY in os.environ else []))]
+    if not all(key and key.isascii() and key.isprintable() for key in keys):
+        raise InputError("an API key is one or more printable ASCII characters", hint=f"see --api-key and {KEY}")
+    return keys
+
+
+def address_of(place: str) -> tuple[str, int]:
+    """The host and the port of [HOST:]PORT; without a host, this machine alone.
+
+    Raises:
+        InputError: it is none.
+    """
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal():
+        raise InputError(f"{place}: no port", hint="such as 8000, or 0.0.0.0:8000 for every network")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @contextmanager
@@ -245,7 +267,7 @@ def _session(folder: Path, told: dict[str, Any]) -> Answering:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:

@@ -48,6 +48,7 @@ class Guard:
         limits: of a request.
         metrics: where requests are counted.
         paths: known ones: others are counted together.
+        open_paths: those of them that need no key, besides `OPEN`.
         log: takes each request's entry, or None for no log. It has no header, query or body in it.
     """
 
@@ -59,12 +60,13 @@ class Guard:
         limits: Limits,
         metrics: Metrics,
         paths: Collection[str],
+        open_paths: Collection[str] = (),
         log: Log | None,
     ) -> None:
         self._app, self._limits, self._metrics, self._log = app, limits, metrics, log
         self._keys = [key.encode() for key in keys]
         self.held = 0  # bytes of bodies, of all requests that are not answered yet
-        self._paths = frozenset(paths)
+        self._paths, self._open = frozenset(paths), frozenset(OPEN) | frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
@@ -119,7 +121,7 @@ class Guard:
 
     def _refused(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
         """Why a request is not let in, or None."""
-        if self._keys and path not in OPEN and not self._knows(headers):
+        if self._keys and path not in self._open and not self._knows(headers):
             return Refusal(
                 401,
                 "the API key is missing or wrong",

@@ -1,0 +1,115 @@
+"""The node: pictures of a camera in, vision_msgs/Detection2DArray out.
+
+Subscribes to `image` (sensor_msgs/Image, or CompressedImage with the parameter `compressed`) and to `~/phrase`
+(std_msgs/String: phrases, divided by semicolons, that are found from then on). Publishes `~/detections` with the stamp
+and frame of the picture, also where nothing is found.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import rclpy
+from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+from vision_msgs.msg import (
+    BoundingBox2D,
+    Detection2D,
+    Detection2DArray,
+    ObjectHypothesis,
+    ObjectHypothesisWithPose,
+    Point2D,
+    Pose2D,
+)
+
+from edgetune_ros.convert import detections
+from edgetune_ros.topic import RosPicture, Topic
+from edgetune_runtime.errors import EdgetuneError, InputError
+from edgetune_runtime.live.watch import Watcher
+from edgetune_runtime.session import Session
+
+TYPES = SimpleNamespace(
+    BoundingBox2D=BoundingBox2D,
+    Detection2D=Detection2D,
+    Detection2DArray=Detection2DArray,
+    ObjectHypothesis=ObjectHypothesis,
+    ObjectHypothesisWithPose=ObjectHypothesisWithPose,
+    Point=Point,
+    Point2D=Point2D,
+    Pose=Pose,
+    Pose2D=Pose2D,
+    PoseWithCovariance=PoseWithCovariance,
+    Quaternion=Quaternion,
+)
+
+
+class Grounding(Node):
+    """Watches a topic with a bundle.
+
+    Parameters of the node: `bundle` (folder), `phrases` (list of texts), `device`, `threads` (0: the engine's choice),
+    `every` (least seconds between two answers), `track` (carry boxes on by optical flow), `compressed`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("edgetune")
+        ask = self.declare_parameter
+        bundle, phrases = ask("bundle", "").value, ask("phrases", ["the red cup"]).value
+        device, threads = ask("device", "cpu").value, ask("threads", 0).value
+        every, track, compressed = ask("every", 0.0).value, ask("track", False).value, ask("compressed", False).value
+        if not bundle:
+            raise InputError("the parameter bundle names no folder", hint="--ros-args -p bundle:=/path/to/bundle")
+        self._session = Session.load(bundle, device=device, threads=threads or None, cached_images=0)
+        self._topic = Topic("image")
+        tell = self.get_logger().info
+        self._watcher = Watcher(self._session, self._topic, phrases, every=every, track=track, tell=tell)
+        self._publisher = self.create_publisher(Detection2DArray, "~/detections", 10)
+        self.create_subscription(
+            CompressedImage if compressed else Image, "image", self._topic.push, qos_profile_sensor_data
+        )
+        self.create_subscription(String, "~/phrase", self._ask_for, 10)
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
+
+    def _ask_for(self, message: String) -> None:
+        """Other phrases from now on."""
+        try:
+            self._watcher.phrases = [part.strip() for part in message.data.split(";") if part.strip()]
+        except InputError as error:
+            self.get_logger().error(f"the phrases stay as they are: {error}")
+
+    def _watch(self) -> None:
+        try:
+            for observation in self._watcher:
+                assert isinstance(observation.frame.picture, RosPicture)
+                self._publisher.publish(detections(observation, observation.frame.picture.header, TYPES))
+        except EdgetuneError as error:
+            self.get_logger().fatal(f"{error}" + (f" ({error.hint})" if error.hint else ""))
+            rclpy.try_shutdown()
+
+    def destroy_node(self) -> None:
+        """End the watch, then the node."""
+        self._topic.end()
+        self._watcher.stop()
+        self._thread.join()
+        self._session.close()
+        super().destroy_node()
+
+
+def main() -> None:
+    """Run the node until it is told to end."""
+    rclpy.init()
+    try:
+        node = Grounding()
+    except EdgetuneError as error:
+        raise SystemExit(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else "")) from error
+    try:
+        rclpy.spin(node)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()

@@ -1,0 +1,13 @@
+from typing import Any
+
+class Point:
+    def __init__(self, *, x: float, y: float, z: float) -> None: ...
+
+class Quaternion:
+    def __init__(self, *, x: float, y: float, z: float, w: float) -> None: ...
+
+class Pose:
+    def __init__(self, *, position: Point, orientation: Quaternion) -> None: ...
+
+class PoseWithCovariance:
+    def __init__(self, *, pose: Pose, covariance: Any) -> None: ...

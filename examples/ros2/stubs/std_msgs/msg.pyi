@@ -1,0 +1,5 @@
+class Header:
+    frame_id: str
+
+class String:
+    data: str

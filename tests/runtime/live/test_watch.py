@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgetune_runtime.bench.metrics import sample_iou
+from edgetune_runtime.errors import ImageError, InputError
+from edgetune_runtime.live.sources import Fault, Paced, SourceError, source_of
+from edgetune_runtime.live.watch import Observation, Watcher
+from edgetune_runtime.session import Session
+from live import Scripted, moving, shift, video
+
+from .conftest import Scene
+
+
+@pytest.fixture(scope="module")
+def clip(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return video(tmp_path_factory.mktemp("clip") / "moving.mp4", moving(scene.picture, 90))
+
+
+def truth(scene: Scene, number: int) -> tuple[float, float, float, float]:
+    (x1, y1, x2, y2), (x, y) = scene.box, shift(number)
+    return x1 + x, y1 + y, x2 + x, y2 + y
+
+
+def check(observation: Observation, scene: Scene, least: float) -> None:
+    """Every box is where the object is in the frame that it is told of."""
+    for seen in observation.boxes:
+        assert sample_iou([seen.box], [truth(scene, observation.frame.number)]) > least
+
+
+def test_every_frame_of_a_recording_is_answered(watching: Session, scene: Scene, tmp_path: Path) -> None:
+    clip = video(tmp_path / "short.mp4", moving(scene.picture, 6))
+    watcher = Watcher(watching, source_of(str(clip)), [scene.phrase])
+    found = list(watcher)
+    assert [observation.frame.number for observation in found] == list(range(6))
+    for observation in found:
+        expected = watching.ground(observation.frame.picture.rgb(), scene.phrase)
+        assert [(seen.box, seen.label, seen.score) for seen in observation.boxes] == [
+            (item.box, item.label, item.score) for item in expected
+        ]
+        assert observation.answered and all(seen.age == 0.0 for seen in observation.boxes)
+        check(observation, scene, 0.7)
+    assert watcher.figures.answered == watcher.figures.frames == 6
+
+
+def test_boxes_are_carried_between_the_answers_of_a_recording(watching: Session, scene: Scene, clip: Path) -> None:
+    watcher = Watcher(watching, source_of(str(clip)), [scene.phrase], every=1.0, track=True)
+    found = list(watcher)
+    assert [observation.frame.number for observation in found] == list(range(90))
+    assert [observation.frame.number for observation in found if observation.answered] == [0, 30, 60]
+    for observation in found:
+        (seen,) = observation.boxes
+        since = observation.frame.number % 30
+        assert seen.source == ("tracked" if since else "answered")
+        assert seen.age == pytest.approx(since / 30, abs=1e-3)
+        check(observation, scene, 0.7)
+    assert (watcher.figures.answered, watcher.figures.tracked) == (3, 87)
+
+
+def test_a_camera_is_answered_for_its_newest_frames_and_tracked_between(
+    watching: Session, scene: Scene, clip: Path
+) -> None:
+    watcher = Watcher(watching, Paced(source_of(str(clip))), [scene.phrase], track=True)
+    found = list(watcher)
+    answered = [observation for observation in found if observation.answered]
+    tracked = [observation.frame.number for observation in found if not observation.answered]
+    numbers = [observation.frame.number for observation in answered]
+    assert numbers == sorted(set(numbers)), "a frame was analysed twice, or an older one after a newer one"
+    assert tracked == sorted(set(tracked))
+    assert len(tracked) > len(numbers) > 1
+    for observation in found:
+        assert observation.boxes
+        check(observation, scene, 0.7)
+        assert 0 <= observation.delay <= observation.boxes[0].age + 1e-6
+    # A box is as old as its answer, and one frame that it waited for.
+    longest = max(observation.seconds for observation in answered)
+    late = sorted(observation.delay for observation in answered)[int(0.95 * len(answered)) - 1]
+    assert late <= longest + 1 / 30 + 0.01
+    assert watcher.figures.frames == 90
+
+
+def test_without_a_tracker_only_answers_come(watching: Session, scene: Scene, clip: Path) -> None:
+    found = list(Watcher(watching, Paced(source_of(str(clip)), speed=3), [scene.phrase]))
+    assert found and all(observation.answered for observation in found)
+
+
+def test_a_camera_that_is_lost_is_watched_on(watching: Session, scene: Scene) -> None:
+    gone = SourceError("gone")
+    camera = Scripted([scene.picture, 0.5, Fault("half"), gone], [gone], [scene.picture, scene.picture])
+    watcher = Watcher(watching, camera, [scene.phrase], track=True)
+    found = list(watcher)
+    assert {observation.frame.number for observation in found if observation.answered} >= {0, 2}
+    assert (watcher.figures.losses, watcher.figures.faults, watcher.figures.frames) == (1, 1, 3)
+
+
+def test_phrases_may_change_while_it_watches(watching: Session, scene: Scene) -> None:
+    pictures: list[Image.Image | Fault | float | SourceError] = []
+    for _ in range(60):
+        pictures += [scene.picture, 0.1]
+    watcher = Watcher(watching, Scripted(pictures), [scene.phrase])
+    asked: list[list[str]] = []
+    for observation in watcher:
+        asked.append(list(observation.phrases))
+        if len(asked) == 2:
+            watcher.phrases = ["the zebra", scene.phrase]
+        if len(asked) == 5:
+            watcher.stop()
+    assert asked[0] == [scene.phrase]
+    assert asked[-1] == ["the zebra", scene.phrase]
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_is_read(watching: Session, scene: Scene) -> None:
+    for phrases in ([], [" "], "a text"):
+        with pytest.raises(InputError):
+            Watcher(watching, Scripted(), phrases)
+
+
+def test_frames_that_the_model_does_not_take_end_the_watch(watching: Session) -> None:
+    thin = Image.new("RGB", (4000, 8))
+    with pytest.raises(ImageError):
+        list(Watcher(watching, Scripted([thin, 0.2]), ["the owl"]))
+
+
+def test_a_watch_ends_within_an_answer_when_it_is_told_to(watching: Session, scene: Scene) -> None:
+    forever: list[Image.Image | Fault | float | SourceError] = [scene.picture, 600.0]
+    watcher = Watcher(watching, Scripted(forever), [scene.phrase])
+    found: list[Observation] = []
+    thread = threading.Thread(target=lambda: found.extend(watcher), daemon=True)
+    thread.start()
+    while not found and thread.is_alive():
+        time.sleep(0.01)
+    watcher.stop()
+    thread.join(5)
+    assert not thread.is_alive() and len(found) == 1
+
+
+def test_answers_come_no_more_often_than_was_asked_for(watching: Session, scene: Scene, clip: Path) -> None:
+    found = list(Watcher(watching, Paced(source_of(str(clip))), [scene.phrase], every=0.8))
+    moments = [observation.frame.captured for observation in found]
+    assert len(moments) > 1
+    assert all(later - earlier >= 0.79 for earlier, later in itertools.pairwise(moments))
