@@ -159,8 +159,14 @@ def check_rows(
         unchecked: whether a bundle may pass that was exported without its self-check.
 
     Raises:
-        InputError: a row or a figure is not in the results, or there is no baseline to have dropped from.
+        InputError: a row or a figure is not in the results, there is no baseline to have dropped from, or the results
+            are those of a shard.
     """
+    if results.shard is not None:
+        raise InputError(
+            f"the results are those of shard {results.shard}, which says nothing of the whole set",
+            hint="join all shards with edgetune bench merge RESULTS... --output DIR, and check what it writes",
+        )
     found = []
     for row in _chosen(results, rows):
         if isinstance(row, Failed):

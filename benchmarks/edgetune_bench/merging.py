@@ -1,4 +1,4 @@
-"""Join results of the same records from several machines, all compared with one baseline."""
+"""Join results of the same records: shards into a whole, several machines into one comparison with one baseline."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edgetune_bench.folder import RESULTS, measured_pictures, read_answers, read_results
-from edgetune_bench.study import add_metrics
+from edgetune_bench import shards
+from edgetune_bench.folder import measured_pictures, read_answers
+from edgetune_bench.sources import UNNAMED, Source, brief, by_machine, read_sources, row_identity, row_inputs
+from edgetune_bench.study import METRICS, add_metrics
 from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.predictions import Prediction
-from edgetune_runtime.bench.results import Input, Measured, Results, Row
+from edgetune_runtime.bench.results import Measured, Results, Row
 from edgetune_runtime.bench.scores import STATISTICS, check_same_records, compare, summarise
 from edgetune_runtime.errors import InputError
 
@@ -27,46 +29,37 @@ class MachineResults:
     results: Results
     answers: Answers
 
-    def identity(self, row: str) -> tuple[str, ...]:
-        """The sha256 of the folders that a row was made from, () where they are not known."""
-        inputs = self.results.inputs
-        return tuple(inputs[key].sha256 for key in (f"row {row}", f"row {row} adapter") if key in inputs)
 
-
-def label(arguments: Sequence[str]) -> dict[str, Path]:
-    """Read `[MACHINE=]RESULTS` arguments; a machine is called like its file, or like the folder of a results.json.
+def gather(arguments: Sequence[str]) -> dict[str, list[Source]]:
+    """Return the results that `[MACHINE=]RESULTS` arguments name, by machine: one file, or all shards in their order.
 
     Raises:
-        InputError: two machines would have one name.
+        InputError: as `sources.read_sources`, `sources.by_machine` and `shards.in_order`.
     """
-    found: dict[str, Path] = {}
-    for text in arguments:
-        name, equals, rest = text.partition("=")
-        chosen = bool(equals and name) and not Path(text).exists()
-        path = Path(rest if chosen else text)
-        place = path.resolve()
-        own = place.parent.name if place.name == RESULTS else place.name.removesuffix(".json")
-        machine = name if chosen else own
-        if machine in found:
-            raise InputError(f"two machines would be called {machine!r}", hint="name them: MACHINE=RESULTS")
-        found[machine] = path
-    return found
+    machines = by_machine(read_sources(arguments))
+    return {name: shards.in_order(group) if group[0].results.shard else group for name, group in machines.items()}
 
 
-def merge(sources: Mapping[str, Path]) -> tuple[Results, dict[str, tuple[Prediction, ...]], list[str]]:
+def merge(sources: Mapping[str, Sequence[Source]]) -> tuple[Results, dict[str, tuple[Prediction, ...]], list[str]]:
     """Return the joined results, the answers, and the picture of each record (see `folder.measured_pictures`).
 
-    Rows keep their names, with `@MACHINE` behind those that occur twice. Accuracies, times and differences are computed
-    again from the answers; only what a process cost is taken from the files.
+    Shards whose machine has no name come to the results of one run over the whole set. Otherwise rows say their
+    machine; they keep their names, with `@MACHINE` behind those that occur twice. Accuracies, times and differences are
+    computed again from the answers; only what a process cost is taken from the files.
 
     Args:
-        sources: results by machine, from `label`.
+        sources: results by machine, from `gather`.
 
     Raises:
-        InputError: a file cannot be read or is joined already, or the machines answered other records, other
-            pictures, with another limit of tokens, or were compared with another baseline.
+        InputError: answers cannot be read, or the machines answered other records, other pictures, with another limit
+            of tokens, or were compared with another baseline.
     """
-    parts = [_load(name, path) for name, path in sources.items()]
+    parts = [_load(name, group) for name, group in sources.items()]
+    metrics = _metrics(parts)
+    pictures = next((found for part in parts if (found := measured_pictures(part.results, part.answers))), [])
+    if UNNAMED in sources:
+        (part,) = parts
+        return add_metrics(part.results, part.answers, metrics), dict(part.answers), pictures
     for part in parts[1:]:
         _check_same(parts[0], part)
     _check_answers(parts)
@@ -85,7 +78,7 @@ def merge(sources: Mapping[str, Path]) -> tuple[Results, dict[str, tuple[Predict
                 delta = compare(said, reference) if reference and not is_baseline else None
                 row = replace(row, answers=None, delta=delta, **summarise(said))
             rows.append(row)
-            inputs |= _inputs(part, old.name, name)
+            inputs |= row_inputs(part.results.inputs, old.name, name)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(sys.argv),
@@ -96,34 +89,26 @@ def merge(sources: Mapping[str, Path]) -> tuple[Results, dict[str, tuple[Predict
         baseline=next((row.name for row in rows if row.baseline), None),
         rows=tuple(rows),
     )
-    pictures = next((found for part in parts if (found := measured_pictures(part.results, part.answers))), [])
-    return add_metrics(results, answers, _metrics(parts)), answers, pictures
+    return add_metrics(results, answers, metrics), answers, pictures
 
 
-def _load(name: str, path: Path) -> MachineResults:
-    results = read_results(path)
-    if results.machines is not None:
-        raise InputError(f"{path}: is joined from several machines already", hint="name the results it came from")
-    return MachineResults(name, path, results, read_answers(path, results))
-
-
-def _inputs(part: MachineResults, old: str, name: str) -> dict[str, Input]:
-    """What a row was made from, under its new name."""
-    inputs = part.results.inputs
-    return {
-        f"row {name}{more}": inputs[f"row {old}{more}"] for more in ("", " adapter") if f"row {old}{more}" in inputs
-    }
+def _load(name: str, group: Sequence[Source]) -> MachineResults:
+    first = group[0]
+    if first.results.shard is None:
+        return MachineResults(name, first.path, first.results, read_answers(first.path, first.results))
+    return MachineResults(name, first.path, *shards.join(group))
 
 
 def _metrics(parts: Sequence[MachineResults]) -> list[str]:
-    """Further metrics that some row has."""
+    """Further metrics that were asked for, or that some row has where the file does not say what was."""
     rows = [row for part in parts for row in part.results.ran]
+    asked = {metric for part in parts for metric in part.results.metrics or ()}
     present = {
         "ap": any(row.ground and row.ground.coco for row in rows),
         "bleu": any(row.vqa and row.vqa.bleu is not None for row in rows),
         "cider": any(row.vqa and row.vqa.cider is not None for row in rows),
     }
-    return [metric for metric, there in present.items() if there]
+    return [metric for metric in METRICS if present[metric] or metric in asked]
 
 
 def _check_answers(parts: Sequence[MachineResults]) -> None:
@@ -152,7 +137,7 @@ def _check_same(first: MachineResults, other: MachineResults) -> None:
         ours, theirs = fact(first), fact(other)
         if ours != theirs:
             raise InputError(
-                f"{first.path} and {other.path} cannot be joined, the {what} differs: {_short(ours)}, {_short(theirs)}",
+                f"{first.path} and {other.path} cannot be joined, the {what} differs: {brief(ours)}, {brief(theirs)}",
                 hint="measure on every machine with the same --data, --limit and --max-new-tokens",
             )
 
@@ -165,13 +150,9 @@ def _baseline(parts: Sequence[MachineResults]) -> tuple[MachineResults, str] | N
     own = [(part, name) for part in parts if (name := part.results.baseline) and name in part.answers]
     for part, name in own[1:]:
         first, reference = own[0]
-        if part.identity(name) != first.identity(reference):
+        if row_identity(part.results, name) != row_identity(first.results, reference):
             raise InputError(
                 f"{first.path} compares with {reference!r}, {part.path} with {name!r}, which is another model",
                 hint="measure with one --baseline on all machines, or with none on all but one",
             )
     return own[0] if own else None
-
-
-def _short(value: object) -> str:
-    return value[:12] if isinstance(value, str) else str(value)

@@ -66,7 +66,7 @@ class Study:
             "report": self.report,
             "metrics": list(self.metrics),
             "worst": self.worst,
-            "images_sha256": self.plan.images_sha256,
+            "images_sha256": self.plan.facts.images_sha256,
             "damaged": dict(self.plan.damaged),
             "machine": encode(machine.describe()),
         }
@@ -96,7 +96,7 @@ class Study:
 def add_metrics(results: Results, answers: Answers, metrics: Sequence[str]) -> Results:
     """Add some of `METRICS` to the rows that ran, each to the kind of records that it is of."""
     rows = [_add(row, answers[row.name], metrics) if isinstance(row, Measured) else row for row in results.rows]
-    return replace(results, rows=tuple(rows))
+    return replace(results, rows=tuple(rows), metrics=tuple(metrics) or None)
 
 
 def _add(row: Measured, said: Sequence[Prediction], metrics: Sequence[str]) -> Measured:

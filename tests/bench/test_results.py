@@ -21,11 +21,15 @@ WRONG: tuple[Any, ...] = (None, True, -1, 1.5, 10**400, "x", [], {}, [None], {"a
 
 @pytest.fixture(scope="module")
 def value() -> dict[str, Any]:
-    """Results of a row with boxes and questions, its baseline, and one that failed."""
+    """Results of a shard, with all that is optional: a row of both kinds of records, its baseline, and a failed one."""
     rows: list[Row] = [ground(f"{i}", part(0.5 + i / 10), number=i) for i in range(3)] + [vqa("v", "red", ["red"], 9)]
     found, answers = results({"base": rows, "q": rows, "bad": "no engine"}, baseline="base")
     plain = found.to_dict()
-    plain["rows"][1]["answers"] = [answer.to_dict() for answer in answers["q"]]
+    plain["rows"][1]["answers"] = [answer.to_dict() | {"number": 7} for answer in answers["q"]]
+    plain["options"]["shard"] = {"index": 2, "count": 3}
+    plain["data"] |= {"records_sha256": "ab" * 32, "whole": {"records": 9, "images_sha256": "cd" * 32}}
+    plain["metrics"] = ["ap"]
+    plain["shards"] = [{key: plain[key] for key in ("created", "command", "machine")}]
     return plain
 
 

@@ -150,18 +150,27 @@ def test_a_repeated_picture_is_encoded_again(bundle_report: dict[str, Any]) -> N
     assert bundle_report["rows"][3]["timings"]["vision"] > 0
 
 
-def test_shards_deal_the_records_out(bundle: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ("--bundle", bundle, "--data", data, "--limit", 5, "--shard", "1/2")
+def test_rounds_deal_the_records_out(bundle: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ("--bundle", bundle, "--data", data, "--limit", 5, "--round", "2/2")
     report = work("edgetune_runtime.bench.worker", *arguments, output=tmp_path / "o.json")
     assert [row["source"] for row in report["rows"]] == ["eval.jsonl:2", "eval.jsonl:4"]
+
+
+def test_rounds_divide_a_shard_of_what_the_limit_leaves(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """Of records 1 to 5, the first, third and fourth ask about the first and the third picture."""
+    arguments = ("--bundle", bundle, "--data", data, "--limit", 5, "--shard", "1/2", "--round", "2/2")
+    report = work("edgetune_runtime.bench.worker", *arguments, output=tmp_path / "o.json")
+    assert [row["source"] for row in report["rows"]] == ["eval.jsonl:3"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--bundle", "nowhere"], "nowhere: no such folder"),
-        (["--shard", "2/2"], "--shard 2/2: must be I/N"),
-        (["--shard", "9/20"], "no records to answer"),
+        (["--round", "0/2"], "--round 0/2: must be I/N"),
+        (["--round", "9/20"], "no records to answer"),
+        (["--shard", "0/2"], "shard 0/2: there is no shard 0 of 2"),
+        (["--shard", "1/4"], "shard 1/4: there are only 3 pictures to divide"),
     ],
 )
 def test_bad_input_of_a_worker_is_one_line(

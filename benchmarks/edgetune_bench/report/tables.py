@@ -31,10 +31,11 @@ def header(results: Results) -> str:
     places = "; ".join(f"{text(name)}{': ' if name else ''}{_machine(it)}" for name, it in results.origins.items())
     failed = len(results.failed)
     rows = f"{len(results.rows)} rows" + (f", {failed} failed" if failed else "")
+    shard = f"<p><strong>{text(results.shard_remark)}</strong></p>\n" if results.shard_remark else ""
     return (
         "<header>\n<h1>edgetune bench</h1>\n"
         f"<p><strong>{text(data.path)}</strong>: {data.records:,} records, {rows}</p>\n"
-        f'<p class="muted">{places}; {text(results.created[:16].replace("T", " "))} UTC</p>\n'
+        f'<p class="muted">{places}; {text(results.created[:16].replace("T", " "))} UTC</p>\n{shard}'
         f"{_findings(results)}</header>\n"
     )
 
@@ -281,8 +282,9 @@ def provenance(results: Results) -> str:
 def _origin(name: str, origin: Origin) -> str:
     known = {"machine": encode(origin.machine), "versions": origin.versions, "options": encode(origin.options)}
     facts = "".join(f"<div><dt>{key}</dt><dd>{_facts(values)}</dd></div>" for key, values in known.items())
+    jobs = "".join(f"<pre>{text(job.command)}</pre>\n" for job in origin.shards or ())
     title = f"<h3>{text(name)}</h3>\n" if name else ""
-    return f"{title}<pre>{text(origin.command)}</pre>\n<dl class='facts long'>{facts}</dl>\n"
+    return f"{title}<pre>{text(origin.command)}</pre>\n{jobs}<dl class='facts long'>{facts}</dl>\n"
 
 
 def _facts(values: Mapping[str, object]) -> str:

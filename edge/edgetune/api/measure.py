@@ -23,6 +23,7 @@ from edgetune_runtime.manifest import read_manifest
 if TYPE_CHECKING:
     from edgetune_bench.study import Study
     from edgetune_runtime.bench.results import Measured, Results
+    from edgetune_runtime.records import Shard
 
 log = logging.getLogger("edgetune")
 
@@ -95,11 +96,32 @@ class Evaluation(Measurement):
 class _Measured(Options):
     data: Path = option(help="Records with their answers, in any format that data convert reads.")
     limit: int | None = option(None, help="Use only the first N records; all unless given.", minimum=1)
+    shard: str | None = option(
+        None,
+        help="Use only the records of every N-th picture from the I-th on; `edgetune bench merge` joins the results.",
+        metavar="I/N",
+    )
     device: Literal["cpu", "cuda"] = option("cpu", help="Device to compute on.")
     threads: int | None = option(
         None, help="CPU threads; by default all usable cores, with --device cuda the engine's own choice."
     )
     max_new_tokens: int = option(128, help="Longest answer, in tokens.", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.part
+
+    @property
+    def part(self) -> Shard | None:
+        """The shard that was asked for."""
+        if self.shard is None:
+            return None
+        from edgetune_runtime.records import Shard
+
+        try:
+            return Shard.parse(self.shard)
+        except InputError as error:
+            raise InputError(f"--shard: {error}", hint=error.hint) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +206,7 @@ def bench(options: BenchOptions) -> Measurement:
             max_new_tokens=options.max_new_tokens,
             stall_s=options.stall,
             max_pixels=options.max_pixels,
+            shard=options.part,
         ),
         made_from=stage_inputs("data", options.data),
         baseline=parse(str(options.baseline), known) if options.baseline else None,
@@ -252,6 +275,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
             threads=options.threads,
             warmup=0,
             max_new_tokens=options.max_new_tokens,
+            shard=options.part,
         ),
         made_from=stage_inputs("data", options.data),
         pictures=options.pictures or 0,
@@ -336,7 +360,7 @@ class MergeResultsOptions(StageOptions):
     """
 
     files: tuple[Path, ...] = option(
-        help="Files of `edgetune-run bench` or folders of `edgetune bench`; MACHINE=RESULTS says what their "
+        help="Files of `edgetune-run bench` or folders of `edgetune bench` or `eval`; MACHINE=RESULTS says what their "
         "rows are marked with.",
         argument=True,
         metavar="[MACHINE=]RESULTS...",
@@ -346,27 +370,30 @@ class MergeResultsOptions(StageOptions):
 
 @takes(MergeResultsOptions)
 def merge_results(options: MergeResultsOptions) -> Measurement:
-    """Join results of the same records from several machines into one comparison with a report.
+    """Join the shards of a run, or results of the same records from several machines, and write a report of them.
 
     All rows are compared with the one baseline that the results have, and computed again from their answers.
 
     Raises:
-        InputError: the results are not of the same records, have several baselines, or cannot be read.
+        InputError: the results are not of the same records, have several baselines, or cannot be read; or shards are
+            missing, there twice, or not of one run.
     """
-    from edgetune_bench import folder, merging
+    from edgetune_bench import folder, merging, shards
 
-    sources = merging.label([str(file) for file in options.files])
+    machines = merging.gather([str(file) for file in options.files])
 
     def build(work: Path) -> dict[str, Any]:
-        results, answers, pictures = merging.merge(sources)
+        results, answers, pictures = merging.merge(machines)
+        for remark in shards.remarks(results):
+            log.info(remark)
         folder.write(work, results, answers, report=True, pictures=pictures)
         return _counts(results)
 
     done = run_stage(
         "bench",
         options.output,
-        inputs={f"results of {name}": path for name, path in sources.items()},
-        settings={"merged": list(sources)},
+        inputs={source.role: source.path for group in machines.values() for source in group},
+        settings={"merged": list(machines)},
         build=build,
         force=options.force,
         dry_run=options.dry_run,

@@ -29,6 +29,12 @@ def say_state(console: Console, measured: Measurement) -> None:
         console.note(f"{stage.folder}: nothing has changed, kept (--force builds it again)")
 
 
+def say_shard(console: Console, results: Results) -> None:
+    """Say of the results of a shard that they are a part."""
+    if results.shard_remark:
+        console.note(results.shard_remark)
+
+
 def say_tables(console: Console, results: Results) -> None:
     """Print accuracies, costs and remarks."""
     from edgetune_bench import table

@@ -6,7 +6,7 @@ from typing import Any
 
 from edgetune.api.measure import evaluate, export_answers
 from edgetune.commands._common import Console, verb
-from edgetune.commands._measure import say_plan, say_state
+from edgetune.commands._measure import say_plan, say_shard, say_state
 
 
 @verb(export_answers)
@@ -36,5 +36,6 @@ def command(console: Console, **options: Any) -> None:
             console.line(remark)
         if measured.stage is not None:
             console.note(f"results: {measured.stage.folder}")
+        say_shard(console, measured.results)
         console.result(measured.results.to_dict())
         measured.raise_for_failures()

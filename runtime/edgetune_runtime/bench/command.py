@@ -28,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="FILE", help="JSON file to write figures and answers to")
     add("--baseline", metavar="[NAME=]BUNDLE", help="the bundle that the others are compared with (default: none)")
     add("--limit", type=count, metavar="N", help="use only the first N records")
+    shard = "use only the records of every N-th picture from the I-th on; `edgetune bench merge` joins the files"
+    add("--shard", metavar="I/N", help=shard)
     rounds = "split the records into N parts, bundles taking turns after each (default: 1)"
     add("--rounds", type=count, default=1, metavar="N", help=rounds)
     warmup = "unmeasured answers before the measured ones (default: %(default)s)"
@@ -55,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
     from edgetune_runtime.bench.matrix import report_lines
     from edgetune_runtime.bench.plan import prepare
     from edgetune_runtime.bench.targets import identify_bundle, parse
+    from edgetune_runtime.records import Shard
 
     output: Path = options.output
     if not output.absolute().parent.is_dir():
@@ -76,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
             max_new_tokens=options.max_new_tokens,
             stall_s=options.stall,
             max_pixels=options.max_pixels,
+            shard=None if options.shard is None else Shard.parse(options.shard),
         ),
         baseline=parse(options.baseline, identify) if options.baseline else None,
     )
@@ -86,6 +90,8 @@ def run(options: argparse.Namespace) -> None:
     results = replace(results, rows=tuple(rows))
     write_whole(output, json.dumps(results.to_dict(), ensure_ascii=False) + "\n")
     say("\n".join(describe(row) for row in results.rows))
+    if results.shard_remark:
+        note(results.shard_remark)
     if failed := [row.name for row in results.failed]:
         raise GateFailed(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgetune_runtime.bench.launch import Failure, run_worker
-from edgetune_runtime.bench.results import Options, Report
+from edgetune_runtime.bench.results import Data, Options, Report, Whole
+from edgetune_runtime.bench.shards import Numbered, records_sha256
 from edgetune_runtime.bench.targets import Target
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.images.load import load_image
@@ -49,23 +50,32 @@ def report_lines(note: Note, every_s: float = 10.0) -> Watch:
     return watch
 
 
-def check_records(data: Path, limit: int | None, watch: Watch = unwatched) -> tuple[list[Record], str]:
+def check_records(data: Path, options: Options, watch: Watch = unwatched) -> tuple[list[Numbered], Data]:
     """Read the records and open every image, so that bad input stops the run before the first worker starts.
 
-    Returns the records and one sha256 over the images' files, in record order.
+    Of a shard, its own images are opened, and those of the whole set are read for their sha256.
+
+    Returns the records with their numbers in the whole set, and what the results say of them.
 
     Raises:
-        RecordError: a record is broken. ImageError: an image is. InputError: there are no records.
+        RecordError: a record is broken. ImageError: an image is. InputError: there are no records, or fewer pictures
+            than shards.
     """
-    records = read_records(data)[:limit]
-    if not records:
+    every = list(enumerate(read_records(data)[: options.limit], 1))
+    if not every:
         raise InputError(f"{data}: no records", hint="give a JSONL with at least one record")
-    images = list(dict.fromkeys(record.image for record in records))
+    shard = options.shard
+    chosen = every if shard is None else shard.take(every, by=lambda numbered: numbered[1].image)
+    images = _images(chosen)
     with watch("check images", len(images), "image") as progress:
         for done, image in enumerate(images, 1):
             load_image(image)
             progress(done)
-    return records, images_sha256(images)
+    found = Data(str(data), len(chosen), images_sha256(images))
+    if shard is not None:
+        whole = Whole(len(every), images_sha256(_images(every)))
+        found = replace(found, records_sha256=records_sha256(chosen), whole=whole)
+    return chosen, found
 
 
 def images_sha256(images: Iterable[Path]) -> str:
@@ -74,6 +84,10 @@ def images_sha256(images: Iterable[Path]) -> str:
     for image in dict.fromkeys(images):
         digest.update(sha256_file(image).encode())
     return digest.hexdigest()
+
+
+def _images(records: Sequence[Numbered]) -> list[Path]:
+    return list(dict.fromkeys(record.image for _, record in records))
 
 
 def input_hashes(targets: Sequence[Target]) -> tuple[dict[str, Path], dict[str, str]]:

@@ -16,10 +16,10 @@ from edgetune_runtime.bench.matrix import Note, Watch, unwatched
 from edgetune_runtime.bench.predictions import Prediction
 from edgetune_runtime.bench.results import Data, Failed, Input, Measured, Options, Report, Results, Row
 from edgetune_runtime.bench.scores import STATISTICS, compare, costs, summarise
+from edgetune_runtime.bench.shards import Numbered, numbered
 from edgetune_runtime.bench.targets import Target, with_baseline
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, read_manifest, sha256_tree
-from edgetune_runtime.records import Record
 from edgetune_runtime.threads import measured_threads
 
 Answers = Mapping[str, tuple[Prediction, ...]]
@@ -33,8 +33,8 @@ class Plan:
     Attributes:
         targets: the rows, with names of their own.
         data: the JSONL file that workers read.
-        records: what every row answers.
-        images_sha256: over the pictures' files, in record order.
+        records: what every row answers, with the records' numbers in the whole set.
+        facts: what the results say of them.
         options: how targets are run.
         baseline: name of the row that the others are compared with.
         inputs: what the results depend on, by role; damaged folders are left out.
@@ -44,8 +44,8 @@ class Plan:
 
     targets: Sequence[Target]
     data: Path
-    records: Sequence[Record]
-    images_sha256: str
+    records: Sequence[Numbered]
+    facts: Data
     options: Options
     baseline: str | None
     inputs: Mapping[str, Path]
@@ -60,10 +60,11 @@ class Plan:
         busy = machine.busy_remark()
         for remark in [*([busy] if busy else []), *self.remarks]:
             note(remark)
-        outcomes = matrix.run_matrix(
-            self.targets, self.data, self.records, folder, self.options, note=note, watch=watch
-        )
+        records = [record for _, record in self.records]
+        outcomes = matrix.run_matrix(self.targets, self.data, records, folder, self.options, note=note, watch=watch)
         answers = {name: run.rows for name, run in outcomes.items() if isinstance(run, Report)}
+        if self.options.shard is not None:
+            answers = {name: numbered(said, self.records) for name, said in answers.items()}
         results = Results(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=shlex.join(sys.argv),
@@ -71,7 +72,7 @@ class Plan:
             versions=machine.versions(),
             options=self.options,
             statistics=STATISTICS,
-            data=Data(str(self.inputs["data"]), len(self.records), self.images_sha256),
+            data=self.facts,
             inputs={name: Input(str(path), sha256_tree(path)) for name, path in self.inputs.items()},
             baseline=self.baseline,
             rows=tuple(self._row(target, outcomes[target.name], answers) for target in self.targets),
@@ -114,12 +115,13 @@ def prepare(
     `made_from` has the files that it was made from, "data" and others by role: it is them that the results name.
 
     Raises:
-        InputError: nothing to answer, more rounds than records, a folder named twice, or too many threads.
+        InputError: nothing to answer, more rounds than records or shards than pictures, a folder named twice, or too
+            many threads.
         RecordError, ImageError: a record or its image is broken.
     """
     options = replace(options, threads=measured_threads(options.device, options.threads))
     named, reference = with_baseline(targets, baseline)
-    records, images = matrix.check_records(data, options.limit, watch)
+    records, facts = matrix.check_records(data, options, watch)
     if options.rounds > len(records):
         raise InputError(f"--rounds {options.rounds}: there are only {len(records)} records to deal out")
     intact, damaged = matrix.input_hashes(named)
@@ -132,7 +134,8 @@ def prepare(
         for how, hashes in _learned_from(path).items()
         if measured & hashes
     ]
-    return Plan(named, data, records, images, options, reference, inputs, damaged, remarks)
+    facts = replace(facts, path=str(files["data"]))
+    return Plan(named, data, records, facts, options, reference, inputs, damaged, remarks)
 
 
 def _learned_from(folder: Path) -> dict[str, set[str]]:

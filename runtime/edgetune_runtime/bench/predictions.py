@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from edgetune_runtime.bench import metrics
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.timing import Timings
-from edgetune_runtime.typed_json import Range, decode, encode
+from edgetune_runtime.typed_json import Number, OrAbsent, Range, decode, encode
 
 Pixel = Annotated[float, Range(-1e9, 1e9)]
 Box = tuple[float, float, float, float]
@@ -23,7 +23,10 @@ Target = tuple[Pixel, Pixel, Pixel, Pixel]
 
 @dataclass(frozen=True, kw_only=True)
 class _Prediction:
-    """What answers of both kinds have: `source` is the record's place, `text` what was asked, `raw` what was said."""
+    """What answers of both kinds have: `source` is the record's place, `text` what was asked, `raw` what was said.
+
+    `number` is the record's, from 1, in the whole set where a shard of it was answered.
+    """
 
     source: str
     image: str
@@ -31,6 +34,7 @@ class _Prediction:
     raw: str
     timings: Timings
     id: str | None = None
+    number: OrAbsent[Number] = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the scores for those who read the file."""

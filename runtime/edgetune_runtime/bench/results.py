@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from edgetune_runtime.bench.predictions import Prediction
 from edgetune_runtime.errors import InputError, excerpt
 from edgetune_runtime.json_file import read_json_value
+from edgetune_runtime.records import Shard
 from edgetune_runtime.typed_json import (
     Bytes,
     Change,
@@ -279,7 +280,7 @@ class Options:
     `rounds` deals the records out into that many parts and runs part after part, each over all targets, so that a
     machine that slows down for a while slows all of them. `stall_s` ends a worker that answers nothing for so long.
     Without `threads` the engine chooses, as it must on a GPU. `max_pixels` bounds the resized pictures of bundles; a
-    checkpoint has its own limits.
+    checkpoint has its own limits. `shard` is the part that is answered of the records that `limit` leaves.
     """
 
     limit: Number | None = None
@@ -290,6 +291,7 @@ class Options:
     max_new_tokens: Number = 128
     stall_s: Seconds = 600.0
     max_pixels: Number | None = None
+    shard: OrAbsent[Shard] = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no measurement; not-a-number is smaller than nothing."""
@@ -299,16 +301,18 @@ class Options:
             raise InputError(f"--warmup {self.warmup}: must be 0 or more")
 
     def arguments(self, data: Path, part: int) -> list[str]:
-        """The arguments of a worker that runs part `part` (from 0) of `data`."""
+        """The arguments of a worker that runs round `part` (from 0) over `data`."""
         limit = [] if self.limit is None else ["--limit", str(self.limit)]
+        shard = [] if self.shard is None else ["--shard", str(self.shard)]
         return [
             *("--data", str(data), "--device", self.device, "--warmup", str(self.warmup)),
-            *("--max-new-tokens", str(self.max_new_tokens), "--shard", f"{part}/{self.rounds}", *limit),
+            *("--max-new-tokens", str(self.max_new_tokens), "--round", f"{part + 1}/{self.rounds}", *limit, *shard),
         ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name."""
-        return asdict(self)
+        found: dict[str, Any] = encode(self)
+        return found
 
 
 @dataclass(frozen=True)
@@ -327,14 +331,24 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Job:
+    """When, by which command and on which machine a shard was measured."""
+
+    created: str
+    command: str
+    machine: Machine
+
+
+@dataclass(frozen=True)
 class Origin:
-    """When, by which command and on which machine rows were measured."""
+    """When, by which command and on which machine rows were measured, and the jobs that they are joined from."""
 
     created: str
     command: str
     machine: Machine
     versions: dict[str, str]
     options: Options
+    shards: OrAbsent[tuple[Job, ...]] = None
 
 
 @dataclass(frozen=True)
@@ -348,12 +362,26 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The set that a shard is a part of; the sha256 is over all its pictures' files."""
+
+    records: Number
+    images_sha256: str
+
+
+@dataclass(frozen=True)
 class Data:
-    """What every row answered; the sha256 is over the pictures' files, in record order."""
+    """What every row answered; the sha256 is over the pictures' files, in record order.
+
+    A shard has its own records and pictures here, `records_sha256` over their questions and accepted answers
+    (`bench.shards`), and the `whole` that it is a part of.
+    """
 
     path: str
     records: Number
     images_sha256: str
+    records_sha256: OrAbsent[str] = None
+    whole: OrAbsent[Whole] = None
 
 
 @dataclass(frozen=True)
@@ -366,7 +394,11 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """A measurement. One machine's has `machine`, `versions` and `options`; joined ones have them in `machines`."""
+    """A measurement. One machine's has `machine`, `versions` and `options`; joined ones have them in `machines`.
+
+    `metrics` names the further figures that were asked for. `shards` are the jobs, in the order of their shards, of
+    which one machine's results were joined.
+    """
 
     schema: Literal[1] = SCHEMA
     created: str
@@ -380,6 +412,8 @@ class Results:
     versions: OrAbsent[dict[str, str]] = None
     options: OrAbsent[Options] = None
     machines: OrAbsent[dict[str, Origin]] = None
+    metrics: OrAbsent[tuple[str, ...]] = None
+    shards: OrAbsent[tuple[Job, ...]] = None
 
     def __post_init__(self) -> None:
         """Refuse what no measurement writes: rows of one name, or a baseline that is not the row that says so."""
@@ -397,6 +431,8 @@ class Results:
             raise InputError("'machine', 'versions' and 'options' belong together, or 'machines' in their place")
         if "data" not in self.inputs:
             raise InputError("inputs: no 'data'")
+        if len({self.shard is None, self.data.whole is None, self.data.records_sha256 is None}) > 1:
+            raise InputError("'shard' of 'options', and 'whole' and 'records_sha256' of 'data' belong together")
 
     @property
     def ran(self) -> list[Measured]:
@@ -409,12 +445,25 @@ class Results:
         return [row for row in self.rows if isinstance(row, Failed)]
 
     @property
+    def shard(self) -> Shard | None:
+        """The part of the data that was answered; None for all of it."""
+        return self.options.shard if self.options else None
+
+    @property
+    def shard_remark(self) -> str | None:
+        """A line for the results of a shard; None for those of a whole set."""
+        if self.shard is None or self.data.whole is None:
+            return None
+        some = f"{self.data.records:,} of {self.data.whole.records:,} records"
+        return f"shard {self.shard}, {some}: edgetune bench merge joins all shards into a measurement"
+
+    @property
     def origins(self) -> Mapping[str, Origin]:
         """Where rows come from, by the machines' names; the only machine has the name ""."""
         if self.machines is not None:
             return self.machines
         assert self.machine is not None and self.versions is not None and self.options is not None
-        return {"": Origin(self.created, self.command, self.machine, self.versions, self.options)}
+        return {"": Origin(self.created, self.command, self.machine, self.versions, self.options, self.shards)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

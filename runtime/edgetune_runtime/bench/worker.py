@@ -22,7 +22,7 @@ from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction
 from edgetune_runtime.bench.results import Options, Report
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.files import write_whole
-from edgetune_runtime.records import Record, read_records
+from edgetune_runtime.records import Record, Shard, read_records
 from edgetune_runtime.session import Session
 from edgetune_runtime.timing import CpuShare, GpuMemory, peak_rss, process_age
 from edgetune_runtime.typed_json import encode
@@ -96,17 +96,22 @@ def predict(runner: Runner, record: Record, max_new_tokens: int) -> Prediction:
     )
 
 
-def select(path: Path, *, limit: int | None, shard: str) -> list[Record]:
-    """The first `limit` records of `path`; of these, with shard "I/N", every N-th from the I-th on (I counts from 0).
+def select(path: Path, *, limit: int | None, shard: str | None, turn: str) -> list[Record]:
+    """The first `limit` records of `path`; of these the shard; of these, in round "I/N", every N-th from the I-th on.
 
-    Raises RecordError for a broken record and InputError when nothing is left or the shard is malformed.
+    Raises:
+        RecordError: a record is broken.
+        InputError: nothing is left, or the shard or the round is malformed.
     """
-    index, _, count = shard.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise InputError(f"--shard {shard}: must be I/N with 0 <= I < N")
-    records = read_records(path)[:limit][int(index) :: int(count)]
+    index, _, count = turn.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise InputError(f"--round {turn}: must be I/N with 1 <= I <= N")
+    records = read_records(path)[:limit]
+    if shard is not None:
+        records = Shard.parse(shard).take(records, by=lambda record: record.image)
+    records = records[int(index) - 1 :: int(count)]
     if not records:
-        raise InputError(f"{path}: no records to answer (limit {limit}, shard {shard})")
+        raise InputError(f"{path}: no records to answer (limit {limit}, shard {shard}, round {turn})")
     return records
 
 
@@ -115,7 +120,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="JSONL of records to answer")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--limit", type=int, help="answer only the first N records")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="answer every N-th record from the I-th on")
+    parser.add_argument("--shard", metavar="I/N", help="of these, answer the records of every N-th picture")
+    parser.add_argument("--round", default="1/1", metavar="I/N", help="of these, answer every N-th from the I-th on")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's own choice)")
     parser.add_argument(
@@ -135,7 +141,7 @@ def run(load: Load, options: argparse.Namespace, *, folders: Sequence[Path], hea
         header: further fields of `Report`.
     """
     try:
-        records = select(options.data, limit=options.limit, shard=options.shard)
+        records = select(options.data, limit=options.limit, shard=options.shard, turn=options.round)
         measured = measure(
             load,
             records,

@@ -159,6 +159,8 @@ def test_an_engine_that_is_not_there_is_the_rows_reason(
         (["{bundle}", "{bundle}", "--output", "{out}/r.json"], "named twice"),
         (["{bundle}", "--output", "{out}/r.json", "--rounds", "9"], "--rounds 9: there are only 4 records"),
         (["{bundle}", "--output", "{out}/r.json", "--limit", "0"], "must be a whole number from 1 on"),
+        (["{bundle}", "--output", "{out}/r.json", "--shard", "3/2"], "shard 3/2: there is no shard 3 of 2"),
+        (["{bundle}", "--output", "{out}/r.json", "--shard", "1/3"], "shard 1/3: there are only 2 pictures to divide"),
         (["{bundle}", "--output", "{data}"], "eval.jsonl: exists"),
         (["{bundle}", "--output", "{out}/r.json", "--stall", "nan"], "--stall nan: must be a number of seconds from 1"),
         (["{bundle}", "--output", "{out}/r.json", "--warmup", "-1"], "--warmup -1: must be 0 or more"),
