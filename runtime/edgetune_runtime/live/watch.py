@@ -22,6 +22,8 @@ _TRAIL = 128
 """Small pictures that are kept while an answer is made, to carry its boxes along: 10 MB at most."""
 _STEPS = 16
 """Steps in which the boxes of an answer catch up with the newest frame."""
+_SPARE = 8
+"""Frames that are kept in any case: the model may be about to look at one of them."""
 
 
 class Looking(Protocol):
@@ -246,6 +248,8 @@ class Watcher:
             seen = -1
             while True:
                 look, frame = eyes.wait(after=seen, frames=self._track)
+                if capture.losses > self.figures.losses:
+                    flow = None  # what was there before may be anywhere now
                 self._count(capture)
                 if look is not None:
                     latest = look
@@ -268,7 +272,7 @@ class Watcher:
                         now = time.monotonic()
                         age = now - latest.frame.captured
                         yield latest.tracked(frame, flow, age=age, delay=now - frame.captured)
-                    _shorten(trail, -1 if latest is None else latest.frame.number)
+                    _shorten(trail, min(eyes.oldest, frame.number - _SPARE))
                 if look is None and frame is None:
                     return
 
@@ -291,10 +295,7 @@ def _few(steps: list[tuple[Frame, Gray]]) -> list[tuple[Frame, Gray]]:
 
 
 def _shorten(trail: deque[tuple[Frame, Gray]], after: int) -> None:
-    """Keep the frames since the last that was answered, for the next answer is of a later one; of many, every second.
-
-    An answer that takes minutes has its boxes carried in larger steps.
-    """
+    """Keep the frames after one; of very many, every second, for an answer that takes minutes needs no small steps."""
     while trail and trail[0][0].number <= after:
         trail.popleft()
     if len(trail) > _TRAIL:
@@ -348,7 +349,7 @@ class _Eyes:
         self._look, self._capture, self._every, self._stop = look, capture, every, stop
         self._looks: deque[_Look] = deque()
         self._error: BaseException | None = None
-        self._done = False
+        self._done = self._busy = False
         self.looking_at = -1  # number of the latest frame that the model has begun to look at
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
 
@@ -362,6 +363,15 @@ class _Eyes:
         self._stop.set()
         self._capture.stop()
         self._thread.join()
+
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest frame of which an answer is still to come."""
+        with self._capture.changed:
+            newest = self._capture.latest
+            if self._looks:
+                return self._looks[0].frame.number
+            return self.looking_at if self._busy or newest is None else newest.number
 
     def wait(self, *, after: int, frames: bool) -> tuple[_Look | None, Frame | None]:
         """Wait for an answer, or where `frames` is set for a frame after this number; neither at the end."""
@@ -392,9 +402,10 @@ class _Eyes:
                         return
                     self._stop.wait(max(early, 0.001))
                     continue
-                last, self.looking_at = frame, frame.number
+                self._busy, last, self.looking_at = True, frame, frame.number
                 look = self._look(frame, self._stop)
                 with self._capture.changed:
+                    self._busy = False
                     self._looks.append(look)
                     self._capture.changed.notify_all()
         except Cancelled:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 
 from edgetune_runtime.bench.metrics import sample_iou
 from edgetune_runtime.errors import ImageError, InputError
-from edgetune_runtime.live.sources import Fault, Paced, SourceError, source_of
+from edgetune_runtime.live.frames import StillPicture
+from edgetune_runtime.live.sources import Fault, Paced, Shot, SourceError, source_of
 from edgetune_runtime.live.watch import Observation, Watcher
 from edgetune_runtime.session import Session
 from live import Scripted, moving, shift, video
@@ -78,10 +80,9 @@ def test_a_camera_is_answered_for_its_newest_frames_and_tracked_between(
         assert observation.boxes
         check(observation, scene, 0.7)
         assert 0 <= observation.delay <= observation.boxes[0].age + 1e-6
-    # A box is as old as its answer, and one frame that it waited for.
+    # A box is as old as its answer and the one frame that it waited for; in a queue it would be seconds older.
     longest = max(observation.seconds for observation in answered)
-    late = sorted(observation.delay for observation in answered)[int(0.95 * len(answered)) - 1]
-    assert late <= longest + 1 / 30 + 0.01
+    assert max(observation.delay for observation in answered) <= longest + 1 / 30 + 0.5
     assert watcher.figures.frames == 90
 
 
@@ -138,6 +139,28 @@ def test_a_watch_ends_within_an_answer_when_it_is_told_to(watching: Session, sce
     watcher.stop()
     thread.join(5)
     assert not thread.is_alive() and len(found) == 1
+
+
+def test_an_hour_of_frames_takes_no_more_memory_than_a_minute(watching: Session, scene: Scene) -> None:
+    """108,000 frames, as many as an hour has at 30 a second, as fast as they can be looked at."""
+
+    class Hour(Scripted):
+        def shots(self) -> Iterator[Shot | Fault]:
+            pictures = [StillPicture(picture) for picture in moving(scene.picture, 80)]
+            for number in range(108_000):
+                yield Shot(pictures[number % 80], time.monotonic())
+                time.sleep(0.0002)
+
+    watcher = Watcher(watching, Hour(), [scene.phrase], track=True)
+    numbers, memory = [], []
+    for observation in watcher:
+        if observation.answered:
+            numbers.append(observation.frame.number)
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    assert watcher.figures.frames == 108_000
+    assert len(numbers) > 20 and numbers == sorted(set(numbers))
+    early, late = memory[len(memory) // 5], max(memory[len(memory) // 5 :])
+    assert late < 1.05 * early, f"from {early} to {late} pages"
 
 
 def test_answers_come_no_more_often_than_was_asked_for(watching: Session, scene: Scene, clip: Path) -> None:
