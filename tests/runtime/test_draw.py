@@ -48,3 +48,11 @@ def test_labels_get_colours_of_their_own() -> None:
     drawn = np.asarray(draw_detections(GRAY, boxes, line_width=3))
     first, second, third = drawn[70, 10], drawn[70, 100], drawn[120, 10]
     assert (first == third).all() and (first != second).any()
+
+
+def test_each_box_may_be_given_its_colour() -> None:
+    image = Image.new("RGB", (200, 100), "white")
+    boxes = [Detection((10, 40, 50, 80), "cup"), Detection((100, 40, 150, 80), "cup")]
+    drawn = draw_detections(image, boxes, color=["red", "blue"])
+    assert drawn.getpixel((10, 60)) == (255, 0, 0)
+    assert drawn.getpixel((100, 60)) == (0, 0, 255)
