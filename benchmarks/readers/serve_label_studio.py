@@ -98,9 +98,9 @@ def label_studio(program: Path, work: Path) -> Iterator[Client]:
 
 
 @contextmanager
-def our_server(bundle: Path, studio: str, token: str, log: Path) -> Iterator[int]:
+def our_server(bundle: Path, log: Path, *more: str, token: str = "") -> Iterator[int]:
     """`edgetune serve` before a bundle, and its port."""
-    words = ["serve", f"tiny={bundle}", "--port", "0", "--threads", "1", "--label-studio", studio]
+    words = ["serve", f"tiny={bundle}", "--port", "0", "--threads", "1", *more]
     variables = os.environ | {"EDGETUNE_API_KEY": KEY, "LABEL_STUDIO_API_KEY": token}
     with (
         log.open("w") as errors,
@@ -181,7 +181,8 @@ class Job:
         )
         number = project["id"]
         self.import_pictures(number)
-        with our_server(self.work / "bundle", self.client.url, token, self.work / "edgetune.log") as port:
+        words = ("--label-studio", self.client.url)
+        with our_server(self.work / "bundle", self.work / "edgetune.log", *words, token=token) as port:
             backend = self.connect(number, port)
             self.predict(number)
             self.order(number)
@@ -249,7 +250,8 @@ class Job:
             boxes += len(regions)
             labels += [each["value"]["rectanglelabels"] for each in regions] == [[label] for label, _ in expected]
             told = [found.score for _, found in expected]
-            scores += [each["score"] for each in regions] == told and prediction["score"] == min(told, default=None)
+            sure = [score for score in told if score is not None]
+            scores += [each["score"] for each in regions] == told and prediction["score"] == min(sure, default=None)
         of = f"of {len(tasks)} tasks"
         self.check("tasks with a prediction", f"{len(tasks)} of {COUNT}, in {seconds:.1f} s", right=len(tasks) == COUNT)
         far = f"{boxes} boxes, at most {max(gaps):.1e} pixels from Session.ground"

@@ -25,6 +25,8 @@ from edgetune_runtime.serve.refusal import Refusal
 
 CONFIG = "label_config"
 """Field of a request with the labelling config."""
+CONTEXT = "params.context"
+"""Field with what an annotator wrote into an open task."""
 EVENTS = (
     *("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"),
     *("TASKS_CREATED", "TASKS_DELETED", "PROJECT_CREATED", "PROJECT_UPDATED", "PROJECT_DELETED"),
@@ -154,13 +156,13 @@ class Config:
                 400,
                 "the context has no text to look for",
                 hint="write it into a TextArea of the config; points and boxes that are drawn are not read",
-                param="params.context",
+                param=CONTEXT,
             )
         image, text = texts[-1]
-        self._refuse_long(text, "params.context")
+        self._refuse_long(text, CONTEXT)
         controls = [control for control in self.controls if control.image == image and control.labels]
         if not controls:
-            raise Refusal(400, f"no RectangleLabels draws on {excerpt(image)}", param="params.context")
+            raise Refusal(400, f"no RectangleLabels draws on {excerpt(image)}", param=CONTEXT)
         control = controls[0]
         return [Wanted(control, self._named(control, text), text)]
 
@@ -181,7 +183,7 @@ class Config:
             400,
             f"the prompt {excerpt(text)} names none of the labels",
             hint=f"use one of these words in it: {names}",
-            param="params.context",
+            param=CONTEXT,
         )
 
     def _refuse_long(self, phrase: str, param: str) -> None:
@@ -259,11 +261,12 @@ async def predictions(
     Raises:
         Refusal: none of the tasks can be answered; it is that of the first one.
     """
-    wanted = config.prompted((body.get("params") or {}).get("context"))
+    context = (body.get("params") or {}).get("context")
+    wanted, source = config.prompted(context), CONTEXT if context else CONFIG
 
     async def entry(number: int, task: Mapping[str, Any]) -> dict[str, Any] | Refusal:
         try:
-            found = await _prediction(f"tasks[{number}].data", task["data"], wanted, opening, asking)
+            found = await _prediction(f"tasks[{number}].data", task["data"], wanted, source, opening, asking)
         except Refusal as refusal:
             return refusal
         return found | {"model_version": model_version}
@@ -276,17 +279,23 @@ async def predictions(
 
 
 async def _prediction(
-    place: str, data: Mapping[str, Any], wanted: Sequence[Wanted], opening: Opening, asking: Asking
+    place: str, data: Mapping[str, Any], wanted: Sequence[Wanted], source: str, opening: Opening, asking: Asking
 ) -> dict[str, Any]:
     """The boxes of one task's pictures, and how sure the model is of the least sure of them."""
     regions: list[dict[str, Any]] = []
     scores: list[float] = []
     for key in dict.fromkeys(each.control.key for each in wanted):
-        reference = data.get(key)
+        reference, param = data.get(key), f"{place}.{key}"
         if not isinstance(reference, str):
-            raise Refusal(400, f"the task's data has no picture {excerpt(key)}", param=f"{place}.{key}")
+            raise Refusal(400, f"the task's data has no picture {excerpt(key)}", param=param)
+        picture = await opening(reference, param)
         asked = [each for each in wanted if each.control.key == key]
-        answers = await asking(await opening(reference, f"{place}.{key}"), [each.phrase for each in asked])
+        try:
+            answers = await asking(picture, [each.phrase for each in asked])
+        except Refusal as refusal:
+            if refusal.status == 400:  # else it is the queue's, and not of the picture or a phrase
+                refusal.param = param if refusal.param == "image" else source
+            raise
         for each, answered in zip(asked, answers, strict=True):
             answer = answered.answer
             assert isinstance(answer, Answer)

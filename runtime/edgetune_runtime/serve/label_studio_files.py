@@ -13,8 +13,8 @@ from edgetune_runtime.serve.refusal import Refusal
 
 KEY = "LABEL_STUDIO_API_KEY"
 """Variable with a token of Label Studio; its own SDK reads the same one."""
-_FOLDERS = ("/data/", "/storage-data/")
-"""What is fetched there: pictures, and nothing of its API."""
+_FOLDER = "/data/"
+"""Where it has pictures (uploads and local files), and nothing of its API."""
 _ACCEPT = {"Accept": "*/*"}
 """It refuses to give a picture to who accepts pictures alone."""
 _BUCKETS = ("s3://", "gs://", "azure-blob://")
@@ -77,7 +77,7 @@ class LabelStudioFiles:
         path = reference.removeprefix(self.url)
         path = path.removeprefix(self._path) if path.startswith(f"{self._path}/") else path
         steps = unquote(urlsplit(path).path).replace("\\", "/").split("/")
-        if not path.startswith(_FOLDERS) or ".." in steps:
+        if not path.startswith(_FOLDER) or ".." in steps:
             raise Refusal(400, f"{excerpt(reference)} is no picture of a Label Studio", param=param)
         url = self.url + quote(path, safe="/?%&=+:;,@!$'()*~")  # names of local files come as they are
         try:
