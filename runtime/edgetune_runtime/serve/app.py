@@ -216,27 +216,27 @@ class Server:
 
     async def set_up(self, request: Request) -> Response:
         """Whether Label Studio may ask, with a project's labelling config."""
-        body, model = await self._body(request, "LabelStudioSetup", form=False)
         with _logging(request):
+            body, model = await self._body(request, "LabelStudioSetup", form=False)
             label_studio.Config(body["schema"], "schema", self._settings.limits)
         return JSONResponse({"model_version": label_studio.version(model.name, model.session.bundle)})
 
     async def predict(self, request: Request) -> Response:
         """Boxes for tasks of Label Studio, one turn in the queue for each picture."""
-        body, model = await self._body(request, "LabelStudioPredict", form=False)
-
-        async def asking(image: bytes, phrases: Sequence[str]) -> list[Answered]:
-            return await _gathered(self._found(model, {"image": image, "phrase": list(phrases)}, []))
-
-        version = label_studio.version(model.name, model.session.bundle)
         with _logging(request):
+            body, model = await self._body(request, "LabelStudioPredict", form=False)
+
+            async def asking(image: bytes, phrases: Sequence[str]) -> list[Answered]:
+                return await _gathered(self._found(model, {"image": image, "phrase": list(phrases)}, []))
+
             config = label_studio.Config(body[label_studio.CONFIG], limits=self._settings.limits)
+            version = label_studio.version(model.name, model.session.bundle)
             answer = label_studio.predictions(body, config, version, self._opened, asking)
             results = await while_connected(request, answer)
-        refused = [each["error"]["message"] for each in results if "error" in each]
-        request.state.log.update({"tasks": len(results), "tasks_refused": len(refused)})
-        if refused:
-            request.state.log["refusal"] = refused[0]
+        errors = [each["error"]["message"] for each in results if "error" in each]
+        request.state.log.update({"tasks": len(results), "tasks_refused": len(errors)})
+        if errors:
+            request.state.log["refusal"] = errors[0]
         return JSONResponse({"results": results})
 
     async def _opened(self, reference: str, param: str) -> bytes:

@@ -150,7 +150,10 @@ class Config:
             return self.wanted()
         given = context.get("result") if isinstance(context, dict) else None
         items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else []
-        texts = [(item.get("to_name"), text) for item in items for text in _texts(item)]
+        boxes = [item.get("id") for item in items if item.get("type") != "textarea"]
+        # A text of a region has that region's id, and is no prompt.
+        prompts = [item for item in items if item.get("id") is None or item.get("id") not in boxes]
+        texts = [(item.get("to_name"), text) for item in prompts for text in _texts(item)]
         if not texts:
             raise Refusal(
                 400,

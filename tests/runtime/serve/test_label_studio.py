@@ -206,6 +206,11 @@ def test_a_prompt_is_asked_in_place_of_the_labels(backend: Server, session: Sess
     assert "names none of the labels" in ask(phrase, "one", "two").message
     assert "no text to look for" in ask(phrase, word, type="rectanglelabels").message
     assert "no text to look for" in ask(" ", word).message
+    region = {"id": "a", "type": "rectanglelabels", "value": {"x": 1, "y": 1, "width": 2, "height": 2}}
+    about = {"id": "a", "to_name": "photo", "type": "textarea", "value": {"text": ["a note on the region"]}}
+    context = {"result": [region, about]}
+    reply = predict(connection, ["/data/upload/0"], config({"value": word}), context)
+    assert "no text to look for" in reply.message
     assert "no RectangleLabels draws on" in ask(phrase, word, to_name="other").message
     assert ask("x" * 5000, word).status == 400
 
