@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Hundreds of processes import torch, and compile it each time where Python may not keep what it compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-readers test-vllm fuzz check docs install install-test clean
+.PHONY: demo test test-readers test-vllm test-label-studio test-x-anylabeling fuzz check docs install install-test clean
 
 demo: install ## train, merge, calibrate, export, run and compare the tiny model; writes runs/demo
 	$(BIN)/edgetune demo $(ARGS)
@@ -29,6 +29,12 @@ test-readers: install-test ## other engines load our bundles and answer from the
 
 test-vllm: install-test ## our server before a real vllm serve, whose environment goes to .venv-readers
 	$(BIN)/python benchmarks/readers/serve_vllm.py --work runs/vllm --environments .venv-readers $(ARGS)
+
+test-label-studio: install-test ## our server behind a real Label Studio, whose environment goes to .venv-readers
+	$(BIN)/python benchmarks/readers/serve_label_studio.py --work runs/label-studio --environments .venv-readers $(ARGS)
+
+test-x-anylabeling: install-test ## the client of X-AnyLabeling asks our server; its environment goes to .venv-readers
+	$(BIN)/python benchmarks/readers/serve_x_anylabeling.py --work runs/x-anylabeling --environments .venv-readers $(ARGS)
 
 fuzz: install-test ## the generators of hostile input, for an hour or so
 	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-profile fuzz $(ARGS)

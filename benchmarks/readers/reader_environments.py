@@ -16,6 +16,8 @@ from types import MappingProxyType
 
 TORCH = "torch==2.13.0"
 VLLM = "0.32.0"
+LABEL_STUDIO = "1.23.2"
+X_ANYLABELING = "4.2.1"
 NODE = "@huggingface/transformers@4.3.1"
 
 _OPERATORS = """import torch
@@ -31,7 +33,7 @@ class Unavailable(Exception):
 
 
 def python(root: Path, name: str) -> Path:
-    """The interpreter of an environment, "vllm" or "gptqmodel" (with transformers and compressed-tensors)."""
+    """The interpreter of an environment, by the name of its recipe; "gptqmodel" has transformers and others as well."""
     return _once(root / name, _RECIPES[name]) / "bin" / "python"
 
 
@@ -93,10 +95,24 @@ def _gptqmodel(folder: Path) -> None:
     _pip(folder, "--no-build-isolation", *packages, "requests", "pillow", BUILD_CUDA_EXT="0")
 
 
+def _label_studio(folder: Path) -> None:
+    """Label Studio is a web server: no torch."""
+    _run(sys.executable, "-m", "venv", folder)
+    pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
+    _run(*pip, "install", "--quiet", f"label-studio=={LABEL_STUDIO}")
+
+
+def _x_anylabeling(folder: Path) -> None:
+    """X-AnyLabeling with its Qt, which needs no screen; the wheel leaves onnxruntime to an extra."""
+    _run(sys.executable, "-m", "venv", folder)
+    pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
+    _run(*pip, "install", "--quiet", f"x-anylabeling-cvhub[cpu]=={X_ANYLABELING}")
+
+
 def _node(folder: Path) -> None:
     """Node's onnxruntime has its CPU library in the package; what it would download besides is for CUDA."""
     (folder / "package.json").write_text('{"private": true, "type": "module"}\n', encoding="utf-8")
     _run("npm", "install", "--silent", NODE, folder=folder, variables={"ONNXRUNTIME_NODE_INSTALL": "skip"})
 
 
-_RECIPES = {"vllm": _vllm, "gptqmodel": _gptqmodel}
+_RECIPES = {"vllm": _vllm, "gptqmodel": _gptqmodel, "label_studio": _label_studio, "x_anylabeling": _x_anylabeling}

@@ -38,6 +38,11 @@ class ServeOptions(Options):
     )
     verify: bool = option(True, help="Compare the bundles' files with their sha256 sums first.")
     allow_url: tuple[str, ...] = option((), help="Host from which pictures may be fetched by address.", metavar="HOST")
+    label_studio: str | None = option(
+        None,
+        help="Label Studio whose pictures may be fetched, with the token in LABEL_STUDIO_API_KEY.",
+        metavar="URL",
+    )
     upstream: tuple[str, ...] = option(
         (),
         help="Answer by these running OpenAI-compatible engines, such as vLLM's, that hold the bundle's checkpoint.",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,22 +12,26 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from edgetune_runtime.errors import InputError, excerpt
-from edgetune_runtime.serve import detect
+from edgetune_runtime.serve import detect, label_studio, x_anylabeling
 from edgetune_runtime.serve.body import read_body
 from edgetune_runtime.serve.chat import MESSAGE, Completion, Piece, Question, answering
+from edgetune_runtime.serve.detect import Answered
 from edgetune_runtime.serve.fetch import Fetcher
 from edgetune_runtime.serve.guard import Guard, Log, log_line
+from edgetune_runtime.serve.label_studio_files import LabelStudioFiles, refuse_elsewhere
 from edgetune_runtime.serve.limits import Limits
 from edgetune_runtime.serve.metrics import Metrics
 from edgetune_runtime.serve.model import Answering, Model, Turn
+from edgetune_runtime.serve.openapi import openapi
 from edgetune_runtime.serve.pictures import Pictures
 from edgetune_runtime.serve.refusal import Refusal
-from edgetune_runtime.serve.schema import openapi, requests
+from edgetune_runtime.serve.responding import event_stream, failed, left, refused, unrouted, while_connected
+from edgetune_runtime.serve.schema import requests
 from edgetune_runtime.timing import Timings
 
 T = TypeVar("T")
@@ -40,9 +43,6 @@ PAGE_POLICY = (
 )
 """What the pages may load: themselves, and pictures that a user chose. Nothing of another server."""
 
-_LEFT = 499
-"""Status of a request whose client left before its answer; nobody sees it but the log."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -52,6 +52,8 @@ class Settings:
         limits: of requests.
         keys: API keys; none lets everybody in.
         hosts: from which pictures may be fetched by address.
+        label_studio: address of a Label Studio whose pictures may be fetched.
+        label_studio_key: a token of it.
         log: takes an entry a request; None logs nothing.
         at_a_time: requests that a model answers at a time: 1, but for fleets.
         routes: further ones.
@@ -61,6 +63,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     keys: Collection[str] = ()
     hosts: Collection[str] = ()
+    label_studio: str | None = None
+    label_studio_key: str | None = field(default=None, repr=False)
     log: Log | None = log_line
     at_a_time: int = 1
     routes: Sequence[Route] = ()
@@ -94,6 +98,8 @@ class Server:
         self._metrics = Metrics()
         fetcher = Fetcher(settings.hosts, limits.body_bytes) if settings.hosts else None
         self._pictures = Pictures(limits.image_pixels, fetcher)
+        studio = settings.label_studio
+        self._files = LabelStudioFiles(studio, settings.label_studio_key, limits.body_bytes) if studio else None
         self._schemas = requests(limits)
         self._document = openapi(limits, self._schemas, keyed=bool(settings.keys))
         self._ready = False
@@ -115,9 +121,14 @@ class Server:
             Route("/v1/point", self.point, methods=["POST"]),
             Route("/v1/ask", self.ask, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/setup", self.set_up, methods=["POST"]),
+            Route("/predict", self.predict, methods=["POST"]),
+            Route("/webhook", self.webhook, methods=["POST"]),
+            Route(f"{x_anylabeling.PREFIX}/v1/models", self.list_for_x_anylabeling, methods=["GET"]),
+            Route(f"{x_anylabeling.PREFIX}/v1/predict", self.predict_shapes, methods=["POST"]),
             *self._settings.routes,
         ]
-        handlers = {Refusal: _refused, HTTPException: _unrouted, ClientDisconnect: _left, Exception: _failed}
+        handlers = {Refusal: refused, HTTPException: unrouted, ClientDisconnect: left, Exception: failed}
         inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)  # type: ignore[arg-type]
         return Guard(
             inner,
@@ -156,7 +167,7 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """Whether the process runs."""
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "UP", "model_class": "edgetune"})  # the words of Label Studio's ML backends
 
     async def ready(self, request: Request) -> Response:
         """Whether it takes requests."""
@@ -187,20 +198,11 @@ class Server:
 
     async def _ground(self, request: Request, schema: str, kind: str) -> Response:
         body, model = await self._body(request, schema, form=True)
-        work = detect.grounding(body, self._pictures)
         waited: list[float] = []
-
-        async def found() -> AsyncIterator[detect.Answered]:
-            async for answered in self._run(model, work, waited):
-                self._count(model, answered.timings, waited, first=not told)
-                told.append(answered)
-                yield answered
-
-        told: list[detect.Answered] = []
+        pieces = self._found(model, body, waited)
         if not body.get("stream"):
-            answers = await while_connected(request, _gathered(found()))
+            answers = await while_connected(request, _gathered(pieces))
             return JSONResponse(detect.response(model.name, answers, kind, waited[0]))
-        pieces = found()
         first = await while_connected(request, anext(pieces))
 
         async def events() -> AsyncIterator[Any]:
@@ -209,6 +211,67 @@ class Server:
                 yield _event_of(answered, kind, 0.0)
 
         return event_stream(request, events())
+
+    async def _found(self, model: Model, body: Mapping[str, Any], waited: list[float]) -> AsyncIterator[Answered]:
+        """The answers to the phrases of a body, counted."""
+        first = True
+        async for answered in self._run(model, detect.grounding(body, self._pictures), waited):
+            self._count(model, answered.timings, waited, first=first)
+            first = False
+            yield answered
+
+    async def set_up(self, request: Request) -> Response:
+        """Whether Label Studio may ask, with a project's labelling config."""
+        with _logging(request):
+            body, model = await self._body(request, "LabelStudioSetup", form=False)
+            label_studio.Config(body["schema"], "schema", self._settings.limits)
+        return JSONResponse({"model_version": label_studio.version(model.name, model.session.bundle)})
+
+    async def predict(self, request: Request) -> Response:
+        """Boxes for tasks of Label Studio, one turn in the queue for each picture."""
+        with _logging(request):
+            body, model = await self._body(request, "LabelStudioPredict", form=False)
+
+            async def asking(image: bytes, phrases: Sequence[str]) -> list[Answered]:
+                return await _gathered(self._found(model, {"image": image, "phrase": list(phrases)}, []))
+
+            config = label_studio.Config(body[label_studio.CONFIG], limits=self._settings.limits)
+            version = label_studio.version(model.name, model.session.bundle)
+            answer = label_studio.predictions(body, config, version, self._opened, asking)
+            results = await while_connected(request, answer)
+        errors = [each["error"]["message"] for each in results if "error" in each]
+        request.state.log.update({"tasks": len(results), "tasks_refused": len(errors)})
+        if errors:
+            request.state.log["refusal"] = errors[0]
+        return JSONResponse({"results": results})
+
+    async def _opened(self, reference: str, param: str) -> bytes:
+        """The picture that a task of Label Studio refers to."""
+        refuse_elsewhere(reference, self._files, param)
+        source = self._files if self._files is not None and self._files.has(reference) else self._pictures
+        return await asyncio.to_thread(source.content, reference, param)
+
+    async def webhook(self, request: Request) -> Response:
+        """An event of Label Studio, which is counted: nothing is trained here."""
+        body, _ = await self._body(request, "LabelStudioWebhook", form=False)
+        action = body["action"] if body["action"] in label_studio.EVENTS else "other"
+        self._metrics.events.labels(action).inc()
+        for origin in label_studio.origins(body):
+            self._metrics.regions.labels(origin).inc()
+        request.state.log["action"] = action
+        return JSONResponse({"status": "ok", "action": action, "detail": "counted in /metrics; nothing is trained"})
+
+    async def list_for_x_anylabeling(self, request: Request) -> Response:
+        """The bundles, as X-AnyLabeling lists them."""
+        return JSONResponse(x_anylabeling.listed(self._models.values()))
+
+    async def predict_shapes(self, request: Request) -> Response:
+        """Boxes as shapes of X-AnyLabeling."""
+        body, model = await self._body(request, "XAnyLabelingPredict", form=False)
+        phrases = x_anylabeling.phrases(body["params"], self._settings.limits)
+        found = self._found(model, {"image": body["image"], "phrase": phrases}, [])
+        answers = await while_connected(request, _gathered(found))
+        return JSONResponse(x_anylabeling.shapes(answers, body["params"].get("conf_threshold", 0.0)))
 
     async def ask(self, request: Request) -> Response:
         """An answer in words."""
@@ -302,75 +365,22 @@ class Server:
             raise
 
 
-def _event_of(answered: detect.Answered, kind: str, queue: float) -> dict[str, Any]:
+def _event_of(answered: Answered, kind: str, queue: float) -> dict[str, Any]:
     return {**detect.result(answered, kind, queue), "image": detect.size(answered.image)}
+
+
+@contextlib.contextmanager
+def _logging(request: Request) -> Iterator[None]:
+    """Have the log say why a request of Label Studio is refused, for its users are not shown that."""
+    try:
+        yield
+    except Refusal as refusal:
+        request.state.log["refusal"] = refusal.to_dict()["error"]["message"]
+        raise
 
 
 async def _gathered(pieces: AsyncIterator[T]) -> list[T]:
     return [piece async for piece in pieces]
-
-
-async def while_connected(request: Request, answer: Any) -> Any:
-    """Return what is awaited, which is cancelled when the client leaves.
-
-    Raises:
-        Refusal: it left.
-    """
-    task, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refusal(_LEFT, "the client left")
-        return task.result()
-    finally:
-        for each in (task, gone):
-            if not each.done():
-                each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def event_stream(request: Request, events: AsyncIterator[Any]) -> StreamingResponse:
-    """Server-sent events of JSON documents, ended by [DONE]; an error in the middle is an event of its own."""
-
-    async def lines() -> AsyncIterator[str]:
-        try:
-            async for event in events:
-                yield f"data: {json.dumps(event)}\n\n"
-        except Exception as error:
-            refusal = error if isinstance(error, Refusal) else _failure(request, error)
-            yield f"data: {json.dumps(refusal.to_dict())}\n\n"
-        yield "data: [DONE]\n\n"
-
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
-
-
-async def _refused(request: Request, refusal: Refusal) -> Response:
-    return JSONResponse(refusal.to_dict(), refusal.status, refusal.headers)
-
-
-async def _unrouted(request: Request, error: HTTPException) -> Response:
-    message = {404: "there is nothing at this path", 405: "this path is not asked with that method"}
-    told = Refusal(error.status_code, message.get(error.status_code, str(error.detail)), hint="see /docs")
-    return JSONResponse(told.to_dict(), error.status_code, error.headers)
-
-
-async def _left(request: Request, error: Exception) -> Response:
-    return JSONResponse(Refusal(_LEFT, "the client left").to_dict(), _LEFT)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse(_failure(request, error).to_dict(), 500)
-
-
-def _failure(request: Request, error: Exception) -> Refusal:
-    """What nobody foresaw: the client learns that it failed, and the log why."""
-    request.state.log["error"] = f"{type(error).__name__}: {error}"[:500]
-    return Refusal(500, "the answer failed")
 
 
 def names_of(texts: Sequence[str]) -> dict[str, Path]:

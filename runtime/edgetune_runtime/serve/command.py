@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError, MissingDependency, install_command
+from edgetune_runtime.serve.label_studio_files import KEY as LABEL_STUDIO_KEY
+from edgetune_runtime.serve.label_studio_files import LabelStudioFiles
 from edgetune_runtime.serve.limits import Limits
 from edgetune_runtime.terminal import count, report, say
 
@@ -78,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-verify", action="store_true", help="start without checking the bundles' sha256 sums")
     host = "host from which pictures may be fetched by address; may be repeated (default: none)"
     add("--allow-url", action="append", default=[], metavar="HOST", help=host)
+    studio = f"Label Studio whose pictures may be fetched, with the token in {LABEL_STUDIO_KEY} (default: none)"
+    add("--label-studio", metavar="URL", help=studio)
     engines = "answer by these running OpenAI-compatible engines, such as vLLM's, that hold the bundle's checkpoint"
     add("--upstream", type=_addresses, default=[], metavar="URL[,URL]", help=engines)
     name = "what the engines call the model (default: the first that they list)"
@@ -136,10 +140,13 @@ def run(options: argparse.Namespace) -> None:
     if options.upstream and options.engine:
         raise InputError("--upstream and --engine exclude each other", hint="the engines at the addresses are running")
     keys = api_keys(options.api_key)
+    studio_key = os.environ.get(LABEL_STUDIO_KEY, "").strip() or None
+    if options.label_studio is not None:
+        LabelStudioFiles(options.label_studio, studio_key, options.max_body)
     for folder in names_of(options.bundles).values():
         Bundle.load(folder, verify=False)
     with listen(options.host, options.port) as listening, _engine(options) as upstream:
-        told = vars(options) | {"api_key": keys} | upstream
+        told = vars(options) | {"api_key": keys, "label_studio_key": studio_key} | upstream
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{listening.getsockname()[1]}"
         if options.workers > 1:
@@ -243,6 +250,8 @@ def _app(told: dict[str, Any]) -> Any:
         limits=limits,
         keys=told["api_key"],
         hosts=told["allow_url"],
+        label_studio=told["label_studio"],
+        label_studio_key=told["label_studio_key"],
         log=log,
         at_a_time=told["upstream_requests"] if told["upstream"] else 1,
     )

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -26,6 +26,19 @@ REDIRECTS = 3
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _PORTS = {"http": 80, "https": 443}
+
+
+class BadStatus(Refusal):
+    """An address answers with another status than 200.
+
+    Args:
+        code: that status.
+        param: the field of the request that holds the address.
+    """
+
+    def __init__(self, code: int, param: str) -> None:
+        super().__init__(400, f"the picture's address answers with status {code}", param=param)
+        self.code = code
 
 
 def is_public(address: str) -> bool:
@@ -49,24 +62,36 @@ class Fetcher:
         max_bytes: of a picture's file.
         seconds: of one fetch, redirects included.
         admits: whether a connection may go to an IP address.
+        schemes: that an address, and one it redirects to, may have.
     """
 
     hosts: Collection[str]
     max_bytes: int
     seconds: float = 10.0
     admits: Callable[[str], bool] = is_public
+    schemes: Collection[str] = tuple(_PORTS)
 
-    def fetch(self, url: str, param: str) -> bytes:
+    def fetch(
+        self, url: str, param: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> bytes:
         """Return what an address gives.
 
+        Args:
+            url: the address.
+            param: the field of the request that holds it, for a refusal.
+            headers: further ones; they are also sent where it redirects to, so that `hosts` should be one.
+            body: what is posted there; None gets.
+
         Raises:
-            Refusal: its host, or that of a redirect, was not allowed or has a private address; it takes too long, is
-                too large, or answers with anything but 200.
+            BadStatus: it answers with anything but 200.
+            Refusal: its host, or that of a redirect, was not allowed or has a private address; it takes too long or is
+                too large.
         """
+        sent = HEADERS | dict(headers or {})
         until = time.monotonic() + self.seconds
         try:
             for _ in range(REDIRECTS + 1):
-                found, next_url = self._once(self._checked(url, param), until, param)
+                found, next_url = self._once(self._checked(url, param), until, param, sent, body)
                 if next_url is None:
                     return found
                 url = urljoin(url, next_url)
@@ -83,7 +108,7 @@ class Fetcher:
         usual = port in (None, _PORTS.get(parts.scheme))
         names = {f"{parts.hostname}:{port or _PORTS.get(parts.scheme)}"} | ({str(parts.hostname)} if usual else set())
         allowed = {host.lower() for host in self.hosts}
-        if parts.scheme not in _PORTS or not names & allowed or parts.username is not None:
+        if parts.scheme not in self.schemes or not names & allowed or parts.username is not None:
             raise Refusal(
                 400,
                 "the picture's address is of a host that is not allowed",
@@ -92,7 +117,9 @@ class Fetcher:
             )
         return parts
 
-    def _once(self, parts: SplitResult, until: float, param: str) -> tuple[bytes, str | None]:
+    def _once(
+        self, parts: SplitResult, until: float, param: str, headers: Mapping[str, str], body: bytes | None
+    ) -> tuple[bytes, str | None]:
         """What one address gives, and where it redirects to."""
         assert parts.hostname is not None
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -102,12 +129,12 @@ class Fetcher:
         watch.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers=HEADERS | {"Host": parts.netloc})
+            connection.request("GET" if body is None else "POST", target, body, {**headers, "Host": parts.netloc})
             response = connection.getresponse()
-            if response.status in (301, 302, 303, 307, 308):
+            if response.status in (301, 302, 303, 307, 308) and body is None:
                 return b"", response.headers.get("Location", "")
             if response.status != 200:
-                raise Refusal(400, f"the picture's address answers with status {response.status}", param=param)
+                raise BadStatus(response.status, param)
             chunks, size = [], 0
             while chunk := response.read1(1 << 16):
                 chunks.append(chunk)

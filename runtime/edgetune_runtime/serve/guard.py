@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import hmac
 import json
 import re
@@ -125,7 +128,7 @@ class Guard:
             return Refusal(
                 401,
                 "the API key is missing or wrong",
-                hint="send it as Authorization: Bearer KEY, or as x-api-key",
+                hint="send it as Authorization: Bearer KEY, as x-api-key, as Token, or as the password of basic auth",
                 headers={"WWW-Authenticate": "Bearer"} | ({} if b"content-length" in headers else CLOSE),
             )
         length = headers.get(b"content-length", b"0")
@@ -136,8 +139,13 @@ class Guard:
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         """Whether a request brings a key; each is compared in full, so that time tells nothing."""
-        kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        brought = [headers.get(b"x-api-key", b""), bearer.strip() if kind.lower() == b"bearer" else b""]
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        brought = [headers.get(b"x-api-key", b""), headers.get(b"token", b"")]  # the latter is X-AnyLabeling's
+        if kind.lower() == b"bearer":
+            brought.append(given.strip())
+        elif kind.lower() == b"basic":  # all that Label Studio can send; any user will do
+            with contextlib.suppress(binascii.Error):
+                brought.append(base64.b64decode(given.strip(), validate=True).partition(b":")[2])
         equal = [hmac.compare_digest(key, one) for key in self._keys for one in brought]
         return any(equal)
 

@@ -38,6 +38,13 @@ class Metrics:
         self._hits = Counter("edgetune_image_cache_hits", "Pictures known from before", ["model"], registry=registry)
         self.rejects = Counter("edgetune_rejects", "Refused requests", ["status"], registry=registry)
         self.cancelled = Counter("edgetune_cancelled", "Requests whose client left", registry=registry)
+        self.events = Counter("edgetune_label_studio_events", "Events of Label Studio", ["action"], registry=registry)
+        self.regions = Counter(
+            "edgetune_label_studio_regions",
+            "Boxes of new annotations in Label Studio: kept as predicted, corrected, or drawn by hand",
+            ["origin"],
+            registry=registry,
+        )
         self.pending = Gauge(
             "edgetune_pending_requests",
             "Requests that wait or are answered",

@@ -8,7 +8,6 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from edgetune_runtime._version import __version__
 from edgetune_runtime.errors import excerpt
 from edgetune_runtime.serve.limits import Limits
 from edgetune_runtime.serve.refusal import Refusal
@@ -17,13 +16,16 @@ Schema = dict[str, Any]
 
 MAX_VALUES = 2000
 """Of a body, counting those of its lists and objects: many times what the longest request has."""
+MOST_VALUES = "x-max-values"
+"""Keyword of a schema that allows more: Label Studio sends many tasks at a time, with all that it knows of each."""
 FRAME = (
     "xyxy, float pixels of the picture as it was sent, upright (EXIF orientation applied): the server resizes for the "
     "model and maps boxes back"
 )
 
 
-def _object(properties: Schema, required: list[str], **more: Any) -> Schema:
+def object_of(properties: Schema, required: list[str], **more: Any) -> Schema:
+    """An object of these properties and no others."""
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **more}
 
 
@@ -55,11 +57,11 @@ def requests(limits: Limits) -> dict[str, Schema]:
         "description": f"What to find: one phrase, or a list of up to {limits.phrases}; the picture is encoded once.",
     }
     stream = {"type": "boolean", "description": "Send an event as soon as each phrase is answered."}
-    detect = _object(
+    detect = object_of(
         {"image": picture, "phrase": phrases, "model": model, "max_new_tokens": tokens, "stream": stream},
         ["image", "phrase"],
     )
-    ask = _object(
+    ask = object_of(
         {
             "image": picture,
             "question": _text(limits, "The question."),
@@ -68,18 +70,62 @@ def requests(limits: Limits) -> dict[str, Schema]:
         },
         ["image", "question"],
     )
-    return {"Detect": detect, "Point": detect, "Ask": ask, "Chat": _chat(limits, model, tokens)}
+    own = {"Detect": detect, "Point": detect, "Ask": ask, "Chat": _chat(limits, model, tokens)}
+    return own | _label_studio(limits) | {"XAnyLabelingPredict": _x_anylabeling(limits, picture, model)}
+
+
+def _label_studio(limits: Limits) -> dict[str, Schema]:
+    """Label Studio's requests, which have more fields from release to release."""
+    config: Schema = {"type": "string", "minLength": 1, "maxLength": 50 * limits.text_length}
+    task: Schema = {"type": "object", "properties": {"data": {"type": "object"}}, "required": ["data"]}
+    tasks: Schema = {"type": "array", "items": task, "minItems": 1, "maxItems": 1000}
+    params: Schema = {
+        "type": ["object", "null"],
+        "properties": {"context": {"description": "Where an annotator asked for one task: what was written there."}},
+    }
+    label_config = config | {"description": "The project's labelling config, with RectangleLabels on an Image."}
+
+    def open_object(properties: Schema, required: list[str]) -> Schema:
+        return {"type": "object", "properties": properties, "required": required, MOST_VALUES: 200_000}
+
+    return {
+        "LabelStudioSetup": open_object({"schema": label_config}, ["schema"]),
+        "LabelStudioPredict": open_object(
+            {"tasks": tasks, "label_config": label_config, "params": params}, ["tasks", "label_config"]
+        ),
+        "LabelStudioWebhook": open_object({"action": {"type": "string", "minLength": 1, "maxLength": 100}}, ["action"]),
+    }
+
+
+def _x_anylabeling(limits: Limits, picture: Schema, model: Schema) -> Schema:
+    number: Schema = {"type": "number"}
+    unused = "Changes nothing: it belongs to other models."
+    none: Schema = {"type": "array", "maxItems": 0}
+    params = object_of(
+        {
+            "text_prompt": _text(limits, "What to find: phrases, with a dot between."),
+            "conf_threshold": number | {"description": "Score that a shape has to have."},
+            "iou_threshold": number | {"description": unused},
+            "epsilon_factor": number | {"description": unused},
+            "reset_tracker": {"type": "boolean", "description": unused},
+            "current_task": _only("", "There is one task: boxes."),
+            "marks": none | {"description": "Points and boxes that are drawn are not read."},
+            "filter_classes": none | {"description": "Classes are the phrases."},
+        },
+        ["text_prompt"],
+    )
+    return object_of({"model": model, "image": picture, "params": params}, ["image", "params"])
 
 
 def _chat(limits: Limits, model: Schema, tokens: Schema) -> Schema:
     words: Schema = {"type": "string", "maxLength": limits.text_length}
-    text = _object({"type": {"const": "text"}, "text": words}, ["type", "text"])
-    url = _object({"url": {"type": "string", "minLength": 1}, "detail": {"enum": ["auto", "low", "high"]}}, ["url"])
-    image = _object({"type": {"const": "image_url"}, "image_url": url}, ["type", "image_url"])
+    text = object_of({"type": {"const": "text"}, "text": words}, ["type", "text"])
+    url = object_of({"url": {"type": "string", "minLength": 1}, "detail": {"enum": ["auto", "low", "high"]}}, ["url"])
+    image = object_of({"type": {"const": "image_url"}, "image_url": url}, ["type", "image_url"])
     content: Schema = {
         "anyOf": [words, {"type": "array", "minItems": 1, "maxItems": 8, "items": {"anyOf": [text, image]}}]
     }
-    message = _object(
+    message = object_of(
         {
             "role": {
                 "enum": ["user"],
@@ -92,7 +138,7 @@ def _chat(limits: Limits, model: Schema, tokens: Schema) -> Schema:
     )
     stop: Schema = {"type": "string", "minLength": 1, "maxLength": 100}
     greedy = "Answers are greedy, which is temperature 0."
-    form = _object(
+    form = object_of(
         {"type": {"enum": ["text", "json_schema"]}, "json_schema": {"type": "object"}},
         ["type"],
         description="json_schema asks for boxes: its schema may name detections with box, label and score.",
@@ -110,7 +156,7 @@ def _chat(limits: Limits, model: Schema, tokens: Schema) -> Schema:
         "max_completion_tokens": {"anyOf": [tokens, {"type": "null"}]},
         "stream": {"type": ["boolean", "null"]},
         "stream_options": {
-            "anyOf": [_object({"include_usage": {"type": "boolean"}}, []), {"type": "null"}],
+            "anyOf": [object_of({"include_usage": {"type": "boolean"}}, []), {"type": "null"}],
         },
         "stop": {"anyOf": [stop, {"type": "array", "items": stop, "maxItems": 4}, {"type": "null"}]},
         "logprobs": {"type": ["boolean", "null"]},
@@ -124,7 +170,7 @@ def _chat(limits: Limits, model: Schema, tokens: Schema) -> Schema:
         "seed": {"type": ["integer", "null"], "description": "Changes nothing: answers are greedy."},
         "user": {"type": "string", "description": "Not used."},
     }
-    return _object(properties, ["messages"])
+    return object_of(properties, ["messages"])
 
 
 def check(body: Any, schema: Schema) -> dict[str, Any]:
@@ -133,7 +179,7 @@ def check(body: Any, schema: Schema) -> dict[str, Any]:
     Raises:
         Refusal: it does not; `param` says where.
     """
-    refuse_bulk(body)
+    refuse_bulk(body, schema.get(MOST_VALUES, MAX_VALUES))
     error = best_match(_validator(_Key(schema)).iter_errors(body))
     if error is None:
         found: dict[str, Any] = body
@@ -166,19 +212,19 @@ def check(body: Any, schema: Schema) -> dict[str, Any]:
     raise Refusal(400, f"{place or 'the body'} {shown}, {got}", hint=why, param=place or None)
 
 
-def refuse_bulk(body: Any) -> None:
+def refuse_bulk(body: Any, most: int = MAX_VALUES) -> None:
     """Refuse a body of more values than any request has: a validator would explain each that is wrong.
 
     Raises:
         Refusal: it is such a body.
     """
-    left, rest = MAX_VALUES, [body]
+    left, rest = most, [body]
     while rest:
         value = rest.pop()
         inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
         left -= 1 + len(inner)
         if left < 0:
-            raise Refusal(400, f"the body has more than {MAX_VALUES} values")
+            raise Refusal(400, f"the body has more than {most} values")
         rest += inner
 
 
@@ -207,7 +253,7 @@ def _validator(key: _Key) -> Any:
     return Draft202012Validator(key.schema)
 
 
-_DETECTION = _object(
+_DETECTION = object_of(
     {
         "box": {
             "type": "array",
@@ -226,7 +272,7 @@ _STATUS: Schema = {
     "enum": ["found", "refused", "unparsed"],
     "description": "refused: the model says that it is not there; unparsed: its text could not be read as boxes.",
 }
-_IMAGE = _object({"width": {"type": "integer"}, "height": {"type": "integer"}}, ["width", "height"])
+_IMAGE = object_of({"width": {"type": "integer"}, "height": {"type": "integer"}}, ["width", "height"])
 _TIMINGS: Schema = {
     "type": "object",
     "additionalProperties": {"type": "number"},
@@ -260,7 +306,7 @@ def _result(kind: str, item: Schema) -> Schema:
         "text": {"type": "string", "description": "What the model wrote."},
         "timings": _TIMINGS,
     }
-    result = _object(properties, list(properties))
+    result = object_of(properties, list(properties))
     whole: Schema = {
         "model": {"type": "string"},
         kind: {"type": "array", "items": item, "description": "Of all phrases."},
@@ -269,7 +315,7 @@ def _result(kind: str, item: Schema) -> Schema:
         "results": {"type": "array", "items": result, "description": "One for each phrase."},
         "timings": _TIMINGS,
     }
-    return _object(whole, list(whole))
+    return object_of(whole, list(whole))
 
 
 def responses() -> dict[str, Schema]:
@@ -298,88 +344,53 @@ def responses() -> dict[str, Schema]:
     return {
         "Detections": _result("detections", _DETECTION),
         "Points": _result("points", point),
-        "Answer": _object(answer, list(answer)),
+        "Answer": object_of(answer, list(answer)),
+        **_labelling_responses(),
         "Error": _ERROR,
     }
 
 
-def openapi(limits: Limits, bodies: dict[str, Schema], *, keyed: bool) -> Schema:
-    """The OpenAPI 3.1 document.
-
-    Args:
-        limits: of the server.
-        bodies: what `requests` gave for them.
-        keyed: whether an API key is asked for.
-    """
-    refusals = {
-        "400": "The request or its picture cannot be used.",
-        "408": "The request took too long to arrive.",
-        "413": f"The request is over {limits.body_bytes} bytes.",
-        "415": "The body is neither JSON nor a form.",
-        "404": "There is no such model.",
-        "429": "Too many requests wait; Retry-After says when to come again.",
-        "500": "The engine failed.",
-        "502": "An engine elsewhere left in the middle of an answer.",
-        "503": "The server is about to end.",
-    } | ({"401": "The API key is missing or wrong."} if keyed else {})
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    refused = {code: {"description": text, "content": error} for code, text in refusals.items()}
-
-    def posted(name: str, summary: str, answer: Schema, *, form: bool) -> Schema:
-        reference = {"schema": {"$ref": f"#/components/schemas/{name}"}}
-        content: Schema = {"application/json": reference}
-        if form:
-            fields = {
-                **bodies[name]["properties"],
-                "image": {"type": "string", "contentMediaType": "application/octet-stream"},
-            }
-            content["multipart/form-data"] = {"schema": _object(fields, bodies[name]["required"])}
-        ok = {"200": {"description": "The answer.", "content": answer}}
-        return {
-            "post": {
-                "summary": summary,
-                "requestBody": {"required": True, "content": content},
-                "responses": ok | refused,
-            }
-        }
-
-    def told(summary: str, kind: str, schema: Schema) -> Schema:
-        answers = {"200": {"description": "It is.", "content": {kind: {"schema": schema}}}}
-        return {
-            "get": {
-                "summary": summary,
-                "responses": answers | {code: refused[code] for code in ("401", "503") if code in refused},
-            }
-        }
-
-    def json_of(name: str) -> Schema:
-        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-
-    events: Schema = {"text/event-stream": {"schema": {"type": "string"}}}
-    anything: Schema = {"type": "object"}
-    paths: Schema = {
-        "/v1/detect": posted("Detect", "Boxes of what phrases name", json_of("Detections") | events, form=True),
-        "/v1/point": posted("Point", "The middle of each such box", json_of("Points") | events, form=True),
-        "/v1/ask": posted("Ask", "An answer in words", json_of("Answer"), form=True),
-        "/v1/chat/completions": posted(
-            "Chat", "As of OpenAI's API", {"application/json": {"schema": anything}} | events, form=False
+def _labelling_responses() -> dict[str, Schema]:
+    """What labelling tools are answered, in the form of their own protocols."""
+    number: Schema = {"type": "number"}
+    score: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+    value: Schema = {
+        **dict.fromkeys(("x", "y", "width", "height", "rotation"), number),
+        "rectanglelabels": {"type": "array", "items": {"type": "string"}},
+    }
+    region: Schema = {
+        **{name: {"type": "string"} for name in ("id", "type", "from_name", "to_name")},
+        **{name: {"type": "integer"} for name in ("original_width", "original_height", "image_rotation")},
+        "value": object_of(value, list(value), description="In percent of the upright picture."),
+    }
+    prediction = object_of(
+        {
+            "result": {"type": "array", "items": object_of(region | {"score": score}, list(region))},
+            "score": score | {"description": "Of the least sure box; null where nothing was found."},
+            "model_version": {"type": "string"},
+        },
+        ["result", "score", "model_version"],
+    )
+    results: Schema = {"type": "array", "items": {"anyOf": [prediction, _ERROR]}, "description": "One for each task."}
+    shape: Schema = {
+        "label": {"type": "string", "description": "The phrase."},
+        "shape_type": {"const": "rectangle"},
+        "points": {"type": "array", "items": {"type": "array", "items": number}, "description": f"Corners: {FRAME}."},
+        "score": score,
+    }
+    shapes: Schema = {
+        "shapes": {"type": "array", "items": object_of(shape, list(shape))},
+        "description": {"type": "string"},
+        "problems": {"type": "object", "description": "What could not be read of an answer, by phrase."},
+    }
+    return {
+        "LabelStudioVersion": object_of({"model_version": {"type": "string"}}, ["model_version"]),
+        "LabelStudioPredictions": object_of({"results": results}, ["results"]),
+        "LabelStudioReceived": object_of(
+            {"status": {"const": "ok"}, "action": {"type": "string"}, "detail": {"type": "string"}},
+            ["status", "action", "detail"],
         ),
-        "/v1/models": told("The bundles that are served", "application/json", anything),
-        "/health": told("Whether the server runs", "application/json", anything),
-        "/ready": told("Whether it takes requests", "application/json", anything),
-        "/metrics": told("Figures for Prometheus", "text/plain", {"type": "string"}),
+        "XAnyLabelingShapes": object_of(
+            {"success": {"const": True}, "data": object_of(shapes, list(shapes))}, ["success", "data"]
+        ),
     }
-    document: Schema = {
-        "openapi": "3.1.0",
-        "info": {"title": "edgetune", "version": __version__, "description": f"Boxes are {FRAME}."},
-        "paths": paths,
-        "components": {"schemas": bodies | responses()},
-    }
-    if keyed:
-        schemes = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-        }
-        document["components"]["securitySchemes"] = schemes
-        document["security"] = [{name: []} for name in schemes]
-    return document

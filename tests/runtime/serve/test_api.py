@@ -133,12 +133,15 @@ def test_a_key_opens_everything_but_what_is_open(tiny_bundle: Path, asked: list[
             reply = connection.ask("GET", path)
             assert reply.status == 401 and reply.headers["www-authenticate"] == "Bearer"
         wrong: list[dict[str, str]] = [{}, {"x-api-key": "key-on"}]
-        wrong += [{"authorization": "Basic key-one"}, {"authorization": "Bearer \xff"}]
-        right = ({"x-api-key": "key-one"}, {"authorization": "Bearer key-two"}, {"authorization": "bearer key-one"})
-        assert [connection.ask("GET", "/v1/models", None, each).status for each in wrong] == [401] * 4
-        assert [connection.ask("GET", "/v1/models", None, each).status for each in right] == [200] * 3
+        basic = ("key-one", encoded(b"key-one:"), encoded(b"x:key-on"))
+        wrong += [{"authorization": f"Basic {each}"} for each in basic]
+        wrong += [{"authorization": "Bearer \xff"}, {"authorization": "Basic \xff"}, {"token": ""}]
+        right = [{"x-api-key": "key-one"}, {"authorization": "Bearer key-two"}, {"authorization": "bearer key-one"}]
+        right += [{"authorization": f"Basic {encoded(b'anybody:key-one')}"}, {"token": "key-two"}]
+        assert [connection.ask("GET", "/v1/models", None, each).status for each in wrong] == [401] * len(wrong)
+        assert [connection.ask("GET", "/v1/models", None, each).status for each in right] == [200] * len(right)
         security = connection.ask("GET", "/openapi.json").json["security"]
-        assert {name for each in security for name in each} == {"bearer", "key"}
+        assert {name for each in security for name in each} == {"bearer", "basic", "key", "token"}
         connection.ask("POST", "/v1/detect?secret=hidden", b"{}", {"x-api-key": "key-one"})
         log = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
         assert log[-1] | {"time": 0, "seconds": 0, "id": ""} == {

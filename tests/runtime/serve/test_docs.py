@@ -18,16 +18,30 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "serve.md"
 
 def test_examples_in_docstrings(qwen3_vl_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgetune_runtime.serve.app import build_app
+    from edgetune_runtime.serve.label_studio import Config
+    from edgetune_runtime.serve.label_studio_files import LabelStudioFiles
     from edgetune_runtime.serve.model import Model
     from edgetune_runtime.serve.refusal import Refusal
+    from edgetune_runtime.serve.x_anylabeling import phrases
 
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "onnx-int4").symlink_to(qwen3_vl_bundle)
     monkeypatch.chdir(tmp_path)
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
-    for shown in (build_app, Model, Refusal):
+    for shown in (build_app, Model, Refusal, Config, LabelStudioFiles, phrases):
         (test,) = finder.find(shown, shown.__name__, globs={})
         assert test.examples and runner.run(test).failed == 0, shown.__name__
+
+
+def test_the_config_of_the_labelling_page_asks_what_the_page_says(server: Server) -> None:
+    from edgetune_runtime.serve.label_studio import Config
+
+    page = PAGE.with_name("labelling_tools.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```xml\n(.*?)```", page, re.DOTALL)
+    assert server.connect().ask("POST", "/setup", {"schema": text}).status == 200
+    (listed,) = re.findall(r"Here these are (.*?)\.", page, re.DOTALL)
+    assert [each.phrase for each in Config(text).wanted()] == re.findall("`(.*?)`", listed)
+    assert [each.label for each in Config(text).wanted()] == ["cup", "jar", "clk", "clk"]
 
 
 def test_the_pages_python_asks_the_server(
