@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_runtime import __version__
 from edgetune_runtime.errors import EdgetuneError, InputError
+from edgetune_runtime.loading import add_options, load_session
 from edgetune_runtime.signals import Terminated, sigterm_raises
 from edgetune_runtime.terminal import drop, finish, prepare, report, say
 
@@ -47,24 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the picture with the boxes drawn to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
     parser.add_argument(
-        "--device",
-        default="cpu",
-        help="device to compute on: cpu, cuda, or one of several GPUs such as cuda:1 (default: cpu)",
-    )
-    parser.add_argument(
-        "--engine", metavar="NAME", help="an installed engine to use in place of the runtime's own for the format"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's own choice)")
-    parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 128, with --ask 256)"
     )
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        metavar="N",
-        help="largest area of the resized picture, where less than the bundle's own is enough",
-    )
-    parser.add_argument("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
+    add_options(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -115,7 +101,7 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Runner
     if options.out is not None:
         check_picture(options.out, asking=options.ask, source=Path(options.image))
     image = load_image(options.image)
-    session = (load or _session)(options)
+    session = load_session(options.bundle, vars(options)) if load is None else load(options)
     limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     rows, found = [], []
     for phrase in options.phrases:
@@ -141,19 +127,6 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Runner
     if options.json:
         told = {"image": options.image, "width": image.width, "height": image.height, "results": rows}
         say(json.dumps(told, indent=2))
-
-
-def _session(options: argparse.Namespace) -> Runner:
-    from edgetune_runtime.session import Session
-
-    return Session.load(
-        options.bundle,
-        device=options.device,
-        threads=options.threads,
-        engine=options.engine,
-        verify=not options.no_verify,
-        max_pixels=options.max_pixels,
-    )
 
 
 def _boxes(answer: Answer) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from edgetune.commands._common import Console, verb
 from edgetune_core.options import Options, option
+from edgetune_runtime.serve.limits import Limits
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +56,14 @@ class ServeOptions(Options):
         None, help="What the engines call the model; by default the first that they list."
     )
     upstream_requests: int = option(32, help="Requests that are with the engines at a time.", minimum=1)
-    queue: int = option(32, help="Requests that may wait for a bundle.", minimum=1)
-    max_body: int = option(32 << 20, help="Largest request in bytes.", minimum=1)
-    max_image_pixels: int = option(50_000_000, help="Largest picture as it is sent, in pixels.", minimum=1)
-    max_phrases: int = option(32, help="Phrases of one request.", minimum=1)
-    max_new_tokens: int = option(1024, help="Longest answer that a request may ask for, in tokens.", minimum=1)
-    body_timeout: float = option(30.0, help="Seconds for a request to arrive.")
+    queue: int = option(LIMITS.queue, help="Requests that may wait for a bundle.", minimum=1)
+    max_body: int = option(LIMITS.body_bytes, help="Largest request in bytes.", minimum=1)
+    max_image_pixels: int = option(LIMITS.image_pixels, help="Largest picture as it is sent, in pixels.", minimum=1)
+    max_phrases: int = option(LIMITS.phrases, help="Phrases of one request.", minimum=1)
+    max_new_tokens: int = option(
+        LIMITS.new_tokens, help="Longest answer that a request may ask for, in tokens.", minimum=1
+    )
+    body_timeout: float = option(LIMITS.body_seconds, help="Seconds for a request to arrive.")
     access_log: bool = option(True, help="Write a line about each request to stderr.")
 
 

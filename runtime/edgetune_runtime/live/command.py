@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
+from edgetune_runtime.loading import add_options, load_session
 from edgetune_runtime.terminal import count, say
 
 if TYPE_CHECKING:
@@ -57,12 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     track = "carry boxes on between answers by optical flow: with auto where OpenCV is installed (default: auto)"
     add("--track", choices=("auto", "flow", "none"), default="auto", help=track)
     add("--max-new-tokens", type=count, default=128, metavar="N", help="longest answer, in tokens (default: 128)")
-    area = "largest area of the resized picture, where less than the bundle's own is enough"
-    add("--max-pixels", type=count, metavar="N", help=area)
-    add("--device", default="cpu", help="device to compute on: cpu, cuda or cuda:1 (default: cpu)")
-    add("--engine", metavar="NAME", help="an installed engine to use in place of the runtime's own for the format")
-    add("--threads", type=count, metavar="N", help="CPU threads of the model (default: the engine's own choice)")
-    add("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
+    add_options(answering)
 
     telling = parser.add_argument_group("telling")
     add = telling.add_argument
@@ -97,7 +93,6 @@ def run(options: argparse.Namespace) -> None:
     from edgetune_runtime.live.events import KINDS, Events
     from edgetune_runtime.live.sources import Paced, Wishes, source_of
     from edgetune_runtime.live.watch import Watcher
-    from edgetune_runtime.session import Session
 
     if options.bundle is None:
         raise InputError("no bundle", hint=f"name its folder by --bundle, or in the variable {BUNDLE}")
@@ -110,16 +105,7 @@ def run(options: argparse.Namespace) -> None:
     if options.realtime and not source.live:
         source = Paced(source)
     track = _tracks(options.track)
-    session = Session.load(
-        options.bundle,
-        device=options.device,
-        threads=options.threads,
-        engine=options.engine,
-        verify=not options.no_verify,
-        max_pixels=options.max_pixels,
-        cached_images=0,
-    )
-    with session, ExitStack() as stack:
+    with load_session(options.bundle, vars(options), cached_images=0) as session, ExitStack() as stack:
         watcher = Watcher(
             session,
             source,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError, MissingDependency, install_command
+from edgetune_runtime.loading import ENGINE, add_options, load_session
 from edgetune_runtime.serve.label_studio_files import KEY as LABEL_STUDIO_KEY
 from edgetune_runtime.serve.label_studio_files import LabelStudioFiles
 from edgetune_runtime.serve.limits import Limits
@@ -70,14 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--api-key", action="append", default=[], metavar="KEY", help="key that requests have to bring; may be repeated"
     )
     add("--workers", type=count, default=1, metavar="N", help="processes, each with a session of its own (default: 1)")
-    add("--device", default="cpu", help="device that the bundles run on: cpu, cuda or cuda:1 (default: cpu)")
-    engine = "an installed engine to use in place of the runtime's own; vllm starts `vllm serve` for a checkpoint"
-    add("--engine", metavar="NAME", help=engine)
+    add_options(parser, engine=f"{ENGINE}; vllm starts `vllm serve` for a checkpoint")
     add("--engine-args", default="", metavar="WORDS", help="further words for `vllm serve`, in one argument")
-    add("--threads", type=count, metavar="N", help="CPU threads of each session (default: the engine's own choice)")
-    area = "largest area of the resized pictures, where less than the bundle's own is enough"
-    add("--max-pixels", type=count, metavar="N", help=area)
-    add("--no-verify", action="store_true", help="start without checking the bundles' sha256 sums")
     host = "host from which pictures may be fetched by address; may be repeated (default: none)"
     add("--allow-url", action="append", default=[], metavar="HOST", help=host)
     studio = f"Label Studio whose pictures may be fetched, with the token in {LABEL_STUDIO_KEY} (default: none)"
@@ -261,19 +256,11 @@ def _app(told: dict[str, Any]) -> Any:
 def _session(folder: Path, told: dict[str, Any]) -> Answering:
     """What answers for one bundle."""
     from edgetune_runtime.serve.upstream import Engine, UpstreamSession
-    from edgetune_runtime.session import Session
 
     if told["upstream"]:
         engines = [Engine(url, told["upstream_key"], told["upstream_model"]) for url in told["upstream"]]
         return UpstreamSession(Bundle.load(folder, verify=not told["no_verify"]), engines)
-    return Session.load(
-        folder,
-        device=told["device"],
-        threads=told["threads"],
-        engine=told["engine"],
-        verify=not told["no_verify"],
-        max_pixels=told["max_pixels"],
-    )
+    return load_session(folder, told)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -300,7 +287,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _say_ready(address: str, told: dict[str, Any]) -> None:
     """Tell where it is, and that everybody may come in."""
-    say(f"serving {', '.join(told['bundles'])} at {address} (page /, API /docs, figures /metrics)")
+    from edgetune_runtime.serve.app import names_of
+
+    say(f"serving {', '.join(names_of(told['bundles']))} at {address} (page /, API /docs, figures /metrics)")
     if not told["api_key"] and told["host"] not in ("127.0.0.1", "localhost", "::1"):
         say("warning: everybody who reaches this address may ask: set an --api-key", error=True)
 
