@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_runtime.terminal import count
-
 if TYPE_CHECKING:
     from edgetune_runtime.session import Session
 
@@ -21,9 +19,9 @@ def add_options(parser: argparse._ActionsContainer, *, engine: str = ENGINE) -> 
     device = "device to compute on: cpu, cuda, or one of several GPUs such as cuda:1 (default: cpu)"
     add("--device", default="cpu", help=device)
     add("--engine", metavar="NAME", help=engine)
-    add("--threads", type=count, metavar="N", help="CPU threads (default: the engine's own choice)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the engine's own choice)")
     area = "largest area of the resized picture, where less than the bundle's own is enough"
-    add("--max-pixels", type=count, metavar="N", help=area)
+    add("--max-pixels", type=int, metavar="N", help=area)
     add("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
 
 
