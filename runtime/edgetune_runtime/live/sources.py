@@ -274,14 +274,8 @@ class Camera(_Decoded):
         return av.open(self.name, format="v4l2", options=options, timeout=(_OPEN_SECONDS, _STALL_SECONDS))
 
     def _captured(self, packet: Any, now: float) -> float:
-        """When the kernel had the frame: by its own clock, which is one of two, or else when it arrived."""
-        if packet.pts is None:
-            return now
-        told = float(packet.pts * packet.time_base)
-        for clock in (now, time.time()):
-            if 0.0 <= clock - told < _STALL_SECONDS:
-                return now - (clock - told)
-        return now
+        """When the kernel had the frame, or else when it arrived."""
+        return now if packet.pts is None else taken_at(float(packet.pts * packet.time_base), now, time.time())
 
     def _hint(self, error: BaseException) -> str | None:
         if isinstance(error, PermissionError):
@@ -291,6 +285,25 @@ class Camera(_Decoded):
         return (
             "is the camera in use by another program, and does it offer the size, rate and format that were asked for?"
         )
+
+
+def taken_at(told: float, now: float, wall: float) -> float:
+    """When a driver's frame was taken, by the clock that never is set.
+
+    Drivers stamp frames by that clock or by the wall's, and some by none of them.
+
+    >>> taken_at(100.0, 100.25, 1.8e9), taken_at(1.8e9 - 0.5, 100.25, 1.8e9), taken_at(7.0, 100.25, 1.8e9)
+    (100.0, 99.75, 100.25)
+
+    Args:
+        told: what the driver says, in seconds.
+        now: of `time.monotonic`, as the frame arrives.
+        wall: of `time.time`, at that moment.
+    """
+    for clock in (now, wall):
+        if 0.0 <= clock - told < _STALL_SECONDS:
+            return now - (clock - told)
+    return now
 
 
 class _Pipe:

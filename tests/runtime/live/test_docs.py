@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgetune_runtime.live.capture import Capture
+from edgetune_runtime.live.capture import Capture, pause
 from edgetune_runtime.live.command import build_parser
 from edgetune_runtime.live.events import Events
 from edgetune_runtime.live.flow import Flow
-from edgetune_runtime.live.sources import SourceError, source_of
+from edgetune_runtime.live.sources import SourceError, source_of, taken_at
 from edgetune_runtime.live.watch import Watcher
 from live import plain
 
@@ -38,10 +38,11 @@ def here(qwen3_vl_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-@pytest.mark.parametrize("shown", [Capture, Events, Flow, SourceError, Watcher, source_of])
+@pytest.mark.parametrize("shown", [Capture, Events, Flow, SourceError, Watcher, pause, source_of, taken_at])
 def test_examples_in_docstrings(here: Path, shown: object) -> None:
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
-    (test,) = finder.find(shown, getattr(shown, "__name__", ""), globs={})
+    name = getattr(shown, "__name__", "")
+    (test,) = finder.find(shown, name, globs={name: shown})
     assert test.examples and runner.run(test).failed == 0
 
 
