@@ -12,5 +12,16 @@ from edgetune_runtime.records.read import (
     record_of,
     scored,
 )
+from edgetune_runtime.records.shard import Shard
 
-__all__ = ["AnyRecord", "Record", "decode_line", "place_of", "read_entries", "read_records", "record_of", "scored"]
+__all__ = [
+    "AnyRecord",
+    "Record",
+    "Shard",
+    "decode_line",
+    "place_of",
+    "read_entries",
+    "read_records",
+    "record_of",
+    "scored",
+]
