@@ -111,14 +111,14 @@ def arrange(files: Sequence[Path], root: Path, *, by: By, near: int, seed: int) 
     Args:
         files: of lines.
         root: the folder that their pictures are named from.
-        by: "uncertain" is least sure first; "random" is of the seed; "mixed" takes one of the two by turns.
+        by: "uncertain" is least sure first, told by the least sure answer, of equal ones by the next; "random" is of the seed; "mixed" takes one of the two by turns.
         near: pictures whose perceptual hashes differ in at most this many of 64 bits are nearly the same.
         seed: of the random order.
     """
     places: list[Place] = []
     names: list[str] = []
     hashes: list[bytes] = []
-    unsure: list[float] = []  # of pictures that are labelled: -1
+    unsure: list[tuple[float, ...]] = []  # of a picture's answers, the least sure first; none where it is labelled
     rejected: list[Entry] = []
     for file in files:
         for offset, line in lines_of(file):
@@ -128,9 +128,9 @@ def arrange(files: Sequence[Path], root: Path, *, by: By, near: int, seed: int) 
             places.append(Place(file, offset))
             names.append(line["image"])
             hashes.append(bytes.fromhex(line["phash"]))
-            unsure.append(-1.0 if line.get("labelled") else line["uncertainty"])
-    asked = [number for number, value in enumerate(unsure) if value >= 0]
-    labelled = [number for number, value in enumerate(unsure) if value < 0]
+            unsure.append(tuple(sorted((answer["uncertainty"] for answer in line.get("answers", ())), reverse=True)))
+    asked = [number for number, values in enumerate(unsure) if values]
+    labelled = [number for number, values in enumerate(unsure) if not values]
     order = labelled + _ordered(asked, unsure, names, by, seed)
     rows = np.frombuffer(b"".join(hashes[number] for number in order), dtype=np.uint8).reshape(-1, 8)
     leading = leaders(rows, near)
@@ -150,11 +150,13 @@ def arrange(files: Sequence[Path], root: Path, *, by: By, near: int, seed: int) 
     )
 
 
-def _ordered(asked: list[int], unsure: Sequence[float], names: Sequence[str], by: By, seed: int) -> list[int]:
-    ranked = sorted(asked, key=lambda number: (-unsure[number], names[number]))
+def _ordered(
+    asked: list[int], unsure: Sequence[tuple[float, ...]], names: Sequence[str], by: By, seed: int
+) -> list[int]:
+    by_name = sorted(asked, key=lambda number: names[number])
+    ranked = sorted(by_name, key=lambda number: unsure[number], reverse=True)  # of equal ones, by the next least sure
     if by == "uncertain":
         return ranked
-    by_name = sorted(asked, key=lambda number: names[number])
     at_random = random.Random(f"label {seed}").sample(by_name, len(by_name))
     if by == "random":
         return at_random
