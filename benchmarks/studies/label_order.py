@@ -2,18 +2,20 @@
 
 Usage, from the root of the repository:
 
-    python benchmarks/studies/label_order.py --output runs/label-order [--seeds 0 1 2] [--arms random uncertain mixed]
+    python benchmarks/studies/label_order.py --output runs/label-order [--seeds 0 1 2] [--arms random warmed uncertain]
 
 Each seed has a pool of night scenes that nothing is known of but their truth, which stands for the person who labels
 them: one record about each picture. A round chooses pictures, trains an adapter of the tiny model on all that are
 labelled by then, and scores it on night scenes that none has seen. An arm is an order:
 
     random     of the seed
-    uncertain  first those of whose answers the model of the last round was least sure, as `edgetune label` says it
-    mixed      by turns one that is uncertain and one at random
+    uncertain  first those of whose answers the model of the last round was least sure, as `edgetune label` says it; in
+               the first round that is the base model
+    warmed     the first round is that of `random`, the later ones are uncertain
 
-The first round of the last two asks the base model. All arms of a seed have the same pool, the same test records and
-the same seeds of training. Finished rounds are kept in OUTPUT/rounds, so the same call continues.
+A round asks the model about `--asked` pictures of the pool. All arms of a seed have the same pool, the same test
+records and the same seed of training. Finished rounds are kept in OUTPUT/rounds, so the same call continues, with more
+seeds, arms or budgets, too.
 Writes OUTPUT/table.md and OUTPUT/results.json.
 """
 
@@ -51,7 +53,7 @@ from edgetune_train.train import train
 from edgetune_train.vision import PixelInputs
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
-ARMS = ("random", "uncertain", "mixed")
+ARMS = ("random", "warmed", "uncertain")
 _ANSWER = 64  # tokens; an answer with one box takes 34
 
 
@@ -118,31 +120,6 @@ def open_model(base: HubCheckpoint, adapter: Path | None) -> Any:
         return Adapter.of(base, adapter).attach(model).eval() if adapter else model
 
 
-def choose(
-    arm: str, pool: Sequence[int], unsure: Mapping[int, float], shuffled: Sequence[int], count: int
-) -> list[int]:
-    """Return the next places to label, of those of the pool that are not labelled.
-
-    Args:
-        arm: the order.
-        pool: places not labelled yet.
-        unsure: uncertainty of each; none are needed for the order "random".
-        shuffled: all places in the seed's random order.
-        count: how many.
-    """
-    free = set(pool)
-    at_random = [place for place in shuffled if place in free]
-    if arm == "random":
-        return at_random[:count]
-    ranked = sorted(pool, key=lambda place: -unsure[place])
-    if arm == "uncertain":
-        return ranked[:count]
-    taken: dict[int, None] = {}
-    for pair in zip(ranked, at_random, strict=True):
-        taken.update(dict.fromkeys(pair))
-    return list(taken)[:count]
-
-
 def study_arm(
     base: HubCheckpoint, pool: Asked, test: Asked, arm: str, seed: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
@@ -153,17 +130,18 @@ def study_arm(
     labelled: list[int] = []
     adapter: Path | None = None
     rounds: list[dict[str, Any]] = []
-    for budget in args.budgets:
-        kept = args.output / "rounds" / f"{arm}-{seed}-{budget}.json"
-        folder = args.output / "adapters" / f"{arm}-{seed}-{budget}"
+    for number, budget in enumerate(args.budgets):
+        name = f"{'random' if arm == 'warmed' and number == 0 else arm}-{seed}-{budget}"
+        kept, folder = args.output / "rounds" / f"{name}.json", args.output / "adapters" / name
         if not kept.is_file():
             began = time.monotonic()
-            free = [place for place in members if place not in set(labelled)]
-            unsure: dict[int, float] = {}
+            free = [place for place in shuffled if place not in set(labelled)]
             if arm != "random":
+                free = free[: args.asked]
                 answers = pool(open_model(base, adapter), free)
                 unsure = {place: uncertainty.of_answer(answer) for place, answer in zip(free, answers, strict=True)}
-            chosen = [*labelled, *choose(arm, free, unsure, shuffled, budget - len(labelled))]
+                free.sort(key=lambda place: -unsure[place])
+            chosen = [*labelled, *free[: budget - len(labelled)]]
             settings = TrainSettings(
                 vision_lora=True,
                 epochs=args.epochs,
@@ -187,6 +165,16 @@ def study_arm(
         labelled, adapter = found["labelled"], folder
         rounds.append(found)
     return rounds
+
+
+def base_score(base: HubCheckpoint, test: Asked, kept: Path) -> dict[str, Any]:
+    """Return what the base model scores, which is kept."""
+    if not kept.is_file():
+        answers = test(open_model(base, None), range(len(test.records)))
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(metrics.score_grounding(answers, test.records).to_dict()), encoding="utf-8")
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def labels_needed(budgets: Sequence[int], curve: Sequence[float], target: float) -> float | None:
@@ -236,8 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200])
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.3, 0.4, 0.5])
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.55, 0.6, 0.65])
     parser.add_argument("--pool", type=int, default=500, help="pictures that a seed chooses from")
+    parser.add_argument("--asked", type=int, default=250, help="pictures that a round asks the model about")
     parser.add_argument("--pool-scenes", type=int, default=800, help="pictures that the seeds' pools are drawn from")
     parser.add_argument("--test-scenes", type=int, default=120, help="with three records each")
     parser.add_argument("--epochs", type=float, default=3.0)
@@ -254,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for split in ("train", "test")
     )
-    start = metrics.score_grounding(test(open_model(base, None), range(len(test.records))), test.records).to_dict()
+    start = base_score(base, test, args.output / "rounds" / "base.json")
     print(f"base: {start['acc50']:.3f} of {len(test.records)} records, {len(pool.records)} in the pool", flush=True)
     found: dict[str, dict[int, list[float]]] = {arm: {} for arm in args.arms}
     rounds: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in args.arms}

@@ -140,9 +140,6 @@ def test_other_orders(folder: Path, tmp_path: Path) -> None:
     assert sorted(shuffled) == sorted(least_sure)
     assert shuffled == names_in(folder, file, "random")
     assert len({tuple(names_in(folder, file, "random", seed)) for seed in range(8)}) > 3
-    mixed = names_in(folder, file, "mixed", 3)
-    assert sorted(mixed) == sorted(least_sure)
-    assert mixed[0] in (least_sure[0], "2 é&<.png")
 
 
 def test_pictures_that_are_labelled_are_not_asked_about_and_lead_their_copies(folder: Path, tmp_path: Path) -> None:
@@ -271,7 +268,10 @@ def test_label_studio_gets_percents_and_an_interface_for_them(folder: Path, writ
             assert (region["type"], value["rectanglelabels"]) == ("rectanglelabels", ["cup"])
         found[query.removeprefix("night shift/")] = boxes
         assert len({region["id"] for region in prediction["result"]}) == 2
-    assert {name: np.array(boxes) == pytest.approx(np.array(dict(truth(folder))[name])) for name, boxes in found.items()} == dict.fromkeys(found, True)  # fmt: skip
+    expected = dict(truth(folder))
+    assert set(found) == set(expected)
+    for name, boxes in found.items():
+        assert np.array(boxes) == pytest.approx(np.array(expected[name]))
     view = ElementTree.parse(written / "labelstudio.xml").getroot()
     control, shown = view.find("RectangleLabels"), view.find("Image")
     assert control is not None and shown is not None

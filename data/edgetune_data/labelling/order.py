@@ -19,7 +19,7 @@ import numpy as np
 from edgetune_data.labelling.propose import Entry, lines_of
 from edgetune_data.near_duplicates import leaders
 
-By = Literal["uncertain", "mixed", "random"]
+By = Literal["uncertain", "random"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def arrange(files: Sequence[Path], root: Path, *, by: By, near: int, seed: int) 
     Args:
         files: of lines.
         root: the folder that their pictures are named from.
-        by: "uncertain" is least sure first, told by the least sure answer, of equal ones by the next; "random" is of the seed; "mixed" takes one of the two by turns.
+        by: "uncertain" is first the picture with the least sure answer, of equal ones that with the less sure next one;
+            "random" is of the seed.
         near: pictures whose perceptual hashes differ in at most this many of 64 bits are nearly the same.
         seed: of the random order.
     """
@@ -154,10 +155,6 @@ def _ordered(
     asked: list[int], unsure: Sequence[tuple[float, ...]], names: Sequence[str], by: By, seed: int
 ) -> list[int]:
     by_name = sorted(asked, key=lambda number: names[number])
-    ranked = sorted(by_name, key=lambda number: unsure[number], reverse=True)  # of equal ones, by the next least sure
-    if by == "uncertain":
-        return ranked
-    at_random = random.Random(f"label {seed}").sample(by_name, len(by_name))
     if by == "random":
-        return at_random
-    return list(dict.fromkeys(number for pair in zip(ranked, at_random, strict=True) for number in pair))
+        return random.Random(f"label {seed}").sample(by_name, len(by_name))
+    return sorted(by_name, key=lambda number: unsure[number], reverse=True)

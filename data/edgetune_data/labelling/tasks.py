@@ -148,6 +148,7 @@ class Tasks:
                                 "category_id": number_of[phrase],
                                 "bbox": [x1, y1, width, height],
                                 "area": tidy(width * height),
+                                "segmentation": [],
                                 "iscrowd": 0,
                                 "score": score,
                             }

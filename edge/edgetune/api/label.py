@@ -22,10 +22,8 @@ _LEARNING = ("checkpoint", "training", "calibration")
 class Arrangement(Options):
     """In which order proposals are written, and how many."""
 
-    order: Literal["uncertain", "mixed", "random"] = option(
-        "uncertain",
-        help="Which pictures people look at first: those that the model is least sure of, these and random ones by "
-        "turns (mixed), or random ones.",
+    order: Literal["uncertain", "random"] = option(
+        "uncertain", help="Which pictures people look at first: those that the model is least sure of, or random ones."
     )
     first: int | None = option(
         None, help="Write only the first N pictures for the labelling tools; all unless given.", minimum=1
