@@ -272,3 +272,14 @@ def test_what_was_corrected_twice_counts_as_the_later_file_has_it(folder: Path, 
         (names[1], [5, 6, 70, 80]),
     ]
     assert files == paths
+
+
+def test_a_task_on_which_nothing_was_left_counts_as_labelled(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Label Studio's export of a picture whose proposals were all deleted has an annotation without a region."""
+    done = sorted(folder.iterdir())[0].name
+    task = {"id": 1, "data": {"image": f"/data/local-files/?d={folder.name}/{done}"}, "annotations": [{"result": []}]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    places = ("--bundle", tiny_bundle, "--output", tmp_path / "out", "--labelled", tmp_path / "export.json")
+    result = label(folder, PHRASES[0], *places)
+    assert result.exit_code == 0, result.stderr
+    assert done not in (tmp_path / "out" / "pictures.txt").read_text().split()

@@ -165,7 +165,7 @@ def _propose(options: LabelOptions) -> StageResult:
     inputs = {"pictures": options.folder, "bundle": options.bundle}
     for number, path in enumerate(options.labelled, start=1):
         inputs |= stage_inputs(f"labelled {number}", path)
-    read = [read_settings(path, options.folder, (), options.image_root) for path in options.labelled]
+    read = [read_settings(path, options.folder, options.phrases, options.image_root) for path in options.labelled]
     records = collect(options.labelled, read)[0]
 
     def build(work: Path) -> dict[str, Any]:
