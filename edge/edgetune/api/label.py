@@ -12,7 +12,6 @@ from edgetune_core.options import Options, StageOptions, option, takes
 from edgetune_core.stage import StageResult, check_input, run_stage
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, read_manifest
-from edgetune_runtime.records import Shard
 
 PROPOSALS, REJECTED = "proposals.jsonl", "rejected.jsonl"
 _LEARNING = ("checkpoint", "training", "calibration")
@@ -22,8 +21,10 @@ _LEARNING = ("checkpoint", "training", "calibration")
 class Arrangement(Options):
     """In which order proposals are written, and how many."""
 
-    order: Literal["uncertain", "random"] = option(
-        "uncertain", help="Which pictures people look at first: those that the model is least sure of, or random ones."
+    order: Literal["uncertain", "random"] | None = option(
+        None,
+        help="Which pictures people look at first: those that the model is least sure of, or random ones; by default "
+        "random ones until the model has learned from some (--learn, --labelled).",
     )
     first: int | None = option(
         None, help="Write only the first N pictures for the labelling tools; all unless given.", minimum=1
@@ -75,7 +76,7 @@ class LabelOptions(StageOptions, Asking):
         >>> from edgetune import LabelOptions
         >>> options = LabelOptions(folder="shelf", phrases=["cup", "jar"], bundle="runs/int4", output="runs/round1")
         >>> options.phrases, options.order, options.first
-        (('cup', 'jar'), 'uncertain', None)
+        (('cup', 'jar'), None, None)
         >>> LabelOptions(folder="shelf", phrases=["cup"], bundle="runs/int4", output="r2", learn=["corrected.json"])
         Traceback (most recent call last):
         edgetune_runtime.errors.InputError: --learn needs --checkpoint, the base that the next adapter is trained on
@@ -109,6 +110,8 @@ class LabelOptions(StageOptions, Asking):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shard is not None:
+            from edgetune_runtime.records import Shard
+
             Shard.parse(self.shard)
         if not self.learn:
             for name in _LEARNING:
@@ -130,7 +133,7 @@ class LabelOptions(StageOptions, Asking):
 
 @takes(LabelOptions)
 def label(options: LabelOptions) -> StageResult:
-    """Propose boxes for a folder of pictures, those first of which the model is least sure, for people to decide.
+    """Propose boxes for a folder of pictures, in the order in which people should decide about them.
 
     Writes tasks of Label Studio, CVAT and COCO and records, all with scores. With --learn, first trains an adapter on
     what people made of earlier proposals, merges and exports it as the bundle before it was; each step is a folder in
@@ -159,6 +162,7 @@ def _propose(options: LabelOptions) -> StageResult:
     from edgetune_data.labelling import propose
     from edgetune_data.labelling.corrections import collect, pixels, read_settings
     from edgetune_data.read import stage_inputs
+    from edgetune_runtime.records import Shard
 
     names, others = propose.pictures_in(options.folder)
     chosen = names if options.shard is None else Shard.parse(options.shard).take(names)
@@ -190,10 +194,10 @@ def _propose(options: LabelOptions) -> StageResult:
             max_new_tokens=options.max_new_tokens,
         )
         model = f"{options.bundle.resolve().name} {_fingerprint(options.bundle)}".strip()
-        found = _write([work / PROPOSALS], options.folder, options.phrases, model, options, work)
+        found = _write([work / PROPOSALS], options.folder, options.phrases, model, arrangement, work)
         return {"phrases": list(options.phrases), "model": model, **found}
 
-    arrangement = vars(options.narrow(Arrangement))
+    arrangement = replace(options.narrow(Arrangement), order=options.order or _usual(options))
     asking = {"engine": options.engine, "max_pixels": options.max_pixels, "max_new_tokens": options.max_new_tokens}
     stage = run_stage(
         "label",
@@ -206,7 +210,7 @@ def _propose(options: LabelOptions) -> StageResult:
             "image_root": options.image_root,
             "folder": options.folder.resolve().name,
             **asking,
-            **{name: value for name, value in arrangement.items() if name != "seed"},
+            **{name: value for name, value in vars(arrangement).items() if name != "seed"},
         },
         build=build,
         seed=options.seed,
@@ -215,6 +219,11 @@ def _propose(options: LabelOptions) -> StageResult:
         resumable=True,
     )
     return replace(stage, facts={"pictures": len(chosen), "others": others})
+
+
+def _usual(options: LabelOptions) -> Literal["uncertain", "random"]:
+    """Return the order that is taken unless one is given: what a model doubts tells little before it has learned."""
+    return "uncertain" if options.labelled else "random"
 
 
 def _fingerprint(bundle: Path) -> str:
@@ -230,6 +239,7 @@ def _write(
     from edgetune_data.labelling.tasks import Tasks
     from edgetune_data.rewrite import write_lines
 
+    assert chosen.order is not None
     pictures, rejected = arrange(files, folder, by=chosen.order, near=chosen.near, seed=chosen.seed)
     if rejected:
         write_lines(
@@ -269,18 +279,22 @@ class MergeProposalsOptions(StageOptions, Arrangement):
 def merge_proposals(options: MergeProposalsOptions) -> StageResult:
     """Join proposals for parts of a folder, or put those for a whole one in another order, without asking again.
 
+    Their order is that of the first of them unless another one is given.
+
     Raises:
         InputError: they are of different models or phrases, or two of them are about one picture.
     """
     from edgetune_data.labelling.propose import lines_of
 
-    told = []
+    told: list[tuple[list[str], str]] = []
+    orders: list[Any] = []
     for path in options.proposals:
         check_input(path, "proposals")
         manifest = read_manifest(path)
         if manifest.get("stage") != "label":
             raise InputError(f"{path}: holds the result of {manifest.get('stage')!r}, not of 'label'")
         told.append((manifest["result"]["phrases"], manifest["result"]["model"]))
+        orders.append(manifest["settings"]["order"])
     for path, (phrases, model) in zip(options.proposals, told, strict=True):
         if (phrases, model) != told[0]:
             raise InputError(
@@ -297,23 +311,23 @@ def merge_proposals(options: MergeProposalsOptions) -> StageResult:
                 raise InputError(f"{options.folder / line['image']}: no such picture (of {file})")
             seen[line["image"]] = file
     phrases, model = told[0]
+    arrangement = replace(options.narrow(Arrangement), order=options.order or orders[0])
 
     def build(work: Path) -> dict[str, Any]:
         with (work / PROPOSALS).open("wb") as stream:
             for file in files:
                 with file.open("rb") as part:
                     stream.writelines(part)
-        found = _write([work / PROPOSALS], options.folder, phrases, model, options, work)
+        found = _write([work / PROPOSALS], options.folder, phrases, model, arrangement, work)
         return {"phrases": phrases, "model": model, **found}
 
-    arrangement = vars(options.narrow(Arrangement))
     stage = run_stage(
         "label",
         options.output,
         inputs={f"proposals {number}": path for number, path in enumerate(options.proposals, start=1)},
         settings={
             "folder": options.folder.resolve().name,
-            **{name: value for name, value in arrangement.items() if name != "seed"},
+            **{name: value for name, value in vars(arrangement).items() if name != "seed"},
         },
         build=build,
         seed=options.seed,

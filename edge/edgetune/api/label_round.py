@@ -21,7 +21,6 @@ from edgetune_core.processes import apart
 from edgetune_core.stage import StageResult, check_input, run_stage
 from edgetune_export.formats import CHECKPOINTS
 from edgetune_export.settings import ExportSettings
-from edgetune_runtime.bench.targets import is_bundle
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, read_manifest
 
@@ -72,6 +71,8 @@ def learn(options: LabelOptions) -> StageResult:
 
 def _steps(options: LabelOptions) -> Iterator[_Step]:
     """Yield the steps of a round. What loads a model is a process of its own, whose memory goes with it."""
+    from edgetune_runtime.bench.targets import is_bundle
+
     output, base = options.output, options.checkpoint
     corrected, adapter, merged, weights = (output / name for name in ("corrected", "adapter", "merged", "weights"))
     bundle = output / "bundle"
@@ -118,7 +119,7 @@ def _steps(options: LabelOptions) -> Iterator[_Step]:
         bundle=proposer,
         output=output / ROUND,
         labelled=(corrected,),
-        **{name: value for name, value in asking.items() if name != "image_root"},
+        **{name: value for name, value in asking.items() if name != "image_root" and value is not None},
     )
 
 
