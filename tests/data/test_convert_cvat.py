@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data.converting import GOLDEN, convert, lines, pictures
 from edgetune_data.formats import sniff
+from edgetune_data.read import Reading
+from edgetune_runtime.errors import InputError
 
 BOX = '<box label="cup" occluded="0" xtl="16" ytl="30" xbr="96" ybr="90" z_order="0"{}></box>'
 
@@ -125,3 +129,23 @@ def test_phrases_that_were_looked_for_and_not_found_are_absent_objects(tmp_path:
     ]
     other = convert(GOLDEN / "voc", tmp_path / "voc", "--absent", "cup")
     assert "--absent means nothing for the format voc" in other.stderr
+
+
+@given(st.integers(0, 3000), st.integers(0, 40), st.text('<>/"=;,.-09axé', max_size=6))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_file_is_told_and_nothing_else(tmp_path: Path, place: int, length: int, junk: str) -> None:
+    text = (GOLDEN / "cvat" / "annotations.xml").read_text()
+    path = tmp_path / "annotations.xml"
+    path.write_text(text[:place] + junk + text[place + length :])
+    if not (tmp_path / "desk.png").exists():
+        pictures(tmp_path)
+    try:
+        items = list(Reading(path, "cvat"))
+    except InputError as error:
+        assert str(error).startswith(str(path))
+        return
+    for item in items:
+        try:
+            item.record()
+        except InputError as error:
+            assert str(error).startswith(f"{path}:")

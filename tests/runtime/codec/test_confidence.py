@@ -61,7 +61,7 @@ def test_without_probabilities_there_is_no_score() -> None:
 def test_a_refusal_has_the_probability_of_all_of_its_tokens(name: str) -> None:
     box_format = FAMILIES[name].box_format
     for words in (box_format.absent, *box_format.refusals):
-        unsure = {place: 0.5 for place in range(0, len(words), 2)}
+        unsure = dict.fromkeys(range(0, len(words), 2), 0.5)
         answer = parse(words, GEOMETRY, box_format, letters(words, unsure))
         assert answer.refused and answer.refusal_score == pytest.approx(0.5 ** len(unsure))
         assert parse(words, GEOMETRY, box_format).refusal_score is None
