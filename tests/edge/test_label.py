@@ -257,6 +257,28 @@ def test_a_round_learns_and_proposes_for_the_rest(
     assert {path: sha256_file(path) for path in sums} == sums
 
 
+def test_a_bundle_of_a_weight_set_is_followed_by_one_of_a_new_weight_set(
+    folder: Path, qwen3_vl: Path, weight_set: Path, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    source = ["--checkpoint", str(qwen3_vl), "--weights", str(weight_set), "--check", "none"]
+    cli.main(["export", *source, "--output", str(before)], standalone_mode=False)
+    name = sorted(folder.iterdir())[0].name
+    rows = [{"image": str(folder / name), "text": phrase, "bbox": [10, 20, 90, 100]} for phrase in PHRASES]
+    (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "training.toml").write_text("epochs = 2\nlearning-rate = 5e-2\nbatch-size = 1\n")
+    (tmp_path / "calibration.toml").write_text('method = "rtn"\ngroup-size = [32]\n')
+    learned = ("--learn", tmp_path / "corrected.jsonl")
+    files = ("--training", tmp_path / "training.toml", "--calibration", tmp_path / "calibration.toml")
+    places = ("--checkpoint", qwen3_vl, "--bundle", before, "--output", tmp_path / "round")
+    result = label(folder, *PHRASES, *learned, *files, *places, "--max-new-tokens", "4")
+    assert result.exit_code == 0, result.stderr
+    weights, bundle = (read_manifest(tmp_path / "round" / step) for step in ("weights", "bundle"))
+    assert weights["settings"]["solve"]["method"] == "rtn"
+    assert bundle["inputs"]["weights"]["path"] == str(tmp_path / "round" / "weights")
+    assert bundle["settings"] == read_manifest(before)["settings"]
+
+
 def test_what_was_corrected_twice_counts_as_the_later_file_has_it(folder: Path, tmp_path: Path) -> None:
     from edgetune_data.labelling.corrections import collect, read_settings
 
