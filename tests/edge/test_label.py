@@ -244,6 +244,9 @@ def test_a_round_learns_and_proposes_for_the_rest(
     assert len(records) == 6 and sum(boxes == [] for *_, boxes in records) == 4
     assert {name for name, *_ in records} == set(chosen)
     assert Adapter.open(tmp_path / "round2" / "adapter").folder == tmp_path / "round2" / "adapter"
+    # Until the model has learned from some, what it doubts says little about the pictures.
+    assert read_manifest(first)["settings"]["order"] == "random"
+    assert steps["proposals"]["settings"]["order"] == "uncertain"
     before = read_manifest(qwen3_vl_bundle)
     for key in ("format", "precision", "vision_precision", "head_precision", "check"):
         assert steps["bundle"]["settings"][key] == before["settings"][key]

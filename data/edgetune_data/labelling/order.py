@@ -1,8 +1,8 @@
 """In which order people should look at pictures, and reading them in it without holding them all in memory.
 
 Pictures that are nearly the same as one before them teach little more, so they come after all others: whoever stops
-after a hundred labels has labelled a hundred different pictures. Of several that are nearly the same, the first in the
-chosen order stands for all, or one that is labelled already.
+after a hundred labels has labelled a hundred different pictures. Of several that are nearly the same, the first is that
+of which the model is least sure, or one that is labelled already.
 """
 
 from __future__ import annotations

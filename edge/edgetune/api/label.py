@@ -21,8 +21,10 @@ _LEARNING = ("checkpoint", "training", "calibration")
 class Arrangement(Options):
     """In which order proposals are written, and how many."""
 
-    order: Literal["random", "uncertain"] = option(
-        "random", help="Which pictures people look at first: random ones, or those that the model is least sure of."
+    order: Literal["uncertain", "random"] | None = option(
+        None,
+        help="Which pictures people look at first: those that the model is least sure of, or random ones; by default "
+        "random ones until the model has learned from some (--learn, --labelled).",
     )
     first: int | None = option(
         None, help="Write only the first N pictures for the labelling tools; all unless given.", minimum=1
@@ -74,7 +76,7 @@ class LabelOptions(StageOptions, Asking):
         >>> from edgetune import LabelOptions
         >>> options = LabelOptions(folder="shelf", phrases=["cup", "jar"], bundle="runs/int4", output="runs/round1")
         >>> options.phrases, options.order, options.first
-        (('cup', 'jar'), 'random', None)
+        (('cup', 'jar'), None, None)
         >>> LabelOptions(folder="shelf", phrases=["cup"], bundle="runs/int4", output="r2", learn=["corrected.json"])
         Traceback (most recent call last):
         edgetune_runtime.errors.InputError: --learn needs --checkpoint, the base that the next adapter is trained on
@@ -195,7 +197,7 @@ def _propose(options: LabelOptions) -> StageResult:
         found = _write([work / PROPOSALS], options.folder, options.phrases, model, arrangement, work)
         return {"phrases": list(options.phrases), "model": model, **found}
 
-    arrangement = options.narrow(Arrangement)
+    arrangement = replace(options.narrow(Arrangement), order=options.order or _usual(options))
     asking = {"engine": options.engine, "max_pixels": options.max_pixels, "max_new_tokens": options.max_new_tokens}
     stage = run_stage(
         "label",
@@ -219,6 +221,11 @@ def _propose(options: LabelOptions) -> StageResult:
     return replace(stage, facts={"pictures": len(chosen), "others": others})
 
 
+def _usual(options: LabelOptions) -> Literal["uncertain", "random"]:
+    """Return the order that is taken unless one is given: what a model doubts tells little before it has learned."""
+    return "uncertain" if options.labelled else "random"
+
+
 def _fingerprint(bundle: Path) -> str:
     """Return the first digits of a stage folder's fingerprint; "" for a checkpoint that no stage wrote."""
     return str(read_manifest(bundle).get("fingerprint", ""))[:12] if (bundle / MANIFEST).is_file() else ""
@@ -232,6 +239,7 @@ def _write(
     from edgetune_data.labelling.tasks import Tasks
     from edgetune_data.rewrite import write_lines
 
+    assert chosen.order is not None
     pictures, rejected = arrange(files, folder, by=chosen.order, near=chosen.near, seed=chosen.seed)
     if rejected:
         write_lines(
@@ -271,18 +279,22 @@ class MergeProposalsOptions(StageOptions, Arrangement):
 def merge_proposals(options: MergeProposalsOptions) -> StageResult:
     """Join proposals for parts of a folder, or put those for a whole one in another order, without asking again.
 
+    Their order is that of the first of them unless another one is given.
+
     Raises:
         InputError: they are of different models or phrases, or two of them are about one picture.
     """
     from edgetune_data.labelling.propose import lines_of
 
     told: list[tuple[list[str], str]] = []
+    orders: list[Any] = []
     for path in options.proposals:
         check_input(path, "proposals")
         manifest = read_manifest(path)
         if manifest.get("stage") != "label":
             raise InputError(f"{path}: holds the result of {manifest.get('stage')!r}, not of 'label'")
         told.append((manifest["result"]["phrases"], manifest["result"]["model"]))
+        orders.append(manifest["settings"]["order"])
     for path, (phrases, model) in zip(options.proposals, told, strict=True):
         if (phrases, model) != told[0]:
             raise InputError(
@@ -299,7 +311,7 @@ def merge_proposals(options: MergeProposalsOptions) -> StageResult:
                 raise InputError(f"{options.folder / line['image']}: no such picture (of {file})")
             seen[line["image"]] = file
     phrases, model = told[0]
-    arrangement = options.narrow(Arrangement)
+    arrangement = replace(options.narrow(Arrangement), order=options.order or orders[0])
 
     def build(work: Path) -> dict[str, Any]:
         with (work / PROPOSALS).open("wb") as stream:

@@ -119,7 +119,7 @@ def _steps(options: LabelOptions) -> Iterator[_Step]:
         bundle=proposer,
         output=output / ROUND,
         labelled=(corrected,),
-        **{name: value for name, value in asking.items() if name != "image_root"},
+        **{name: value for name, value in asking.items() if name != "image_root" and value is not None},
     )
 
 
