@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,7 +196,9 @@ def test_the_page_in_a_browser(long_clip: Path, scene: Scene, tiny_bundle: Path,
         errors.clear()
         page.fill("#key", "k3y")
         page.click("#keyed button")
-        page.wait_for_function("document.getElementById('frame').naturalWidth > 0", timeout=60_000)
+        until = time.monotonic() + 60
+        while not page.evaluate("document.getElementById('frame').naturalWidth") and time.monotonic() < until:
+            page.wait_for_timeout(50)
         page.wait_for_selector("#boxes tr", timeout=60_000)
         assert page.evaluate("document.getElementById('frame').naturalWidth") == scene.picture.width
         assert scene.phrase in page.inner_text("#boxes")

@@ -160,7 +160,7 @@ def test_snapshots_go_on_counting_when_the_clock_is_set_back(tmp_path: Path) -> 
         sink.tell(event(number))
     (tmp_path / "left.part").write_bytes(b"half")
     again = Snapshots(tmp_path, keep=2)
-    again.tell(event(-20_000_000))  # in 2001
+    again.tell(event(-20_000_000_000))  # in 2001
     names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) == 2 and names[-1].startswith("00000003_2001")
 
@@ -397,15 +397,16 @@ def test_a_broker_that_goes_away_gets_the_events_when_it_is_back(
     for number in range(210):
         sink.write(observation(number))
         sink.tell(event(number))
-    assert sink.dropped == 210 and sink.lost == 10
+    kept = 210 - sink.lost
+    assert sink.dropped == 210 and kept in (199, 200)  # "online" may wait as well
     seen: list[int] = []
     broker.start()
     listener = broker.listen(lambda topic, payload: seen.append(json.loads(payload)["frame"]), "gate/events")
-    wait_until(lambda: len(seen) >= 200, 60)
+    wait_until(lambda: len(seen) >= kept, 60)
     sink.close()
     listener.disconnect()
     listener.loop_stop()
-    assert set(seen) == set(range(200)) and sink.lost == 10
+    assert set(seen) == set(range(kept)) and sink.lost == 210 - kept
     assert "the broker is gone" in told[0] and "there again" in told[-1]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -21,8 +20,8 @@ PASSWORD = "EDGETUNE_MQTT_PASSWORD"
 _WAITING = 200
 """Events that wait for a broker that is away; observations, which grow old, do not wait."""
 _CONNECT_SECONDS = 5.0
-_FULL = 15
-"""The library's MQTT_ERR_QUEUE_SIZE."""
+_SENT, _FULL = 0, 15
+"""The library's MQTT_ERR_SUCCESS and MQTT_ERR_QUEUE_SIZE."""
 
 
 class Mqtt:
@@ -64,7 +63,7 @@ class Mqtt:
             raise InputError(f"{name}: no MQTT address with a topic", hint="such as mqtt://broker.local/gate")
         self.dropped = self.lost = 0
         self._tell = tell
-        self._waiting: deque[Any] = deque(maxlen=_WAITING)  # events of which the broker has not said that it has them
+        self._waiting: set[int] = set()  # numbers of events of which the broker has not said that it has them
         self._refused: str | None = None
         self._answered = threading.Event()
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2)
@@ -76,6 +75,7 @@ class Mqtt:
         client.max_queued_messages_set(_WAITING)
         client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
+        client.on_publish = self._published
         client.reconnect_delay_set(1, 15)
         try:
             client.connect(parts.hostname, port, keepalive=30)
@@ -102,6 +102,9 @@ class Mqtt:
         if self._answered.is_set() and reason.is_failure:
             self._tell(f"{self._name}: the broker is gone; events wait, {_WAITING} at most")
 
+    def _published(self, client: Any, data: Any, number: int, reason: Any, properties: Any) -> None:
+        self._waiting.discard(number)
+
     def write(self, observation: Observation) -> None:
         """As of `Sink`."""
         if self._client.is_connected():
@@ -111,14 +114,14 @@ class Mqtt:
 
     def tell(self, event: Event) -> None:
         """As of `Sink`."""
-        while self._waiting and self._waiting[0].is_published():
-            self._waiting.popleft()
         told = self._client.publish(f"{self._topic}/events", json.dumps(event.to_dict()), qos=1)
         if told.rc == _FULL:
             self.lost += 1
             self._tell(f"{self._name}: {_WAITING} events wait for the broker, this one is lost")
         else:
-            self._waiting.append(told)
+            self._waiting.add(told.mid)
+            if told.rc == _SENT and told.is_published():  # before it was known under its number
+                self._waiting.discard(told.mid)
 
     def close(self) -> None:
         """As of `Sink`."""
@@ -128,6 +131,6 @@ class Mqtt:
                 last.wait_for_publish(_CONNECT_SECONDS)
         self._client.disconnect()
         self._client.loop_stop()
-        if left := sum(not told.is_published() for told in self._waiting):
+        if left := len(self._waiting):
             self.lost += left
             self._tell(f"{self._name}: {left} events were not delivered: it is the end")
