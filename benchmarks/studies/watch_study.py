@@ -1,8 +1,9 @@
 """How fresh boxes of a camera are: `edgetune-run watch` for an hour, and beside a plain loop around OpenCV.
 
 A GStreamer RTSP server plays a video at 30 frames a second, each frame of which tells its own number in a row of
-black and white squares, so that both ways of watching are timed by the frames themselves: a frame's age is how long
-ago the server has sent it.
+black and white squares, so that both ways of watching are timed by the frames themselves. A frame's age is how much
+later it was answered than it was due, by the least late frame of the same turn: a delay that all frames have, such as
+the network's, is not seen.
 
     python watch_study.py loop --bundle BUNDLE --picture PICTURE --phrase PHRASE [--seconds 60]
     python watch_study.py hour --bundle BUNDLE --picture PICTURE --phrase PHRASE [--minutes 60] [--speed 1]
@@ -178,7 +179,7 @@ def hour(options: argparse.Namespace, work: Path) -> None:
     source = Paced(source_of(str(work / "hour.mp4")), speed=options.speed)
     numbers: list[int] = []
     memory: list[tuple[float, float]] = []
-    late, costs = [], []
+    late, costs, carried = [], [], []
     with Session.load(options.bundle, threads=options.threads, cached_images=0) as session:
         session.warm_up()
         watcher = Watcher(session, source, [options.phrase], track=True)
@@ -189,6 +190,8 @@ def hour(options: argparse.Namespace, work: Path) -> None:
                 costs.append(observation.seconds)
                 if len(numbers) % 50 == 0:
                     memory.append((time.monotonic(), resident()))
+            else:
+                carried += [seen.age for seen in observation.boxes]
     share = 95 * len(late) // 100
     late, costs = sorted(late), sorted(costs)
     settled = [value for _, value in memory[len(memory) // 10 :]]
@@ -196,6 +199,7 @@ def hour(options: argparse.Namespace, work: Path) -> None:
         "analysed twice": len(numbers) - len(set(numbers)),
         "out of order": sum(later < earlier for earlier, later in itertools.pairwise(numbers)),
         "age p95 ms": round(1000 * late[share], 1),
+        "tracked age p95 ms": round(1000 * sorted(carried)[95 * len(carried) // 100], 1) if carried else None,
         "answer p95 ms": round(1000 * costs[share], 1),
         "frame ms": round(1000 / RATE / options.speed, 1),
         "memory MB": [round(settled[0], 1), round(max(settled), 1), round(settled[-1], 1)] if settled else [],
