@@ -70,7 +70,7 @@ class Scripted(Source):
     """
 
     def __init__(self, *script: Iterable[Image.Image | Fault | float | SourceError], live: bool = True) -> None:
-        self.name, self.live = "a scripted camera", live
+        self.name, self.live, self.returns = "a scripted camera", live, live
         self._connections = iter(script)
 
     def shots(self) -> Iterator[Shot | Fault]:

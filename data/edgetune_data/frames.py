@@ -7,6 +7,7 @@ DC-008, tag 0x0112), in the meaning that Pillow's `ImageOps.exif_transpose` give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,6 +63,15 @@ class Frame:
 
     def _flips(self) -> tuple[bool, bool]:
         return self.turn in (2, 3, 6, 7), self.turn in (3, 4, 7, 8)
+
+
+_UPRIGHT = 1e-3
+"""Degrees that are no rotation: less than a tenth of a pixel of a 4K picture."""
+
+
+def is_turned(degrees: float) -> bool:
+    """Whether a rotation in degrees is one: 360 and the rounding of a mouse's turn back are not."""
+    return abs(math.remainder(degrees, 360)) > _UPRIGHT
 
 
 def tidy(number: float) -> float:

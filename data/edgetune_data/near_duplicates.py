@@ -59,3 +59,29 @@ def clusters(hashes: Sequence[npt.NDArray[np.uint8]], near: int) -> list[list[in
     """Return groups of hashes that are linked by steps of at most `near` bits."""
     rows = stack(hashes)
     return groups(len(rows), ((i, j) for i, j, _ in near_pairs(rows, rows, near) if i < j))
+
+
+def leaders(hashes: npt.NDArray[np.uint8], near: int) -> npt.NDArray[np.int64]:
+    """Return for each hash the first leader that differs from it in at most `near` bits; a hash without one leads.
+
+    Unlike the groups of `clusters`, nothing is further from its leader than that, however slowly a film changes; and
+    memory grows with the hashes, not with their pairs.
+
+    Args:
+        hashes: uint8 [N, 8], those that should lead first.
+        near: bits of 64.
+
+    Returns:
+        Row of the leader of each row, int64 [N]; a leader's is its own.
+    """
+    found = np.empty(len(hashes), dtype=np.int64)
+    leading = np.empty_like(hashes)
+    rows: list[int] = []
+    for row, own in enumerate(hashes):
+        differing = _BIT_COUNT[leading[: len(rows)] ^ own].sum(axis=1)
+        close = np.flatnonzero(differing <= near)
+        found[row] = rows[close[0]] if len(close) else row
+        if not len(close):
+            leading[len(rows)] = own
+            rows.append(row)
+    return found

@@ -29,6 +29,8 @@ class ReadSettings(Options):
         group: rows with the same picture and phrase are one record.
         crowd: what a region that is marked as a crowd is: "keep" takes its box for one object, "skip" leaves it out,
             None refuses its record.
+        absent: phrases that were looked for on every picture (coco, cvat, labelstudio): where a picture has no box of
+            one, a record says that the object is not there.
         text_boxes: the frame of boxes that are written as text into conversations, see `edgetune_data.text_boxes`; None
             leaves them text.
         allow_download: fetch pictures from http(s) addresses.
@@ -68,6 +70,12 @@ class ReadSettings(Options):
         None,
         help="COCO regions that are marked as a crowd, as CVAT marks masks: keep takes the box as one object,"
         " skip leaves the region out; refused unless given.",
+    )
+    absent: tuple[str, ...] = option(
+        (),
+        help="A phrase that was looked for on every picture of the data set: one without a box of it becomes a record "
+        "of an absent object (coco, cvat, labelstudio). Repeatable.",
+        metavar="PHRASE",
     )
     text_boxes: Literal["pixels", "norm1000", "norm1", "padded1", "auto"] | None = option(
         None,

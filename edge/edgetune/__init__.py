@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from edgetune.api.gate import gate as gate
     from edgetune.api.grpo import GrpoOptions as GrpoOptions
     from edgetune.api.grpo import grpo as grpo
+    from edgetune.api.label import LabelOptions as LabelOptions
+    from edgetune.api.label import MergeProposalsOptions as MergeProposalsOptions
+    from edgetune.api.label import label as label
+    from edgetune.api.label import merge_proposals as merge_proposals
     from edgetune.api.load import LoadOptions as LoadOptions
     from edgetune.api.load import load as load
     from edgetune.api.measure import BenchOptions as BenchOptions
@@ -70,6 +74,10 @@ _HOME = {
     "GateOptions": "edgetune.api.gate",
     "Gated": "edgetune.api.gate",
     "gate": "edgetune.api.gate",
+    "LabelOptions": "edgetune.api.label",
+    "MergeProposalsOptions": "edgetune.api.label",
+    "label": "edgetune.api.label",
+    "merge_proposals": "edgetune.api.label",
     "LoadOptions": "edgetune.api.load",
     "load": "edgetune.api.load",
     "BenchOptions": "edgetune.api.measure",

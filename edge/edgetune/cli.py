@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "data": "Convert, check, crop, split and count data sets.",
+    "label": "Propose boxes for people to correct, and learn from them.",
     "train": "Fine-tune a checkpoint on your records with LoRA.",
     "grpo": "Train an adapter on its own answers and what their boxes earn.",
     "merge": "Fold a LoRA adapter into its base and prove that it worked.",

@@ -47,6 +47,7 @@ class Answer(grounding.ParsedAnswer):
             complete=parsed.complete,
             problem=parsed.problem,
             refused=parsed.refused,
+            refusal_score=parsed.refusal_score,
             timings=timings,
             prompt_tokens=prompt_tokens,
         )

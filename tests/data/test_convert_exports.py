@@ -239,3 +239,43 @@ def test_a_picture_that_is_only_named_otherwise_is_told(tmp_path: Path, written:
     assert result.exit_code == 2
     assert result.stderr.splitlines()[0].endswith(": no such image file")
     assert result.stderr.splitlines()[1].startswith(hint)
+
+
+def absences(folder: Path) -> list[tuple[str, str]]:
+    written = lines(folder / "out" / "data.jsonl")
+    return [(Path(line["image"]).name, line["text"]) for line in written if line["bbox"] == []]
+
+
+def test_what_was_looked_for_in_a_coco_file_and_has_no_annotation_is_absent(tmp_path: Path) -> None:
+    images = [{"id": 0, "file_name": "desk.png"}, {"id": 1, "file_name": "shelf.png"}]
+    assert convert(coco(tmp_path, images=images), tmp_path / "out", "--absent", "cup", "--absent", "jar").exit_code == 0
+    assert boxes(tmp_path)["desk.png", "cup"] == [ON_DESK]
+    assert sorted(absences(tmp_path)) == [("desk.png", "jar"), ("shelf.png", "cup"), ("shelf.png", "jar")]
+
+
+def test_what_people_decided_about_predictions_comes_back(tmp_path: Path) -> None:
+    """A prediction that was accepted, one that was renamed, one that was deleted, and a task that nobody submitted."""
+    pictures(tmp_path)
+    proposed = region("image")
+    named = region("image", size=SHELF, value=proposed["value"] | {"rectanglelabels": ["jar"]}, origin="prediction")
+    decided: list[list[dict[str, Any]] | None] = [[proposed | {"origin": "prediction"}], [named], [], None]
+    tasks = [
+        {
+            "id": number,
+            "data": {"image": image, "uncertainty": 0.5, "group": number},
+            "predictions": [{"model_version": "tiny", "score": 0.5, "result": [proposed]}],
+            "annotations": [] if result is None else [{"result": result, "was_cancelled": False}],
+        }
+        for number, (image, result) in enumerate(zip(["desk.png", "shelf.png"] * 2, decided, strict=True))
+    ]
+    path = write_json(tmp_path / "export.json", tasks)
+    result = convert(path, tmp_path / "out", "--absent", "cup")
+    assert result.exit_code == 0, result.stderr
+    assert "tasks without a submitted annotation, of which no record is made: 1" in result.stderr
+    written = [(Path(one["image"]).name, one["text"], one["bbox"]) for one in lines(tmp_path / "out" / "data.jsonl")]
+    assert written == [
+        ("desk.png", "cup", [ON_DESK]),
+        ("shelf.png", "jar", [ON_SHELF]),
+        ("shelf.png", "cup", []),
+        ("desk.png", "cup", []),
+    ]

@@ -35,6 +35,7 @@ INPUTS = {
     "edgetune": ("edgetune", "input.jsonl"),
     "yolo": ("yolo", "data.yaml"),
     "voc": ("voc", "."),
+    "cvat": ("cvat", "annotations.xml"),
     "vlm-r1": ("vlm-r1", "input.json"),
     "openai": ("openai", "input.jsonl"),
 }

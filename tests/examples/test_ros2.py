@@ -81,6 +81,8 @@ def through_cdr(message: Any, name: str) -> Any:
         ("rgb8", None),
         ("bgr8", cv2.COLOR_RGB2BGR),
         ("8UC3", cv2.COLOR_RGB2BGR),
+        ("8UC4", cv2.COLOR_RGB2BGRA),
+        ("8UC1", cv2.COLOR_RGB2GRAY),
         ("rgba8", cv2.COLOR_RGB2RGBA),
         ("bgra8", cv2.COLOR_RGB2BGRA),
         ("mono8", cv2.COLOR_RGB2GRAY),
@@ -92,12 +94,18 @@ def test_pictures_are_read_as_opencv_writes_them(encoding: str, code: int | None
     pixels = pixels.reshape(6, 10, -1)
     for padding in (0, 7):
         read = picture(through_cdr(image(pixels, encoding, padding=padding), "sensor_msgs/msg/Image"))
-        expected = np.repeat(pixels, 3, axis=2) if encoding == "mono8" else rgb
+        expected = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else rgb
         assert np.array_equal(np.asarray(read), expected)
 
 
 @pytest.mark.parametrize(
-    ("encoding", "code"), [("yuv422", cv2.COLOR_YUV2RGB_UYVY), ("yuv422_yuy2", cv2.COLOR_YUV2RGB_YUY2)]
+    ("encoding", "code"),
+    [
+        ("yuv422", cv2.COLOR_YUV2RGB_UYVY),
+        ("uyvy", cv2.COLOR_YUV2RGB_UYVY),
+        ("yuv422_yuy2", cv2.COLOR_YUV2RGB_YUY2),
+        ("yuyv", cv2.COLOR_YUV2RGB_YUY2),
+    ],
 )
 def test_pictures_of_plain_webcams_are_read_as_opencv_reads_them(encoding: str, code: int) -> None:
     pixels = np.random.default_rng(2).integers(16, 235, (8, 12, 2), np.uint8)
@@ -132,7 +140,7 @@ def replayed(session: Session, name: str, messages: list[Any], phrase: str) -> l
     for message in messages:
         topic.push(message)
         assert answered.acquire(timeout=60)
-    topic.end()
+    topic.close()
     thread.join(60)
     return answers
 
@@ -186,5 +194,5 @@ def test_the_newest_picture_of_a_topic_wins() -> None:
     topic.push(image(np.zeros((4, 4, 3), np.uint8), "32FC1"))
     fault: Any = next(shots)
     assert "32FC1" in fault.problem
-    topic.end()
+    topic.close()
     assert list(shots) == []

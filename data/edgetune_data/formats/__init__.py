@@ -12,6 +12,7 @@ from pathlib import Path
 from edgetune_data.formats import (
     canonical,
     coco,
+    cvat,
     labelstudio,
     llava,
     openai,
@@ -36,6 +37,7 @@ BUILT_IN = (
     canonical.FORMAT,
     refcoco.FORMAT,
     yolo.FORMAT,
+    cvat.FORMAT,
     voc.FORMAT,
     coco.FORMAT,
     labelstudio.FORMAT,

@@ -93,6 +93,9 @@ BOXES = PICTURES | {"orientation": "whether boxes on pictures with an EXIF rotat
 TURNS_OPTIONS = BOXES | {"text_boxes": "the frame of boxes that are written as text into conversations"}
 """Options that most formats know: of those with pictures, with boxes on them, with questions and answers about them."""
 
+ABSENT = {"absent": "phrases that were looked for on every picture: one without a box of it lacks the object"}
+"""The option of formats in which a picture that was annotated says nothing of what is not there."""
+
 FLAGS = {
     "image_root": "--image-root",
     "split": "--split",
@@ -103,6 +106,7 @@ FLAGS = {
     "questions": "--question",
     "group": "--group-rows",
     "crowd": "--crowd",
+    "absent": "--absent",
     "text_boxes": "--text-boxes",
     "allow_download": "--allow-download",
 }
@@ -151,6 +155,11 @@ def carried(record: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]
     return {
         key: value for key, value in record.items() if key not in known and key != "meta" and value is not None
     } | meta
+
+
+def absent_value(image: str, phrase: str) -> Value:
+    """Return the record of a picture on which an object was looked for and is not."""
+    return {"image": image, "text": phrase, "bbox": []}
 
 
 def in_folders(files: Iterable[Path]) -> list[Path]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgetune_data.formats.base import BOXES, Format, Row, Source, Value, objects_of
+from edgetune_data.formats.base import ABSENT, BOXES, Format, Row, Source, Value, absent_value, objects_of
 from edgetune_data.frames import frame_of, xywh_to_xyxy
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.json_file import read_json_value
@@ -132,7 +132,9 @@ def rows(source: Source) -> Iterator[Row]:
         )
     order = {name: place for place, name in enumerate(data.images)}
     seen = {image for image, _ in groups}
-    source.notes["pictures without annotations, of which no record is made"] += sum(id_ not in seen for id_ in order)
+    if not source.options.absent:
+        unseen = sum(id_ not in seen for id_ in order)
+        source.notes["pictures without annotations, of which no record is made"] += unseen
     for (image, category), boxed in sorted(groups.items(), key=lambda group: order.get(group[0][0], -1)):
         name = data.categories.get(category, {}).get("name", category)
         kept = [annotation for annotation in boxed if not (source.options.crowd == "skip" and _is_crowd(annotation))]
@@ -140,6 +142,15 @@ def rows(source: Source) -> Iterator[Row]:
         if kept:
             build = partial(_convert, source, data, image, category, kept)
             yield Row(source.path, f"#{image}/{name}", kept, build)
+    named = {(image, data.categories.get(category, {}).get("name")) for image, category in groups}
+    for phrase in source.options.absent:
+        for id_, image in data.images.items():
+            if (id_, phrase) not in named:
+                yield Row(source.path, f"#{id_}/{phrase}", image, partial(_absent, source, data, image, phrase))
+
+
+def _absent(source: Source, data: Instances, image: Entry, phrase: str) -> Value:
+    return absent_value(data.picture(source, image), phrase)
 
 
 def _convert(source: Source, data: Instances, image_id: Any, category_id: Any, boxed: Sequence[Entry]) -> Value:
@@ -166,5 +177,5 @@ FORMAT = Format(
     title="COCO detection: instances with categories (JSON)",
     sniff=lambda found: {"images", "annotations", "categories"} <= found.keys,
     rows=rows,
-    options=BOXES | {"crowd": "what a region marked as a crowd is: keep or skip"},
+    options=BOXES | ABSENT | {"crowd": "what a region marked as a crowd is: keep or skip"},
 )

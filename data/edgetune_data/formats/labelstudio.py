@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from edgetune_data.formats.base import BOXES, Format, Row, Source, Value
+from edgetune_data.formats.base import ABSENT, BOXES, Format, Row, Source, Value, absent_value
 from edgetune_data.formats.sniffing import is_json_lines
-from edgetune_data.frames import frame_of, xywh_to_xyxy
+from edgetune_data.frames import frame_of, is_turned, xywh_to_xyxy
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records.forms import FormError
@@ -29,8 +29,6 @@ _UPLOAD = "/data/upload/"
 _LOCAL = "/data/local-files/"
 _SERVER = ("/data/", "s3://", "gs://", "azure-blob://")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
-_UPRIGHT = 1e-3
-"""Degrees that are no rotation: less than a tenth of a pixel of a 4K picture."""
 Entry = Mapping[str, Any]
 Shown = tuple[str, int | None]
 """Which picture of a task: the <Image> tag and the page, None for a tag that has one picture."""
@@ -55,6 +53,7 @@ def rows(source: Source) -> Iterator[Row]:
                 continue
             view = _View(source, task, one_tag)
             made = list(_phrases(view, annotations)) + list(_questions(view, annotations))
+            made += list(_absent(view, annotations))
         except FormError as error:
             yield Row(source.path, place, task, partial(_refuse, error))
             continue
@@ -163,6 +162,28 @@ def _ground(view: _View, shown: Shown, phrase: str, entries: Sequence[tuple[str,
     return value
 
 
+def _absent(view: _View, annotations: Sequence[Entry]) -> Iterator[tuple[str, Any]]:
+    """Yield (name of the row, builder) for phrases that were looked for and of which nothing was boxed.
+
+    A task of one picture alone says which picture that is where nothing was drawn.
+    """
+    results = [entry for annotation in annotations for entry in _results(annotation, (*_RECTANGLES, "textarea"))]
+    boxed = {str(entry.get("id")) for entry in results if entry["type"] in _RECTANGLES}
+    named: set[str] = set()
+    for entry in results:
+        if str(entry.get("id")) in boxed:
+            for key in ("rectanglelabels", "labels", "text"):
+                named |= set(_texts(entry["value"].get(key) or []))
+    shown: Shown = next((_shown(entry) for entry in results if entry["type"] in _RECTANGLES), ("image", None))
+    for phrase in view.source.options.absent:
+        if phrase not in named:
+            yield phrase, partial(_nothing, view, shown, phrase)
+
+
+def _nothing(view: _View, shown: Shown, phrase: str) -> Value:
+    return absent_value(view.picture(shown), phrase)
+
+
 def _box(source: Source, image: str, entry: Entry) -> list[float]:
     """Return a rectangle, given in percent of width and height, in pixels of the upright picture."""
     value = entry["value"]
@@ -180,12 +201,12 @@ def _box(source: Source, image: str, entry: Entry) -> list[float]:
 
 
 def _is_turned(degrees: Any) -> bool:
-    """Whether a rotation in degrees (None for none) is one: 360 and the rounding of a mouse's turn back are not."""
+    """Whether a rotation in degrees (None for none) is one."""
     if degrees is None:
         return False
     if not isinstance(degrees, int | float) or not math.isfinite(degrees):
         raise FormError(f"a rotation is a number of degrees, got {degrees!r}")
-    return abs(math.remainder(degrees, 360)) > _UPRIGHT
+    return is_turned(degrees)
 
 
 def _questions(view: _View, annotations: Sequence[Entry]) -> Iterator[tuple[str, Any]]:
@@ -325,6 +346,7 @@ FORMAT = Format(
     sniff=lambda found: not found.is_json_lines and isinstance(found.telling.get("data"), dict),
     rows=rows,
     options=BOXES
+    | ABSENT
     | {
         "questions": "the name of a labelling control and the question that it answers",
         "columns": "the entry of a task that an image tag shows, as TAG=NAME",

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-from xml.parsers import expat
 
-from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, number_in, read_text
+from edgetune_data.formats.base import IMAGE_ROOT, Format, Row, Source, Value, in_folders, read_text
 from edgetune_data.formats.sniffing import Sniffed
+from edgetune_data.formats.xml_lines import Lines, Wrong, number_of, parse, word_of
 from edgetune_data.frames import frame_of
 from edgetune_data.settings import ReadSettings
-from edgetune_runtime.errors import InputError, excerpt
+from edgetune_runtime.errors import InputError
 from edgetune_runtime.records.forms import FormError
 
 ANNOTATIONS, SETS = "Annotations", "ImageSets/Main"
@@ -148,66 +147,17 @@ def _read(path: Path) -> _Annotation:
     """Read an XML file; what is wrong with it is told when its record is built."""
     found = _Annotation(path)
     try:
-        root, lines = _parse(path)
+        root, lines = parse(path)
         if root.tag != "annotation":
-            raise _Wrong(1, f"<{root.tag}> is no <annotation>")
-        found.picture = _word(root.find("filename"))
+            raise Wrong(1, f"<{root.tag}> is no <annotation>")
+        found.picture = word_of(root.find("filename"))
         if not found.picture:
-            raise _Wrong(1, "no <filename>")
+            raise Wrong(1, "no <filename>")
         found.size = _size(root, lines)
         found.objects = [_object(element, lines) for element in root.findall("object")]
-    except _Wrong as error:
+    except Wrong as error:
         found.problem = (f":{error.line}", FormError(str(error), hint=error.hint))
     return found
-
-
-class _Wrong(FormError):
-    """Something is wrong on a line of an XML file."""
-
-    def __init__(self, line: int, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.line = line
-
-
-Lines = dict[ElementTree.Element, int]
-
-
-def _parse(path: Path) -> tuple[ElementTree.Element, Lines]:
-    """Return the document's element and the lines that elements start on; a document type could expand without end."""
-    parser, builder, lines = expat.ParserCreate(), ElementTree.TreeBuilder(), Lines()
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        lines[builder.start(tag, attributes)] = parser.CurrentLineNumber
-
-    def refuse(*_: Any) -> None:
-        raise _Wrong(parser.CurrentLineNumber, "a document type is not read", hint="remove the <!DOCTYPE> declaration")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
-        raise _Wrong(
-            error.lineno, f"not valid XML: {expat.ErrorString(error.code)} at column {error.offset + 1}"
-        ) from error
-    except (OSError, ValueError, LookupError) as error:  # gone, or in an encoding that nobody knows
-        raise _Wrong(1, f"cannot be read: {error}") from error
-    return builder.close(), lines
-
-
-def _word(element: ElementTree.Element | None) -> str:
-    return ((element.text or "") if element is not None else "").strip()
-
-
-def _number(element: ElementTree.Element | None, lines: Lines, tag: str, line: int) -> float:
-    if element is None:
-        raise _Wrong(line, f"no <{tag}>")
-    try:
-        return number_in(_word(element))
-    except ValueError as error:
-        raise _Wrong(lines[element], f"<{tag}> must be a number, got {excerpt(_word(element), 40)}") from error
 
 
 def _size(root: ElementTree.Element, lines: Lines) -> tuple[float, float] | None:
@@ -216,23 +166,23 @@ def _size(root: ElementTree.Element, lines: Lines) -> tuple[float, float] | None
     if size is None:
         return None
     sides = (
-        _number(size.find("width"), lines, "width", lines[size]),
-        _number(size.find("height"), lines, "height", lines[size]),
+        number_of(size.find("width"), lines, "width", lines[size]),
+        number_of(size.find("height"), lines, "height", lines[size]),
     )
     width, height = (int(side) if side.is_integer() else side for side in sides)
     return (width, height) if width or height else None
 
 
 def _object(element: ElementTree.Element, lines: Lines) -> _Object:
-    line, name, box = lines[element], _word(element.find("name")), element.find("bndbox")
+    line, name, box = lines[element], word_of(element.find("name")), element.find("bndbox")
     if not name:
-        raise _Wrong(line, "an object has no <name>")
+        raise Wrong(line, "an object has no <name>")
     if box is None:
-        raise _Wrong(line, f"the object {name!r} has no <bndbox>", hint="boxes are upright; rotated ones are not read")
+        raise Wrong(line, f"the object {name!r} has no <bndbox>", hint="boxes are upright; rotated ones are not read")
     if len(element.findall("bndbox")) > 1:
-        raise _Wrong(line, f"the object {name!r} has several <bndbox>", hint="write an <object> for each")
-    corners = [_number(box.find(tag), lines, tag, lines[box]) for tag in _CORNERS]
-    return _Object(line, name, corners, _word(element.find("difficult")) == "1")
+        raise Wrong(line, f"the object {name!r} has several <bndbox>", hint="write an <object> for each")
+    corners = [number_of(box.find(tag), lines, tag, lines[box]) for tag in _CORNERS]
+    return _Object(line, name, corners, word_of(element.find("difficult")) == "1")
 
 
 def _sniff(found: Sniffed) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edgetune_runtime.errors import ImageError
 from edgetune_runtime.images.load import load_image
-from edgetune_runtime.live.watch import Observation
+from edgetune_runtime.live.observations import Observation
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -50,6 +50,25 @@ def _pairs(pixels: Pixels) -> Pixels:
     return pixels.reshape(pixels.shape[0], -1, 4)
 
 
+def check(message: Any) -> None:
+    """Refuse a sensor_msgs Image that `picture` cannot convert, without converting it.
+
+    Raises:
+        ImageError: as `picture`.
+    """
+    if message.encoding not in _ENCODINGS:
+        raise ImageError(
+            f"the encoding {message.encoding!r} is not read", hint=f"publish one of {', '.join(_ENCODINGS)}"
+        )
+    depth, _ = _ENCODINGS[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    data = np.frombuffer(memoryview(message.data), np.uint8)
+    if step < width * depth or data.size < height * step or (depth == 2 and width % 2):
+        raise ImageError(
+            f"{data.size} bytes in rows of {step} are no picture of {width}x{height} in {message.encoding}"
+        )
+
+
 def picture(message: Any) -> Image.Image:
     """Return the upright RGB picture of a sensor_msgs Image or CompressedImage.
 
@@ -58,17 +77,10 @@ def picture(message: Any) -> Image.Image:
     """
     if not hasattr(message, "encoding"):
         return load_image(bytes(message.data))
-    if message.encoding not in _ENCODINGS:
-        raise ImageError(
-            f"the encoding {message.encoding!r} is not read", hint=f"publish one of {', '.join(_ENCODINGS)}"
-        )
+    check(message)
     depth, convert = _ENCODINGS[message.encoding]
     height, width, step = message.height, message.width, message.step
     data = np.frombuffer(memoryview(message.data), np.uint8)
-    if step < width * depth or data.size < height * step or (depth == 2 and width % 2):
-        raise ImageError(
-            f"{data.size} bytes in rows of {step} are no picture of {width}x{height} in {message.encoding}"
-        )
     rows = data[: height * step].reshape(height, step)[:, : width * depth]  # rows may be padded
     return Image.fromarray(np.ascontiguousarray(convert(rows.reshape(height, width, depth))))
 

@@ -12,7 +12,10 @@ from types import SimpleNamespace
 
 import rclpy
 from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
@@ -71,6 +74,7 @@ class Grounding(Node):
             CompressedImage if compressed else Image, "image", self._topic.push, qos_profile_sensor_data
         )
         self.create_subscription(String, "~/phrase", self._ask_for, 10)
+        self.add_on_set_parameters_callback(self._set)
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
 
@@ -81,18 +85,29 @@ class Grounding(Node):
         except InputError as error:
             self.get_logger().error(f"the phrases stay as they are: {error}")
 
+    def _set(self, parameters: list[Parameter]) -> SetParametersResult:
+        """The parameter `phrases` may be set while the node runs, the others not."""
+        for parameter in parameters:
+            if parameter.name != "phrases":
+                return SetParametersResult(successful=False, reason=f"{parameter.name} is read at the start alone")
+            try:
+                self._watcher.phrases = parameter.value
+            except InputError as error:
+                return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True, reason="")
+
     def _watch(self) -> None:
         try:
             for observation in self._watcher:
                 assert isinstance(observation.frame.picture, RosPicture)
                 self._publisher.publish(detections(observation, observation.frame.picture.header, TYPES))
-        except EdgetuneError as error:
-            self.get_logger().fatal(f"{error}" + (f" ({error.hint})" if error.hint else ""))
-            rclpy.try_shutdown()
+        except Exception as error:  # a node whose thread has ended would wait for nothing
+            if rclpy.ok():
+                self.get_logger().fatal(f"{type(error).__name__}: {error}")
+                rclpy.try_shutdown()
 
     def destroy_node(self) -> None:
         """End the watch, then the node."""
-        self._topic.end()
         self._watcher.stop()
         self._thread.join()
         self._session.close()
@@ -108,7 +123,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else "")) from error
     try:
         rclpy.spin(node)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
         node.destroy_node()

@@ -5,20 +5,56 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from edgetune_ros.convert import picture
+from PIL import Image
+
+from edgetune_ros.convert import check, picture
 from edgetune_runtime.errors import ImageError
-from edgetune_runtime.live.frames import StillPicture
+from edgetune_runtime.live.frames import Gray, StillPicture
 from edgetune_runtime.live.sources import Fault, Shot, Source
 
 
-@dataclass(frozen=True)
-class RosPicture(StillPicture):
-    """A picture with the header of the message that it came in."""
+class RosPicture:
+    """The picture of a message, which is converted when somebody looks at it; see `Picture`.
 
-    header: Any = None
+    Args:
+        message: sensor_msgs Image or CompressedImage.
+
+    Attributes:
+        header: of the message.
+
+    Raises:
+        ImageError: it holds no picture that is read. A compressed one is decoded to tell.
+    """
+
+    def __init__(self, message: Any) -> None:
+        self.header, self._message = message.header, message
+        self._lock = threading.Lock()
+        self._still: StillPicture | None = None
+        if hasattr(message, "encoding"):
+            check(message)
+        else:
+            self._still = StillPicture(picture(message))
+
+    def _converted(self) -> StillPicture:
+        with self._lock:
+            if self._still is None:
+                self._still = StillPicture(picture(self._message))
+            return self._still
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """As of `Picture`."""
+        return self._converted().size
+
+    def rgb(self) -> Image.Image:
+        """As of `Picture`."""
+        return self._converted().rgb()
+
+    def gray(self, size: tuple[int, int]) -> Gray:
+        """As of `Picture`."""
+        return self._converted().gray(size)
 
 
 class Topic(Source):
@@ -29,7 +65,7 @@ class Topic(Source):
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.live = name, True
+        self.name, self.live, self.returns = name, True, False
         self._changed = threading.Condition()
         self._newest: tuple[Any, float] | None = None
         self._ended = False
@@ -40,8 +76,8 @@ class Topic(Source):
             self._newest = (message, time.monotonic())
             self._changed.notify()
 
-    def end(self) -> None:
-        """No further message comes."""
+    def close(self) -> None:
+        """No further message is waited for."""
         with self._changed:
             self._ended = True
             self._changed.notify()
@@ -56,6 +92,8 @@ class Topic(Source):
                 message, captured = self._newest
                 self._newest = None
             try:
-                yield Shot(RosPicture(picture(message), message.header), captured)
+                taken = RosPicture(message)
             except ImageError as error:
                 yield Fault(str(error))
+                continue
+            yield Shot(taken, captured)

@@ -36,6 +36,11 @@ def token_probabilities(
     return found
 
 
+def joint_probability(tokens: Sequence[TokenProbability]) -> float | None:
+    """Return the probability (0-1) of a whole answer, the product over its tokens; None where these are not known."""
+    return math.prod(token.probability for token in tokens) if tokens else None
+
+
 class BoxScores:
     """The scores of an answer's boxes.
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.box_format import BoxFormat
-from edgetune_runtime.codec.confidence import BoxScores, TokenProbability
+from edgetune_runtime.codec.confidence import BoxScores, TokenProbability, joint_probability
 from edgetune_runtime.codec.geometry import (
     Boxes,
     Geometry,
@@ -81,6 +81,8 @@ class ParsedAnswer:
             the broken one is not guessed.
         problem: what is wrong with the text, or None.
         refused: the model said that the object is not there.
+        refusal_score: probability (0-1) with which it said so: the product over the answer's tokens. None where
+            nothing was refused, or where the tokens' probabilities are not known.
     """
 
     text: str
@@ -88,6 +90,7 @@ class ParsedAnswer:
     complete: bool
     problem: str | None
     refused: bool
+    refusal_score: float | None = None
 
     @property
     def status(self) -> Literal["found", "refused", "unparsed"]:
@@ -206,7 +209,7 @@ def parse(
     """
     body, thinking = _answer_part(text)
     if _bare(_TAG.sub("", body)) in map(_bare, (box_format.absent, *box_format.refusals)):
-        return ParsedAnswer(text, [], complete=True, problem=None, refused=True)
+        return ParsedAnswer(text, [], True, None, True, joint_probability(tokens))
 
     reading = grammar.read(body, box_format)
     boxes = to_image([box.numbers for box in reading.boxes], geometry, box_format)
@@ -230,7 +233,8 @@ def parse(
         problems.append("no box in the answer")
     if len(problems) > _MAX_PROBLEMS:
         problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
-    return ParsedAnswer(text, detections, complete, "; ".join(problems) or None, refused)
+    score = joint_probability(tokens) if refused else None
+    return ParsedAnswer(text, detections, complete, "; ".join(problems) or None, refused, score)
 
 
 def _answer_part(text: str) -> tuple[str, bool]:

@@ -12,13 +12,17 @@ from edgetune_runtime.live.frames import Frame
 from edgetune_runtime.live.sources import Fault, Shot, Source, SourceError
 
 _LONGEST_WAIT = 15.0
-"""Seconds between two attempts to open a source that has been away for long."""
+"""Seconds between two attempts to open a source that has been away for long, or that has refused."""
+_STEADY = 2.0
+"""Seconds that a source has to be there before it counts as being there again."""
+_TOLD = 100
+"""Of so many faults one is told, and the first."""
 
 
 def pause(away: float) -> float:
     """How long to wait before the next attempt to open a source, in seconds: a tenth of what it has been away.
 
-    An outage of ten seconds is so noticed within one second of its end, and a camera that is off for the night is
+    The end of an outage of ten seconds is so noticed within one second, and a camera that is off for the night is
     asked four times a minute.
 
     >>> pause(0.0), pause(10.0), pause(3600.0)
@@ -40,7 +44,7 @@ class Capture:
 
     Args:
         source: that is read.
-        tell: called with a line of words when the source is lost, and when it is there again.
+        tell: called with a line of words when the source is lost, when it is there again, and of faults.
         patient: whether a source that cannot be opened at first is waited for, as for one that is lost later.
 
     Attributes:
@@ -77,6 +81,7 @@ class Capture:
     def stop(self) -> None:
         """Give no further frames; whoever waits for one no longer does."""
         self._closing.set()
+        self._source.close()
         with self.changed:
             self.changed.notify_all()
 
@@ -91,7 +96,7 @@ class Capture:
             The frame, or None where the source has ended, or in the time none came.
 
         Raises:
-            SourceError: the source could not be opened at first.
+            SourceError: the source could not be opened at first, or had no frame that could be read.
             MissingDependency: what reads it is not installed.
         """
         with self.changed:
@@ -122,12 +127,15 @@ class Capture:
                     return
                 if isinstance(shot, Fault):
                     self.faults += 1
+                    if self.faults % _TOLD == 1:
+                        self._tell(fault(self._source, self.faults, shot))
                     continue
                 frame = frame_of(shot, self.frames)
                 with self.changed:
                     self.frames += 1
                     self._newest = frame
                     self.changed.notify_all()
+            check_seen(self._source, self.frames, self.faults)
         except EdgetuneError as error:
             self._error = error
         except Exception as error:  # a decoder may raise anything; whoever waits for frames has to learn of it
@@ -139,27 +147,49 @@ class Capture:
 
     def _connected(self) -> Iterator[Shot | Fault]:
         """What the source gives, across its losses."""
-        lost: float | None = None  # when its last frame came
+        lost: float | None = None  # when it was noticed that it is lost
         while not self._closing.is_set():
+            back: float | None = None  # since when it is there again
             try:
                 for shot in self._source.shots():
                     if lost is not None and isinstance(shot, Shot):
-                        self._tell(f"{self._source.name}: there again after {time.monotonic() - lost:.1f} s")
-                        lost = None
+                        now = time.monotonic()
+                        back = now if back is None else back
+                        if now - back >= _STEADY:
+                            self._tell(f"{self._source.name}: there again after {back - lost:.1f} s")
+                            lost = None
                     yield shot
                 return
-            except SourceError as error:  # noqa: PERF203 - a source is opened once in a while
+            except SourceError as error:
                 first = not self.frames and lost is None
-                if first and not self._patient:
+                if not self._source.returns or (first and not (self._patient and not error.refused)):
                     raise
+                if self._closing.is_set():
+                    return
                 if lost is None:
                     lost = time.monotonic()
                     self.losses += 1
                     self._tell(f"{error}; trying again until it is there")
-                self._closing.wait(pause(time.monotonic() - lost))
+                wait = _LONGEST_WAIT if error.refused else pause(time.monotonic() - lost)
+                self._closing.wait(wait)
 
 
 def frame_of(shot: Shot, number: int) -> Frame:
     """A shot as a numbered frame, with the wall clock's time of its capture."""
     stamp = time.time_ns() - round((time.monotonic() - shot.captured) * 1e9)
     return Frame(number, shot.picture, shot.captured, stamp, shot.media_time)
+
+
+def fault(source: Source, count: int, found: Fault) -> str:
+    """A line of words about a frame that could not be read."""
+    return f"{source.name}: a frame could not be read ({count} up to now): {found.problem}"
+
+
+def check_seen(source: Source, frames: int, faults: int) -> None:
+    """Refuse a recording, or faults alone, of which nothing could be looked at.
+
+    Raises:
+        SourceError: there was nothing.
+    """
+    if not frames and (faults or not source.live):
+        raise SourceError(f"{source.name}: none of its {faults} frames could be read")

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 BUNDLE = "EDGETUNE_BUNDLE"
 """Variable with the folder of the bundle."""
+_NEEDS = {
+    "webhook": "when",
+    "snapshots": "when",
+    "moved_by": "when",
+    "confirm": "when",
+    "keep": "snapshots",
+    "api_key": "http",
+}
+"""Options that mean nothing without another."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rate", type=_positive, metavar="N", help=rate)
     add("--pixel-format", metavar="NAME", help="of a local camera, such as mjpeg (default: the camera's own)")
     transport = "of RTSP; udp loses packets, and is a little earlier (default: tcp)"
-    add("--transport", choices=("tcp", "udp"), default="tcp", help=transport)
+    add("--transport", choices=("tcp", "udp"), help=transport)
+    timeout = "time that a stream may take to open, and may send nothing before it counts as lost (default: 3)"
+    add("--timeout", type=_positive, default=3.0, metavar="SECONDS", help=timeout)
     add("--wait", action="store_true", help="wait for a source that is not there at first; one that is lost always is")
     realtime = (
         "play a video or a folder as a camera would have given it, and let frames go that the model is too slow for"
@@ -65,12 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     when = "write a line for each event in the place of each frame: found, lost or moved, by commas"
     add("--when", type=_kinds, metavar="EVENTS", help=when)
     moved = "how far something moves before it has moved, as a share of the picture's diagonal (default: 0.1)"
-    add("--moved-by", type=_positive, default=0.1, metavar="SHARE", help=moved)
+    add("--moved-by", type=_positive, metavar="SHARE", help=moved)
     confirm = "answers in a row that have to agree that something is there, or gone (default: 1)"
-    add("--confirm", type=count, default=1, metavar="N", help=confirm)
+    add("--confirm", type=count, metavar="N", help=confirm)
     add("--webhook", metavar="URL", help="post each event to this address")
     add("--snapshots", type=Path, metavar="DIR", help="keep a picture of each event in this folder")
-    add("--keep", type=count, default=1000, metavar="N", help="snapshots that are kept (default: 1000)")
+    add("--keep", type=count, metavar="N", help="snapshots that are kept (default: 1000)")
     add("--mqtt", metavar="URL", help="publish to a broker: mqtt://[user@]host[:port]/topic")
     add("--video", type=Path, metavar="FILE", help="write frames with their boxes to this .mp4 or .mkv")
     add("--mcap", type=Path, metavar="FILE", help="write frames and boxes to this .mcap, which Foxglove opens")
@@ -90,19 +101,28 @@ def run(options: argparse.Namespace) -> None:
         BundleError: the bundle does not load.
         MissingDependency: an extra is not installed.
     """
-    from edgetune_runtime.live.events import KINDS, Events
-    from edgetune_runtime.live.sources import Paced, Wishes, source_of
+    from edgetune_runtime.live.events import Events
+    from edgetune_runtime.live.sources import Paced, SourceOptions, source_of
     from edgetune_runtime.live.watch import Watcher
 
     if options.bundle is None:
         raise InputError("no bundle", hint=f"name its folder by --bundle, or in the variable {BUNDLE}")
-    if (options.webhook or options.snapshots) and not options.when:
-        options.when = list(KINDS)
-    wishes = Wishes(
-        size=options.size, rate=options.rate, pixel_format=options.pixel_format, transport=options.transport
+    for name, needed in _NEEDS.items():
+        if getattr(options, name) and not getattr(options, needed):
+            flag, other = (f"--{each.replace('_', '-')}" for each in (name, needed))
+            raise InputError(f"{flag} needs {other}", hint="see edgetune-run watch --help")
+    asked = SourceOptions(
+        size=options.size,
+        rate=options.rate,
+        pixel_format=options.pixel_format,
+        transport=options.transport,
+        timeout=options.timeout,
     )
-    source = source_of(options.source, wishes)
-    if options.realtime and not source.live:
+    source = source_of(options.source, asked)
+    for flag, wrong in (("--realtime", options.realtime and source.live), ("--wait", options.wait and not source.live)):
+        if wrong:
+            raise InputError(f"{source.name}: {flag} is not for this kind of source", hint="leave it out")
+    if options.realtime:
         source = Paced(source)
     track = _tracks(options.track)
     with load_session(options.bundle, vars(options), cached_images=0) as session, ExitStack() as stack:
@@ -116,7 +136,8 @@ def run(options: argparse.Namespace) -> None:
             patient=options.wait,
             tell=_tell,
         )
-        events = Events(options.when, moved=options.moved_by, confirm=options.confirm) if options.when else None
+        moved, confirm = options.moved_by or 0.1, options.confirm or 1
+        events = Events(options.when, moved=moved, confirm=confirm) if options.when else None
         sinks = list(_sinks(options, session, stack))
         try:
             for observation in watcher:
@@ -154,10 +175,19 @@ def _sinks(options: argparse.Namespace, session: Session, stack: ExitStack) -> I
     """What takes what is seen, closed with the stack."""
     from edgetune_runtime.live.sinks import Lines, Snapshots
 
+    if options.http:  # which is closed last, for its viewers take their time
+        try:
+            from edgetune_runtime.live.sinks.page import Page
+        except ModuleNotFoundError as error:
+            raise MissingDependency(
+                f"{error.name} is not installed", hint=install_command("serve", "edgetune-runtime")
+            ) from error
+        name = Path(options.bundle).resolve().name
+        yield stack.enter_context(closing(Page(session, name, options.http, options.api_key)))
     if not options.quiet:
         yield Lines(events=bool(options.when))
     if options.snapshots:
-        yield Snapshots(options.snapshots, keep=options.keep)
+        yield Snapshots(options.snapshots, keep=options.keep or 1000)
     if options.video:
         from edgetune_runtime.live.sinks.video import Video
 
@@ -173,16 +203,7 @@ def _sinks(options: argparse.Namespace, session: Session, stack: ExitStack) -> I
     if options.mqtt:
         from edgetune_runtime.live.sinks.mqtt import Mqtt
 
-        yield stack.enter_context(closing(Mqtt(options.mqtt)))
-    if options.http:
-        try:
-            from edgetune_runtime.live.sinks.page import Page
-        except ModuleNotFoundError as error:
-            raise MissingDependency(
-                f"{error.name} is not installed", hint=install_command("serve", "edgetune-runtime")
-            ) from error
-        name = Path(options.bundle).resolve().name
-        yield stack.enter_context(closing(Page(session, name, options.http, options.api_key)))
+        yield stack.enter_context(closing(Mqtt(options.mqtt, tell=_tell)))
 
 
 def _size(text: str) -> tuple[int, int]:

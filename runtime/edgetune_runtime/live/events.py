@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune_runtime.errors import InputError
-from edgetune_runtime.live.watch import Observation, Seen
+from edgetune_runtime.live.observations import Observation, Seen
 
 KINDS = ("found", "lost", "moved")
 """What there is to be told of."""

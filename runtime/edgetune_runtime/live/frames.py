@@ -62,7 +62,7 @@ class VideoPicture:
     def __init__(self, frame: av.VideoFrame) -> None:
         self._frame = frame
         self._lock = threading.Lock()  # a frame converts itself with one scaler, which two threads would lock up
-        self._turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise quarters, as numpy's rot90
+        self._turns = round(frame.rotation / 90) % 4  # counter-clockwise quarters, as numpy's rot90
 
     @property
     def size(self) -> tuple[int, int]:

@@ -57,6 +57,18 @@ def test_without_probabilities_there_is_no_score() -> None:
     assert scores("qwen3_vl", text, []) == [None, None]
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_refusal_has_the_probability_of_all_of_its_tokens(name: str) -> None:
+    box_format = FAMILIES[name].box_format
+    for words in (box_format.absent, *box_format.refusals):
+        unsure = dict.fromkeys(range(0, len(words), 2), 0.5)
+        answer = parse(words, GEOMETRY, box_format, letters(words, unsure))
+        assert answer.refused and answer.refusal_score == pytest.approx(0.5 ** len(unsure))
+        assert parse(words, GEOMETRY, box_format).refusal_score is None
+    text = encode(TWO, ["a", "b"], GEOMETRY, box_format)
+    assert parse(text, GEOMETRY, box_format, letters(text, {})).refusal_score is None
+
+
 def test_probabilities_are_the_softmax_of_the_logits(qwen3_vl_bundle: Path) -> None:
     bundle = Bundle.load(qwen3_vl_bundle)
     backend = load_backend(bundle, threads=1)

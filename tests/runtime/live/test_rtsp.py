@@ -14,8 +14,9 @@ import pytest
 
 from edgetune_runtime.bench.metrics import sample_iou
 from edgetune_runtime.live.capture import Capture
+from edgetune_runtime.live.observations import Observation
 from edgetune_runtime.live.sources import SourceError, source_of
-from edgetune_runtime.live.watch import Observation, Watcher
+from edgetune_runtime.live.watch import Watcher
 from edgetune_runtime.session import Session
 
 from .conftest import Scene
@@ -75,6 +76,8 @@ def test_an_outage_of_ten_seconds_is_over_five_seconds_after_its_end(
         start()
         back[0] = time.monotonic()
 
+    limit = threading.Timer(90, watcher.stop)  # or a camera that does not come back would never end this
+    limit.start()
     for observation in watcher:
         found.append(observation)
         if len(found) == 10:
@@ -82,7 +85,9 @@ def test_an_outage_of_ten_seconds_is_over_five_seconds_after_its_end(
             threading.Thread(target=outage, daemon=True).start()
         if back[0] and observation.answered and observation.frame.captured > back[0]:
             assert observation.frame.captured - back[0] < 5.0
+            limit.cancel()
             break
+    assert limit.finished.is_set() and back[0], "the camera was not seen again"
     watcher.stop()
     answered = [observation.frame.number for observation in found if observation.answered]
     assert answered == sorted(set(answered)) and len(found) > gone

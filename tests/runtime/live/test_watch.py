@@ -5,17 +5,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 
+from edgetune_runtime.answer import Answer
 from edgetune_runtime.bench.metrics import sample_iou
 from edgetune_runtime.errors import ImageError, InputError
-from edgetune_runtime.live.frames import StillPicture
+from edgetune_runtime.live.frames import StillPicture, VideoPicture
+from edgetune_runtime.live.observations import Observation
 from edgetune_runtime.live.sources import Fault, Paced, Shot, SourceError, source_of
-from edgetune_runtime.live.watch import Observation, Watcher
+from edgetune_runtime.live.watch import Watcher
 from edgetune_runtime.session import Session
-from live import Scripted, moving, shift, video
+from edgetune_runtime.timing import Timings
+from live import Scripted, moving, plain, shift, video
 
 from .conftest import Scene
 
@@ -161,6 +167,93 @@ def test_an_hour_of_frames_takes_no_more_memory_than_a_minute(watching: Session,
     assert len(numbers) > 20 and numbers == sorted(set(numbers))
     early, late = memory[len(memory) // 5], max(memory[len(memory) // 5 :])
     assert late < 1.05 * early, f"from {early} to {late} pages"
+
+
+class Slow:
+    """Answers that nothing is there, after a while; what a large model is like."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def request(self, phrase: str) -> str:
+        return phrase
+
+    def answer(self, image: Any, prompt: Any, **options: Any) -> Any:
+        time.sleep(self._seconds)
+        timings = Timings(0.0, 0.0, 0.0, 0.0, self._seconds, 1)
+        nothing = Answer(text="[]", detections=[], complete=True, problem=None, refused=True, timings=timings)
+        return [nothing for _ in prompt]
+
+
+def resident() -> float:
+    """Memory of this process in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def test_frames_that_go_by_while_a_slow_model_answers_are_not_kept() -> None:
+    """A frame of 1080p is 3 MB; of sixty a second nothing but small pictures may stay."""
+
+    class Large(Scripted):
+        def shots(self) -> Iterator[Shot | Fault]:
+            for number in range(240):
+                pixels = np.full((1080, 1920, 3), number % 256, np.uint8)
+                yield Shot(VideoPicture(av.VideoFrame.from_ndarray(pixels, format="rgb24")), time.monotonic())
+                time.sleep(0.01)
+
+    before = resident()
+    grown = [resident() - before for _ in Watcher(Slow(1.0), Large(), ["a cup"], track=True)]
+    assert len(grown) > 20 and max(grown) < 150
+
+
+def test_answers_wait_for_who_is_slow_and_not_in_a_queue() -> None:
+    pictures: list[Image.Image | Fault | float | SourceError] = []
+    for number in range(200):
+        pictures += [plain(number % 256), 0.01]
+    late = []
+    for observation in Watcher(Slow(0.01), Scripted(pictures), ["a cup"]):
+        late.append(observation.delay)
+        time.sleep(0.2)
+    # One answer is ready and the next is begun when it was taken, of the newest frame; a queue would be seconds long.
+    assert len(late) > 5 and max(late) < 1.0
+
+
+def test_a_recording_that_is_stopped_ends_and_is_not_watched_twice(watching: Session, scene: Scene, clip: Path) -> None:
+    watcher = Watcher(watching, source_of(str(clip)), [scene.phrase])
+    found = []
+    for observation in watcher:
+        found.append(observation)
+        watcher.stop()
+    assert len(found) == 1
+    with pytest.raises(InputError, match="watches once"):
+        iter(watcher)
+
+
+def test_a_recording_whose_time_goes_back_is_watched_on() -> None:
+    """Dashcams join films, each of which begins at nought."""
+
+    class Joined(Scripted):
+        def shots(self) -> Iterator[Shot | Fault]:
+            for at in (0.0, 10.0, 11.0, 1.0, 1.5, 2.5):
+                yield Shot(StillPicture(plain(1)), time.monotonic(), at)
+
+    found = list(Watcher(Slow(0.0), Joined(live=False), ["a cup"], every=1.0))
+    assert [observation.frame.media_time for observation in found] == [0.0, 10.0, 11.0, 1.0, 2.5]
+    paced = Watcher(Slow(0.0), Paced(Joined(live=False), speed=100), ["a cup"])
+    assert 5 in [observation.frame.number for observation in paced]
+
+
+def test_a_film_that_breaks_off_is_not_played_again() -> None:
+    camera = Scripted([plain(0), SourceError("broke off")], [plain(1)], live=False)
+    with pytest.raises(SourceError, match="broke off"):
+        list(Watcher(Slow(0.0), Paced(camera), ["a cup"]))
+
+
+def test_a_folder_without_a_picture_that_can_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    told: list[str] = []
+    with pytest.raises(SourceError, match="none of its 1 frames"):
+        list(Watcher(Slow(0.0), source_of(str(tmp_path)), ["a cup"], tell=told.append))
+    assert len(told) == 1 and "a.png" in told[0]
 
 
 def test_answers_come_no_more_often_than_was_asked_for(watching: Session, scene: Scene, clip: Path) -> None:

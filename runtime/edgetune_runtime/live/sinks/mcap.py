@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from edgetune_runtime.draw import PALETTE
-from edgetune_runtime.errors import InputError, MissingDependency, install_command
+from edgetune_runtime.errors import MissingDependency, install_command
 from edgetune_runtime.live.events import Event
-from edgetune_runtime.live.watch import Observation, Seen
+from edgetune_runtime.live.observations import Observation, Seen
+from edgetune_runtime.live.sinks import check_new_file
 
 IMAGE, ANNOTATIONS, OBSERVATIONS, EVENTS = (
     "/camera/image",
@@ -42,37 +46,90 @@ class Mcap:
             raise MissingDependency(
                 "foxglove-sdk is not installed", hint=install_command("mcap", "edgetune-runtime")
             ) from error
-        if path.suffix.lower() != ".mcap":
-            raise InputError(f"{path}: cannot write this kind of file", hint="end the name in .mcap")
-        if not path.parent.is_dir():
-            raise InputError(f"{path.parent}: no such folder")
-        if path.exists():
-            raise InputError(f"{path}: exists already", hint="choose another name; it stays as it is")
+        check_new_file(path, [".mcap"])
+        self._file = _File(path)
+        self._foxglove = foxglove
         self._context = context = foxglove.Context()  # which closes its channels when nobody holds it
-        self._writer = foxglove.open_mcap(str(path), context=context)
+        self._writer: Any = None
         self._image = channels.CompressedImageChannel(IMAGE, context=context)
         self._boxes = channels.ImageAnnotationsChannel(ANNOTATIONS, context=context)
         anything = {"type": "object"}
         self._observations = foxglove.Channel(OBSERVATIONS, schema=anything, message_encoding="json", context=context)
         self._events = foxglove.Channel(EVENTS, schema=anything, message_encoding="json", context=context)
-        self._written = -1
+        self._written: deque[int] = deque(maxlen=1024)  # numbers of frames whose pictures are in the file
 
     def write(self, observation: Observation) -> None:
         """As of `Sink`."""
+        if self._writer is None:
+            self._writer = self._foxglove.open_mcap(self._file.open(), context=self._context)
         frame = observation.frame
-        if frame.number != self._written:  # an answer may come after its frame was passed
+        if frame.number not in self._written:  # an answer may come after its frame was passed
             self._image.log(_image_message(observation), log_time=frame.stamp)
-            self._written = frame.number
+            self._written.append(frame.number)
         self._boxes.log(_annotations_message(observation), log_time=frame.stamp)
         self._observations.log(observation.to_dict(), log_time=frame.stamp)
+        self._file.check()
 
     def tell(self, event: Event) -> None:
         """As of `Sink`."""
         self._events.log(event.to_dict(), log_time=event.observation.frame.stamp)
+        self._file.check()
 
     def close(self) -> None:
         """As of `Sink`."""
-        self._writer.close()
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            try:
+                writer.close()
+            except RuntimeError:
+                self._file.check()
+                raise
+            finally:
+                self._file.close()
+
+
+class _File:
+    """A file that remembers what went wrong: the library logs it, and goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: Any = None
+        self._error: OSError | None = None
+
+    def open(self) -> _File:
+        """Make the file, which must not be there."""
+        self._stream = self._path.open("xb")
+        return self
+
+    def check(self) -> None:
+        """Raise what went wrong first."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+    def write(self, data: bytes | bytearray) -> int:
+        """Write all of it."""
+        return self._do(lambda: int(self._stream.write(data)))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go elsewhere."""
+        return self._do(lambda: int(self._stream.seek(offset, whence)))
+
+    def flush(self) -> None:
+        """Give what is held to the system."""
+        self._do(lambda: self._stream.flush() or 0)
+
+    def close(self) -> None:
+        """Close it; what could not be written was told before."""
+        with suppress(OSError):
+            self._stream.close()
+
+    def _do(self, work: Callable[[], int]) -> int:
+        try:
+            return work()
+        except OSError as error:
+            self._error = self._error or error
+            raise
 
 
 def _timestamp(stamp: int) -> Any:

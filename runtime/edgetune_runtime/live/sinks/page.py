@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import io
 import json
 import threading
@@ -17,8 +16,8 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from edgetune_runtime.live.events import Event
+from edgetune_runtime.live.observations import Observation
 from edgetune_runtime.live.sinks import annotated
-from edgetune_runtime.live.watch import Observation
 from edgetune_runtime.serve.app import PAGE_POLICY, Settings, build_app
 from edgetune_runtime.serve.command import UVICORN, address_of, api_keys, listen
 from edgetune_runtime.session import Session
@@ -29,6 +28,8 @@ STREAM = "/live/stream.mjpg"
 BOXES = "/live/boxes"
 _BOUNDARY = "frame"
 _QUALITY = 80
+_DRAIN_SECONDS = 2
+"""How long viewers may take to go."""
 
 
 class View:
@@ -40,7 +41,7 @@ class View:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
         self._drawing = threading.Lock()
-        self._drawn = functools.lru_cache(maxsize=1)(_jpeg)
+        self._drawn: tuple[Observation, bytes] | None = None
 
     def routes(self) -> list[Route]:
         """The page, the pictures and the boxes."""
@@ -79,7 +80,11 @@ class View:
     def _draw(self, observation: Observation) -> bytes:
         """A picture, drawn once for all viewers."""
         with self._drawing:
-            return self._drawn(_Held(observation))
+            if self._drawn is None or self._drawn[0] is not observation:
+                held = io.BytesIO()
+                annotated(observation).save(held, "JPEG", quality=_QUALITY)
+                self._drawn = observation, held.getvalue()
+            return self._drawn[1]
 
     async def page(self, request: Request) -> Response:
         """The page."""
@@ -108,25 +113,6 @@ class View:
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
-class _Held:
-    """An observation as a key: the same one, and no equal one."""
-
-    def __init__(self, observation: Observation) -> None:
-        self.observation = observation
-
-    def __hash__(self) -> int:
-        return id(self.observation)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and other.observation is self.observation
-
-
-def _jpeg(held: _Held) -> bytes:
-    buffer = io.BytesIO()
-    annotated(held.observation).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
-
-
 class Page:
     """A server in a thread: the page, and the API of `serve` for the same session, whose answers take turns.
 
@@ -146,8 +132,9 @@ class Page:
         self._view = View()
         listening = listen(host, port)
         settings = Settings(keys=keys, log=None, routes=self._view.routes(), open_paths=[PAGE])
-        # The session is closed by whoever opened it.
-        self._server = uvicorn.Server(uvicorn.Config(build_app({name: session}, settings), **UVICORN))
+        # A viewer that does not read holds up nobody for long. The session is closed with the server, at the end.
+        served = UVICORN | {"timeout_graceful_shutdown": _DRAIN_SECONDS}
+        self._server = uvicorn.Server(uvicorn.Config(build_app({name: session}, settings), **served))
         self._thread = threading.Thread(target=self._server.run, args=([listening],), name="page", daemon=True)
         self._thread.start()
         shown = f"[{host}]" if ":" in host else host

@@ -1,0 +1,5 @@
+from typing import Any
+
+class Parameter:
+    name: str
+    value: Any
