@@ -117,7 +117,7 @@ def greedy_steps(
 ) -> Iterator[Step]:
     """Generate as `greedy` does, each token with its probability unless that is not wanted; `known` as of `prefill`."""
     size = len(prompt.token_ids)
-    _check_count(max_new_tokens)
+    check_count(max_new_tokens)
     if size + max_new_tokens > max_length:
         raise InputError(
             f"the prompt takes {size} tokens and the answer up to {max_new_tokens}: over the bundle's {max_length}",
@@ -137,7 +137,12 @@ def greedy_steps(
             logits = step(backend, token, prompt.next_position + count)
 
 
-def _check_count(max_new_tokens: Any) -> None:
+def check_count(max_new_tokens: Any) -> None:
+    """Refuse a number of tokens that is none.
+
+    Raises:
+        InputError: it is no whole number of at least 1.
+    """
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}")
 

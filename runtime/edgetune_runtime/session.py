@@ -22,7 +22,7 @@ from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.decode import Prompt, Step, greedy_steps
+from edgetune_runtime.decode import Prompt, Step, check_count, greedy_steps
 from edgetune_runtime.errors import BundleError, Cancelled, InputError
 from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
@@ -427,6 +427,7 @@ class Session:
         self, prompt: Prompt, encoded: EncodedImage | None, max_new_tokens: int, clock: _Clock, *, probabilities: bool
     ) -> Iterator[Step]:
         """Yield generated tokens without the stop token."""
+        check_count(max_new_tokens)
         clock.ready = clock.first = time.perf_counter()
         clock.known = self._known(prompt, encoded, max_new_tokens)
         self._begun = None  # until its picture has been read
