@@ -11,6 +11,8 @@ import numpy as np
 from edgetune_runtime.backends import Backend, Float, GreedyBackend, ImageFeatures, Int
 from edgetune_runtime.errors import InputError
 
+SPARE = 64
+"""Tokens that a sequence has room for besides its own, so that a longer phrase about the same picture fits as well."""
 _CHUNK = 16
 """Tokens that an engine with a greedy loop of its own finds at a time."""
 
@@ -33,21 +35,48 @@ class Prompt:
     image_token: int
     image: ImageFeatures | None
 
+    @property
+    def shared(self) -> int:
+        """How many tokens other prompts about the same pictures begin with: up to the last picture's end, or 0."""
+        places = np.flatnonzero(self.token_ids == self.image_token)
+        return 0 if self.image is None or not len(places) else int(places[-1]) + 1
 
-def prefill(backend: Backend, prompt: Prompt, *, room: int) -> Float:
-    """Read the prompt, leaving room for more tokens; return the logits float32 [V] of the first new token."""
-    backend.reserve(len(prompt.token_ids) + room)
-    embeddings = backend.embed(prompt.token_ids)
-    if prompt.image is None:
-        return backend.forward(embeddings, prompt.positions)
-    places = prompt.token_ids == prompt.image_token
+
+def prefill(backend: Backend, prompt: Prompt, *, room: int, known: int = 0) -> Float:
+    """Read the prompt, leaving room for more tokens; return the logits float32 [V] of the first new token.
+
+    The prompt is read in two parts, up to the end of its pictures and from there, whether or not the first of them is
+    known: an answer is the same to the last bit, whatever was asked before.
+
+    Args:
+        backend: that reads.
+        prompt: what is read.
+        room: for that many tokens of the answer.
+        known: tokens that the backend's sequence has of this prompt already.
+    """
+    size, shared = len(prompt.token_ids), prompt.shared
+    if known == 0:
+        backend.reserve(size + room)
+        if shared:
+            _read(backend, prompt, 0, shared)
+            backend.keep()
+    return _read(backend, prompt, max(known, shared), size)
+
+
+def _read(backend: Backend, prompt: Prompt, start: int, end: int) -> Float:
+    """Append a part of the prompt, and return the logits of the token after it."""
+    ids = prompt.token_ids[start:end]
+    embeddings, positions = backend.embed(ids), prompt.positions[:, start:end]
+    places = ids == prompt.image_token
+    if prompt.image is None or not places.any():
+        return backend.forward(embeddings, positions)
     embeddings[places] = prompt.image.embeddings
     deepstack = []
     for features in prompt.image.deepstack:
         dense = np.zeros_like(embeddings)
         dense[places] = features
         deepstack.append(dense)
-    return backend.forward(embeddings, prompt.positions, deepstack)
+    return backend.forward(embeddings, positions, deepstack)
 
 
 def step(backend: Backend, token: int, position: int) -> Float:
@@ -84,16 +113,17 @@ def greedy_steps(
     max_new_tokens: int,
     max_length: int,
     probabilities: bool = True,
+    known: int = 0,
 ) -> Iterator[Step]:
-    """Generate as `greedy` does, each token with its probability unless that is not wanted."""
+    """Generate as `greedy` does, each token with its probability unless that is not wanted; `known` as of `prefill`."""
     size = len(prompt.token_ids)
-    _check_count(max_new_tokens)
+    check_count(max_new_tokens)
     if size + max_new_tokens > max_length:
         raise InputError(
             f"the prompt takes {size} tokens and the answer up to {max_new_tokens}: over the bundle's {max_length}",
             hint="use a smaller image, a shorter text or fewer new tokens, or export with a larger --max-length",
         )
-    logits = prefill(backend, prompt, room=max_new_tokens)
+    logits = prefill(backend, prompt, room=min(max_new_tokens + SPARE, max_length - size), known=known)
     if isinstance(backend, GreedyBackend):
         tokens = _chunks(backend, int(logits.argmax()), prompt.next_position, max_new_tokens, stop)
         yield from (Step(token, None) for token in tokens)
@@ -107,7 +137,12 @@ def greedy_steps(
             logits = step(backend, token, prompt.next_position + count)
 
 
-def _check_count(max_new_tokens: Any) -> None:
+def check_count(max_new_tokens: Any) -> None:
+    """Refuse a number of tokens that is none.
+
+    Raises:
+        InputError: it is no whole number of at least 1.
+    """
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}")
 

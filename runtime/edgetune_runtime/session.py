@@ -22,7 +22,7 @@ from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.decode import Prompt, Step, greedy_steps
+from edgetune_runtime.decode import Prompt, Step, check_count, greedy_steps
 from edgetune_runtime.errors import BundleError, Cancelled, InputError
 from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
@@ -64,6 +64,7 @@ class _Clock:
     ready: float = 0.0
     first: float = 0.0
     tokens: int = 0
+    known: int = 0
     cancel: threading.Event | None = None
 
     def check(self) -> None:
@@ -81,6 +82,7 @@ class _Clock:
             decode=ended - self.first,
             total=ended - self.started,
             tokens=self.tokens,
+            known=self.known,
         )
 
 
@@ -110,6 +112,7 @@ class Session:
         self._cached_images = cached_images
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
         self._lock = threading.RLock()
+        self._begun: EncodedImage | None = None  # with which the engine's sequence begins
         self._turn = 0  # counts calls, so that a stream notices that it is no longer the latest
         self._closed = False
 
@@ -330,7 +333,7 @@ class Session:
             clock.cancel = cancel
             encoded = None if image is None else self._encode(image, clock)
             ready = self._prompt(encoded, prompt)
-            steps = self._generate(ready, max_new_tokens, clock, probabilities=probabilities)
+            steps = self._generate(ready, encoded, max_new_tokens, clock, probabilities=probabilities)
             tokens: list[Token] = []
             pieces = self._pieces(steps, self._turn, clock, tokens, keep_control)
             return Stream(pieces, len(ready.token_ids), tokens, clock.timings)
@@ -376,7 +379,7 @@ class Session:
     def _read(self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: _Clock) -> Answer:
         """Generate a reply and read it as boxes."""
         ready = self._prompt(encoded, prompt)
-        steps = list(self._generate(ready, max_new_tokens, clock, probabilities=True))
+        steps = list(self._generate(ready, encoded, max_new_tokens, clock, probabilities=True))
         timings = clock.timings()
         # Some families write boxes with control tokens, so these stay in the text.
         decode = partial(self._tokenizer.decode, keep_control=True)
@@ -413,8 +416,21 @@ class Session:
             yield piece
         return timings
 
-    def _generate(self, prompt: Prompt, max_new_tokens: int, clock: _Clock, *, probabilities: bool) -> Iterator[Step]:
+    def _known(self, prompt: Prompt, encoded: EncodedImage | None, room: int) -> int:
+        """How many tokens of a prompt the engine has read already, for an earlier phrase about the same picture."""
+        shared, engine = prompt.shared, self._backend
+        here = encoded is not None and encoded is self._begun and 0 < shared <= engine.length
+        fits = len(prompt.token_ids) + room <= engine.capacity
+        return shared if here and fits and engine.rewind(shared) else 0
+
+    def _generate(
+        self, prompt: Prompt, encoded: EncodedImage | None, max_new_tokens: int, clock: _Clock, *, probabilities: bool
+    ) -> Iterator[Step]:
         """Yield generated tokens without the stop token."""
+        check_count(max_new_tokens)
+        clock.ready = clock.first = time.perf_counter()
+        clock.known = self._known(prompt, encoded, max_new_tokens)
+        self._begun = None  # until its picture has been read
         steps = greedy_steps(
             self._backend,
             prompt,
@@ -422,8 +438,8 @@ class Session:
             max_new_tokens=max_new_tokens,
             max_length=self.bundle.limits.max_length,
             probabilities=probabilities,
+            known=clock.known,
         )
-        clock.ready = clock.first = time.perf_counter()
         while True:
             clock.check()
             step = next(steps, None)
@@ -432,6 +448,7 @@ class Session:
             clock.tokens += 1
             if clock.tokens == 1:
                 clock.first = time.perf_counter()
+                self._begun = encoded
             if step.token not in self._stop:
                 yield step
 

@@ -26,7 +26,8 @@ class Timings:
     """Wall seconds of each stage of one answer, and the number of tokens it generated.
 
     `preprocess` is image loading, resizing and tokenisation; `prefill` produces the first token, so `decode` covers
-    `tokens - 1` steps. `total` is measured on its own and may exceed the sum by the loop's own overhead.
+    `tokens - 1` steps. `known` counts the prompt's tokens that the engine had read for an earlier phrase about the same
+    picture, and that `prefill` so does not read. `total` is measured on its own and may exceed the sum by the loop's own overhead.
     """
 
     preprocess: Seconds
@@ -35,6 +36,7 @@ class Timings:
     decode: Seconds
     total: Seconds
     tokens: Count
+    known: Count = 0
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -83,8 +83,15 @@ def test_every_format_holds_the_weight_set(name: str, kind: str, calibrated: Set
     if format_ == "trt":
         return  # its engines need a GPU; the check ran their graphs
     with Session.load(bundle, engine="openvino" if kind == "onnx openvino" else None) as session:
-        picture = read_entries(talks)[1].images[0]
-        assert session.answer(picture, session.request("the cup"), max_new_tokens=4).timings.tokens <= 4
+        picture, other = read_entries(talks)[1].images[0], read_entries(talks)[0].images[0]
+        asked = [session.request(phrase) for phrase in ("the cup", "a jar on the left", "the cup")]
+        answers = session.answer(picture, asked, max_new_tokens=4)
+        assert [answer.timings.known > 0 for answer in answers] == [False, True, True]
+        assert answers[0] == answers[2] and answers[0].timings.tokens <= 4
+        # An answer does not tell whether its picture had been read before.
+        session.answer(other, asked[0], max_new_tokens=4)
+        anew = session.answer(picture, asked[1], max_new_tokens=4)
+        assert anew == answers[1] and anew.timings.known == 0
     if format_ != "onnx":
         check_tensors(name, checkpoint, weights, bundle)
 

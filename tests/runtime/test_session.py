@@ -156,6 +156,35 @@ def test_several_phrases_are_answered_as_one_by_one_and_encoded_once(qwen3_vl_bu
         assert session.ground(image, [], max_new_tokens=8) == []
 
 
+def test_a_further_phrase_is_read_from_the_end_of_its_picture(qwen3_vl_bundle: Path) -> None:
+    """Also in a later call, by a stream, and after a longer one; never when the cache has no room or another picture."""
+    image, other = picture(200, 160), picture(64, 64)
+    with Session.load(qwen3_vl_bundle, threads=1) as session, Session.load(qwen3_vl_bundle, threads=1) as fresh:
+
+        def known(words: str, shown: Image.Image = image) -> int:
+            """Tokens that were known; the answer is that of a session which was asked about another picture before."""
+            fresh.answer(picture(90, 40), "x", max_new_tokens=1)
+            found = session.answer(shown, words, max_new_tokens=6)
+            anew = fresh.answer(shown, words, max_new_tokens=6)
+            assert anew.timings.known == 0
+            assert found == anew and found.prompt_tokens == anew.prompt_tokens
+            assert [item.score for item in found.detections] == [item.score for item in anew.detections]
+            return found.timings.known
+
+        assert known("the owl") == 0
+        shared = known("a clock")
+        assert shared > 20 and known("the third clock from the left, behind the owl") == shared
+        assert known("the owl " * 100) == 0  # there was no room
+        assert known("the owl") == shared
+        assert known("the owl", other) == 0 and known("the owl") == 0
+        stream = session.stream(image, "What is it?", max_new_tokens=6)
+        assert "".join(stream).strip() == fresh.ask(image, "What is it?", max_new_tokens=6)
+        assert stream.timings is not None and stream.timings.known == shared
+        unread = session.stream(image, "What is it?", max_new_tokens=6)
+        next(unread)
+        assert known("a clock") == shared
+
+
 def test_threads_queue_and_each_gets_its_own_answer(session: Session) -> None:
     images = [picture(60 + 20 * number, 80) for number in range(6)]
     alone = [session.answer(image, "Where is it?", max_new_tokens=12).text for image in images]

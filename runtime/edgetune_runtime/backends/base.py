@@ -198,6 +198,31 @@ class Backend(ABC):
         self.length = self.capacity = 0
         self.forget_impl()
 
+    def keep(self) -> None:
+        """Remember the end of the sequence as a place that `rewind` may go back to, besides those it can anyway.
+
+        A cache of keys and values can be cut anywhere. States of linear attention have no past: they are copied here.
+        """
+        self._require_open()
+        self.keep_impl()
+
+    def rewind(self, length: int) -> bool:
+        """Go back to the first `length` tokens of the sequence, where the engine can.
+
+        Returns:
+            Whether the sequence now ends there; else it is as it was.
+
+        Raises:
+            InputError: it is not that long.
+        """
+        self._require_open()
+        if not 0 < length <= self.length:
+            raise InputError(f"a sequence of {self.length} tokens cannot go back to {length}")
+        if length < self.length and not self.rewind_impl(length):
+            return False
+        self.length = length
+        return True
+
     def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
         """Append tokens to the sequence and return the logits of the last one.
 
@@ -247,6 +272,13 @@ class Backend(ABC):
 
     def forget_impl(self) -> None:  # noqa: B027 - what the next `reserve` reuses may stay
         """As `forget`; nothing by default."""
+
+    def keep_impl(self) -> None:  # noqa: B027 - an engine that cuts its cache anywhere has nothing to remember
+        """As `keep`; nothing by default."""
+
+    def rewind_impl(self, length: int) -> bool:
+        """As `rewind`, to less than there is; by default an engine cannot."""
+        return False
 
     @abstractmethod
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:

@@ -88,7 +88,7 @@ class Piece:
     refusal: str | None = None
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
-    usage: dict[str, int] | None = None
+    usage: dict[str, Any] | None = None
     timings: Timings | None = None
 
 
@@ -193,7 +193,8 @@ def _in_boxes(question: Question, turn: Turn, image: Any) -> Iterator[Piece]:
 
 
 def _last(finish: str, prompt: int, completion: int, timings: Timings) -> Piece:
-    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    usage |= {"total_tokens": prompt + completion, "prompt_tokens_details": {"cached_tokens": timings.known}}
     return Piece(finish=finish, usage=usage, timings=timings)
 
 

@@ -30,6 +30,12 @@ class Cache(Protocol):
     def forget(self) -> None:
         """Drop the sequence's memory, which `reserve` takes anew and binds; until then no call follows."""
 
+    def keep(self, length: int) -> None:
+        """Remember the sequence as it is, of this many tokens."""
+
+    def rewind(self, length: int) -> bool:
+        """Cut the sequence to its first `length` tokens, and say whether that is possible."""
+
     def before(self) -> None:
         """Bind what the next call reads and writes."""
 
@@ -73,6 +79,13 @@ class SharedCache:
         """Drop the buffers."""
         self._buffers, self._capacity = [], 0
 
+    def keep(self, length: int) -> None:
+        """Nothing: what was written stays until it is overwritten."""
+
+    def rewind(self, length: int) -> bool:
+        """Nothing is read after the length that the mask tells."""
+        return True
+
     def before(self) -> None:
         """Nothing: the buffers stay bound."""
 
@@ -97,6 +110,14 @@ class GrowingCache:
         """Drop the past."""
         self._past = []
 
+    def keep(self, length: int) -> None:
+        """Nothing: the past can be cut."""
+
+    def rewind(self, length: int) -> bool:
+        """Cut the past."""
+        self._past = [_copy(past.numpy()[:, :, :length], self._device) for past in self._past]
+        return True
+
     def before(self) -> None:
         """Bind the past, and outputs without memory of their own: a shape that was bound once would stick."""
         for node, past in zip(self._inputs, self._past, strict=True):
@@ -119,10 +140,12 @@ class WithStates:
         self._cache, self._states, self._binding, self._device = cache, states, binding, device
         self._past: list[Any] = []
         self._present: list[Any] = []
+        self._kept: tuple[int, list[Any]] | None = None
 
     def reserve(self, length: int) -> None:
         """Start an empty sequence, from states of zero."""
         self._cache.reserve(length)
+        self._kept = None
         self._past = [_zeros(node, tuple(node.shape[1:]), self._device) for node in self._states]
         if not self._present:
             self._present = [_zeros(node, tuple(node.shape[1:]), self._device) for node in self._states]
@@ -130,7 +153,18 @@ class WithStates:
     def forget(self) -> None:
         """Drop all of it."""
         self._cache.forget()
-        self._past, self._present = [], []
+        self._past, self._present, self._kept = [], [], None
+
+    def keep(self, length: int) -> None:
+        """Copy the states."""
+        self._kept = length, [past.numpy().copy() for past in self._past]
+
+    def rewind(self, length: int) -> bool:
+        """Go back to the states that were kept, if they are of this length; others are gone."""
+        if self._kept is None or self._kept[0] != length:
+            return False
+        self._past = [_copy(past, self._device) for past in self._kept[1]]
+        return self._cache.rewind(length)
 
     def before(self) -> None:
         """Bind what the next call reads and writes."""
@@ -169,7 +203,11 @@ def _empty(node: Any, length: int, device: Device) -> Any:
 
 def _zeros(node: Any, shape: tuple[int, ...], device: Device) -> Any:
     """Zeros [1, ...] in the node's dtype."""
+    return _copy(np.zeros((1, *shape), _DTYPES[node.type]), device)
+
+
+def _copy(array: Any, device: Device) -> Any:
+    """An array's values in memory of their own, on a device: onnxruntime keeps a CPU array, and does not copy it."""
     import onnxruntime as ort
 
-    zeros = np.zeros((1, *shape), _DTYPES[node.type])
-    return ort.OrtValue.ortvalue_from_numpy(zeros, device.kind, device.number)
+    return ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device.kind, device.number)

@@ -128,6 +128,14 @@ class OnnxBackend(Backend):
             self._binding.clear_binding_outputs()  # what is bound stays in memory
             self._bind_logits()
 
+    def keep_impl(self) -> None:
+        """Copy what cannot be cut."""
+        self._cache.keep(self.length)
+
+    def rewind_impl(self, length: int) -> bool:
+        """Cut the cache."""
+        return self._cache.rewind(length)
+
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens, a chunk at a time, and return the last one's logits."""
         count = len(embeddings)

@@ -129,6 +129,10 @@ class TorchBackend(GreedyBackend):
         if self._decoder.device.type == "cuda":
             self._step = _kernels().Step(self._decoder, self._cache)
 
+    def rewind_impl(self, length: int) -> bool:
+        """Nothing is read after the length that a call tells."""
+        return True
+
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens and return the last one's logits."""
         return self._forward(self.length, embeddings, positions, deepstack)

@@ -118,6 +118,10 @@ class TrtBackend(Backend):
                 hint="export with a larger --max-length",
             )
 
+    def rewind_impl(self, length: int) -> bool:
+        """No token sees a row after its own."""
+        return True
+
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens, in pieces of what the prefill profile takes, and return the last one's logits."""
         for start in range(0, len(embeddings), self._chunk):
