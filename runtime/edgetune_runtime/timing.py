@@ -27,7 +27,8 @@ class Timings:
 
     `preprocess` is image loading, resizing and tokenisation; `prefill` produces the first token, so `decode` covers
     `tokens - 1` steps. `known` counts the prompt's tokens that the engine had read for an earlier phrase about the same
-    picture, and that `prefill` so does not read. `total` is measured on its own and may exceed the sum by the loop's own overhead.
+    picture, and that `prefill` so does not read. `total` is measured on its own and may exceed the sum by the loop's
+    own overhead.
     """
 
     preprocess: Seconds

@@ -157,7 +157,7 @@ def test_several_phrases_are_answered_as_one_by_one_and_encoded_once(qwen3_vl_bu
 
 
 def test_a_further_phrase_is_read_from_the_end_of_its_picture(qwen3_vl_bundle: Path) -> None:
-    """Also in a later call, by a stream, and after a longer one; never when the cache has no room or another picture."""
+    """Also in a later call, by a stream, and after a longer one; not without room, or after another picture."""
     image, other = picture(200, 160), picture(64, 64)
     with Session.load(qwen3_vl_bundle, threads=1) as session, Session.load(qwen3_vl_bundle, threads=1) as fresh:
 
