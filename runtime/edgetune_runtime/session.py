@@ -22,12 +22,13 @@ from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.decode import Prompt, Step, check_count, greedy_steps
+from edgetune_runtime.decode import SPARE, Prompt, Step, check_count, greedy_steps
 from edgetune_runtime.errors import BundleError, Cancelled, InputError
 from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
 from edgetune_runtime.manifest import verify_files
 from edgetune_runtime.memory import return_freed_memory
+from edgetune_runtime.prefixes import PrefixCache
 from edgetune_runtime.rope import prompt_positions
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
@@ -47,12 +48,16 @@ _HEAD_START = 0.2
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture after the vision encoder: its sizes, its part of a prompt, its grid of patches if it has one."""
+    """A picture after the vision encoder: its sizes, its part of a prompt, its grid of patches if it has one.
+
+    Its key is the hash of its pixels, or empty for a picture that is not kept.
+    """
 
     geometry: Geometry
     pieces: Pieces
     grid_thw: Int | None
     features: ImageFeatures
+    key: str = ""
 
 
 @dataclass
@@ -103,7 +108,15 @@ class Session:
         bundle: the description of what is loaded.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, tokenizer: TextTokenizer, *, cached_images: int = 8) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        tokenizer: TextTokenizer,
+        *,
+        cached_images: int = 8,
+        prefix_cache_mb: int = 0,
+    ) -> None:
         _check_tokens(bundle, tokenizer)
         self.bundle = bundle
         self._backend = backend
@@ -113,6 +126,8 @@ class Session:
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
         self._lock = threading.RLock()
         self._begun: EncodedImage | None = None  # with which the engine's sequence begins
+        self._shared = 0  # tokens of it up to that picture's end
+        self._prefixes = PrefixCache(prefix_cache_mb * 1_000_000)
         self._turn = 0  # counts calls, so that a stream notices that it is no longer the latest
         self._closed = False
 
@@ -128,6 +143,7 @@ class Session:
         verify: bool = True,
         cached_images: int = 8,
         max_pixels: int | None = None,
+        prefix_cache_mb: int = 0,
     ) -> Session:
         """Load a bundle.
 
@@ -143,6 +159,9 @@ class Session:
                 fewer where they are over 64 MiB together.
             max_pixels: largest area of a resized picture, where less than the bundle's own is enough: time and
                 memory of an answer follow it.
+            prefix_cache_mb: memory (MB) for what the decoder has read of earlier pictures, so that further questions
+                about them begin at the picture's end also when others were asked about in between. A picture takes some
+                20 to 200 MB; only those of `cached_images` are known again.
 
         Raises:
             BundleError: the folder is not an intact bundle, or its parts contradict each other.
@@ -172,7 +191,7 @@ class Session:
                 loaded.set()
                 tokenizer = reading.result()  # raises here: a changed file explains what else went wrong
         return_freed_memory()  # reading a large vocabulary leaves 50 MB behind
-        return cls(bundle, backend, tokenizer, cached_images=cached_images)
+        return cls(bundle, backend, tokenizer, cached_images=cached_images, prefix_cache_mb=prefix_cache_mb)
 
     def __enter__(self) -> Session:
         """Return the session, which is closed at the end of the `with` block."""
@@ -190,6 +209,7 @@ class Session:
             self._closed = True
             self._turn += 1
             self._images.clear()
+            self._prefixes.clear()
             self._backend.close()
 
     def warm_up(self, width: int = 640, height: int = 480) -> Timings:
@@ -357,6 +377,7 @@ class Session:
         spec = self.bundle.spec
         plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
         started = time.perf_counter()
+        self._put_aside()
         self._backend.forget()  # the encoder and the cache of the last answer need not be in memory together
         features = self._backend.encode_images(spec.encoder_arrays([arrays]))
         clock.vision = time.perf_counter() - started
@@ -366,7 +387,7 @@ class Session:
                 f"manifest's image preprocessing makes {plan.image_tokens} tokens",
                 hint="export the bundle again",
             )
-        encoded = EncodedImage(plan.geometry, plan.pieces, arrays.get("image_grid_thw"), features)
+        encoded = EncodedImage(plan.geometry, plan.pieces, arrays.get("image_grid_thw"), features, key)
         if keep:
             self._images[key] = encoded
             while len(self._images) > 1 and (
@@ -419,9 +440,25 @@ class Session:
     def _known(self, prompt: Prompt, encoded: EncodedImage | None, room: int) -> int:
         """How many tokens of a prompt the engine has read already, for an earlier phrase about the same picture."""
         shared, engine = prompt.shared, self._backend
-        here = encoded is not None and encoded is self._begun and 0 < shared <= engine.length
-        fits = len(prompt.token_ids) + room <= engine.capacity
-        return shared if here and fits and engine.rewind(shared) else 0
+        if encoded is None or not shared:
+            return 0
+        here = encoded is self._begun and shared <= engine.length
+        if here and len(prompt.token_ids) + room <= engine.capacity and engine.rewind(shared):
+            return shared
+        self._put_aside()
+        saved = self._prefixes.take(encoded.key)
+        if saved is None:
+            return 0
+        assert saved.length == shared
+        rest = len(prompt.token_ids) - shared + room
+        engine.restore(saved, min(rest + SPARE, self.bundle.limits.max_length - shared))
+        return shared
+
+    def _put_aside(self) -> None:
+        """Keep what the engine has read of the picture that its sequence begins with, before another one begins."""
+        begun, self._begun = self._begun, None
+        if begun is not None and begun.key and self._prefixes.limit and 0 < self._shared <= self._backend.length:
+            self._prefixes.put(begun.key, self._backend.save(self._shared))
 
     def _generate(
         self, prompt: Prompt, encoded: EncodedImage | None, max_new_tokens: int, clock: _Clock, *, probabilities: bool
@@ -430,7 +467,7 @@ class Session:
         check_count(max_new_tokens)
         clock.ready = clock.first = time.perf_counter()
         clock.known = self._known(prompt, encoded, max_new_tokens)
-        self._begun = None  # until its picture has been read
+        self._begun = None  # until the picture has been read
         steps = greedy_steps(
             self._backend,
             prompt,
@@ -448,7 +485,7 @@ class Session:
             clock.tokens += 1
             if clock.tokens == 1:
                 clock.first = time.perf_counter()
-                self._begun = encoded
+                self._begun, self._shared = encoded, prompt.shared
             if step.token not in self._stop:
                 yield step
 

@@ -92,6 +92,12 @@ def test_every_format_holds_the_weight_set(name: str, kind: str, calibrated: Set
         session.answer(other, asked[0], max_new_tokens=4)
         anew = session.answer(picture, asked[1], max_new_tokens=4)
         assert anew == answers[1] and anew.timings.known == 0
+    engine = "openvino" if kind == "onnx openvino" else None
+    with Session.load(bundle, engine=engine, prefix_cache_mb=500) as session:
+        for shown in (picture, other):
+            session.answer(shown, asked[0], max_new_tokens=4)
+        again = session.answer(picture, asked[1], max_new_tokens=4)
+        assert again == answers[1] and again.timings.known > 0
     if format_ != "onnx":
         check_tensors(name, checkpoint, weights, bundle)
 

@@ -185,6 +185,32 @@ def test_a_further_phrase_is_read_from_the_end_of_its_picture(qwen3_vl_bundle: P
         assert known("a clock") == shared
 
 
+def test_prefixes_of_other_pictures_are_kept_within_their_budget(qwen3_vl_bundle: Path) -> None:
+    images = [picture(200, 160), picture(160, 200), picture(250, 120)]
+
+    def asked(session: Session, words: str) -> list[tuple[str, bool]]:
+        """The answers about all pictures in turn, and whether each had been read."""
+        answers = [session.answer(image, words, max_new_tokens=6) for image in images]
+        return [(answer.text, answer.timings.known > 0) for answer in answers]
+
+    with Session.load(qwen3_vl_bundle, threads=1) as session:
+        plain = [text for text, known in asked(session, "the owl") if not known]
+        other = [text for text, known in asked(session, "a clock, far away") if not known]
+    assert len(plain) == len(other) == 3
+    with Session.load(qwen3_vl_bundle, threads=1, prefix_cache_mb=100) as session:
+        assert asked(session, "the owl") == [(text, False) for text in plain]
+        for _ in range(2):
+            assert asked(session, "a clock, far away") == [(text, True) for text in other]
+            assert asked(session, "the owl") == [(text, True) for text in plain]
+        assert session._prefixes._kept, "nothing is kept"
+        size = max(saved.nbytes for saved in session._prefixes._kept.values())
+    with Session.load(qwen3_vl_bundle, threads=1, prefix_cache_mb=100) as session:
+        session._prefixes.limit = size  # one fits
+        asked(session, "the owl")
+        assert not any(known for _, known in asked(session, "the owl"))
+        assert len(session._prefixes._kept) <= 1
+
+
 def test_threads_queue_and_each_gets_its_own_answer(session: Session) -> None:
     images = [picture(60 + 20 * number, 80) for number in range(6)]
     alone = [session.answer(image, "Where is it?", max_new_tokens=12).text for image in images]

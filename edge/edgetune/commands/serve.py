@@ -40,6 +40,9 @@ class ServeOptions(Options):
         None, help="Largest area of a resized picture in pixels, where less than a bundle's own is enough.", minimum=1
     )
     verify: bool = option(True, help="Compare the bundles' files with their sha256 sums first.")
+    prefix_cache_mb: int = option(
+        0, help="Memory of each session in MB for what the decoder has read of earlier pictures.", minimum=0
+    )
     allow_url: tuple[str, ...] = option((), help="Host from which pictures may be fetched by address.", metavar="HOST")
     label_studio: str | None = option(
         None,

@@ -83,6 +83,24 @@ class ModelShape:
     pixels: int | None = None
 
 
+@dataclass(frozen=True)
+class Saved:
+    """The beginning of a sequence, copied out of an engine.
+
+    Attributes:
+        length: how many tokens it has.
+        arrays: what the engine keeps of them, in an order of its own.
+    """
+
+    length: int
+    arrays: tuple[npt.NDArray[Any], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays, in bytes."""
+        return sum(array.nbytes for array in self.arrays)
+
+
 class Backend(ABC):
     """One loaded model and one sequence in its KV cache.
 
@@ -223,6 +241,28 @@ class Backend(ABC):
         self.length = length
         return True
 
+    def save(self, length: int) -> Saved | None:
+        """Copy the first `length` tokens of the sequence, to which `rewind` could go back; None where that cannot be.
+
+        Raises:
+            InputError: it is not that long.
+        """
+        self._require_open()
+        if not 0 < length <= self.length:
+            raise InputError(f"a sequence of {self.length} tokens has no first {length}")
+        arrays = self.save_impl(length)
+        return None if arrays is None else Saved(length, arrays)
+
+    def restore(self, saved: Saved, room: int) -> None:
+        """Begin a sequence with tokens that were saved from this engine, and room for `room` more.
+
+        Raises:
+            InputError: the engine cannot hold so many.
+        """
+        self.reserve(saved.length + room)
+        self.restore_impl(saved)
+        self.length = saved.length
+
     def forward(self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = ()) -> Float:
         """Append tokens to the sequence and return the logits of the last one.
 
@@ -279,6 +319,14 @@ class Backend(ABC):
     def rewind_impl(self, length: int) -> bool:
         """As `rewind`, to less than there is; by default an engine cannot."""
         return False
+
+    def save_impl(self, length: int) -> tuple[npt.NDArray[Any], ...] | None:
+        """As `save`; by default an engine cannot."""
+        return None
+
+    def restore_impl(self, saved: Saved) -> None:
+        """As `restore`, after `reserve`; called with what `save_impl` gave."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:

@@ -73,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=count, default=1, metavar="N", help="processes, each with a session of its own (default: 1)")
     add_options(parser, engine=f"{ENGINE}; vllm starts `vllm serve` for a checkpoint")
     add("--engine-args", default="", metavar="WORDS", help="further words for `vllm serve`, in one argument")
+    prefixes = "memory of each session for what the decoder has read of earlier pictures (default: %(default)s)"
+    add("--prefix-cache-mb", type=int, default=0, metavar="MB", help=prefixes)
     host = "host from which pictures may be fetched by address; may be repeated (default: none)"
     add("--allow-url", action="append", default=[], metavar="HOST", help=host)
     studio = f"Label Studio whose pictures may be fetched, with the token in {LABEL_STUDIO_KEY} (default: none)"
@@ -260,7 +262,7 @@ def _session(folder: Path, told: dict[str, Any]) -> Answering:
     if told["upstream"]:
         engines = [Engine(url, told["upstream_key"], told["upstream_model"]) for url in told["upstream"]]
         return UpstreamSession(Bundle.load(folder, verify=not told["no_verify"]), engines)
-    return load_session(folder, told)
+    return load_session(folder, told, prefix_cache_mb=told["prefix_cache_mb"])
 
 
 def listen(host: str, port: int) -> socket.socket:

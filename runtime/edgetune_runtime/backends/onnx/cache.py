@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetune_runtime.backends.base import Device
+
+Array = npt.NDArray[Any]
 
 METADATA = "edgetune.cache"
 GROWING = "growing"
@@ -35,6 +38,12 @@ class Cache(Protocol):
 
     def rewind(self, length: int) -> bool:
         """Cut the sequence to its first `length` tokens, and say whether that is possible."""
+
+    def save(self, length: int) -> tuple[Array, ...] | None:
+        """Copy what `rewind` would go back to; None where it could not."""
+
+    def restore(self, length: int, arrays: tuple[Array, ...]) -> None:
+        """Begin with what was saved, after `reserve`."""
 
     def before(self) -> None:
         """Bind what the next call reads and writes."""
@@ -86,6 +95,18 @@ class SharedCache:
         """Nothing is read after the length that the mask tells."""
         return True
 
+    def save(self, length: int) -> tuple[Array, ...]:
+        """Copy the beginning of each buffer."""
+        return tuple(buffer.numpy()[:, :, :length].copy() for buffer in self._buffers)
+
+    def restore(self, length: int, arrays: tuple[Array, ...]) -> None:
+        """Write the beginning of each buffer."""
+        for buffer, array in zip(self._buffers, arrays, strict=True):
+            whole = buffer.numpy()  # the buffer's own memory on a CPU, else a copy
+            whole[:, :, :length] = array
+            if self._device.kind != "cpu":
+                buffer.update_inplace(whole)
+
     def before(self) -> None:
         """Nothing: the buffers stay bound."""
 
@@ -115,8 +136,16 @@ class GrowingCache:
 
     def rewind(self, length: int) -> bool:
         """Cut the past."""
-        self._past = [_copy(past.numpy()[:, :, :length], self._device) for past in self._past]
+        self.restore(length, self.save(length))
         return True
+
+    def save(self, length: int) -> tuple[Array, ...]:
+        """Copy the beginning of the past."""
+        return tuple(past.numpy()[:, :, :length].copy() for past in self._past)
+
+    def restore(self, length: int, arrays: tuple[Array, ...]) -> None:
+        """Begin with a past."""
+        self._past = [_copy(array, self._device) for array in arrays]
 
     def before(self) -> None:
         """Bind the past, and outputs without memory of their own: a shape that was bound once would stick."""
@@ -165,6 +194,20 @@ class WithStates:
             return False
         self._past = [_copy(past, self._device) for past in self._kept[1]]
         return self._cache.rewind(length)
+
+    def save(self, length: int) -> tuple[Array, ...] | None:
+        """Copy the cache, and the states that were kept, if they are of this length."""
+        rest = self._cache.save(length)
+        if self._kept is None or self._kept[0] != length or rest is None:
+            return None
+        return (*self._kept[1], *rest)
+
+    def restore(self, length: int, arrays: tuple[Array, ...]) -> None:
+        """Begin with states, which are kept anew, and a cache."""
+        count = len(self._states)
+        self._kept = length, list(arrays[:count])
+        self._past = [_copy(past, self._device) for past in arrays[:count]]
+        self._cache.restore(length, arrays[count:])
 
     def before(self) -> None:
         """Bind what the next call reads and writes."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
+from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape, Saved
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.backends.onnx.encoder import VisionEncoder
 from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, onnxruntime, open_graph, require_input
@@ -135,6 +135,14 @@ class OnnxBackend(Backend):
     def rewind_impl(self, length: int) -> bool:
         """Cut the cache."""
         return self._cache.rewind(length)
+
+    def save_impl(self, length: int) -> tuple[Array, ...] | None:
+        """Copy the beginning of the cache."""
+        return self._cache.save(length)
+
+    def restore_impl(self, saved: Saved) -> None:
+        """Write the beginning of the cache."""
+        self._cache.restore(saved.length, saved.arrays)
 
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens, a chunk at a time, and return the last one's logits."""
