@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import overload
 
 from PIL import Image
 
 from edgetune_runtime.answer import Answer, Detection, Stream, Token
-from edgetune_runtime.backends import Backend, ImageFeatures, Int, load_backend
+from edgetune_runtime.backends import Backend, load_backend
 from edgetune_runtime.bundle import Bundle
-from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.confidence import token_probabilities
-from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.decode import SPARE, Prompt, Step, check_count, greedy_steps
-from edgetune_runtime.errors import BundleError, Cancelled, InputError
-from edgetune_runtime.images.base import Pieces
-from edgetune_runtime.images.load import ImageSource, check_pixels, image_hash, load_image
+from edgetune_runtime.decode import Step
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.images.load import ImageSource, check_pixels
 from edgetune_runtime.manifest import verify_files
 from edgetune_runtime.memory import return_freed_memory
-from edgetune_runtime.prefixes import PrefixCache
-from edgetune_runtime.rope import prompt_positions
+from edgetune_runtime.reader import Clock, EncodedImage, Reader
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
@@ -37,58 +31,11 @@ from edgetune_runtime.verified import verify_once
 
 Texts = list[str] | tuple[str, ...]
 
-_CACHED_BYTES = 64 << 20
-"""Most memory of the features of earlier pictures; those of the last one are kept in any case."""
 _NUMBERS = (".data", ".safetensors")
 """Ends of names of files that only hold numbers: one that was changed gives wrong answers, but can do nothing else."""
 
 _HEAD_START = 0.2
 """Seconds before a tokenizer is read beside an engine that loads."""
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """A picture after the vision encoder: its sizes, its part of a prompt, its grid of patches if it has one.
-
-    Its key is the hash of its pixels, or empty for a picture that is not kept.
-    """
-
-    geometry: Geometry
-    pieces: Pieces
-    grid_thw: Int | None
-    features: ImageFeatures
-    key: str = ""
-
-
-@dataclass
-class _Clock:
-    """When the stages of an answer ended, in seconds of `time.perf_counter`, and the share of the vision encoder."""
-
-    started: float
-    vision: float = 0.0
-    ready: float = 0.0
-    first: float = 0.0
-    tokens: int = 0
-    known: int = 0
-    cancel: threading.Event | None = None
-
-    def check(self) -> None:
-        """Raise `Cancelled` where the answer is no longer wanted."""
-        if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled(f"the answer was cancelled after {self.tokens} tokens")
-
-    def timings(self) -> Timings:
-        """What the answer cost up to now."""
-        ended = time.perf_counter()
-        return Timings(
-            preprocess=self.ready - self.started - self.vision,
-            vision=self.vision,
-            prefill=self.first - self.ready,
-            decode=ended - self.first,
-            total=ended - self.started,
-            tokens=self.tokens,
-            known=self.known,
-        )
 
 
 class Session:
@@ -117,17 +64,10 @@ class Session:
         cached_images: int = 8,
         prefix_cache_mb: int = 0,
     ) -> None:
-        _check_tokens(bundle, tokenizer)
         self.bundle = bundle
         self._backend = backend
-        self._tokenizer = tokenizer
-        self._stop = frozenset(bundle.eos)
-        self._cached_images = cached_images
-        self._images: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._reader = Reader(bundle, backend, tokenizer, cached_images=cached_images, prefix_cache_mb=prefix_cache_mb)
         self._lock = threading.RLock()
-        self._begun: EncodedImage | None = None  # with which the engine's sequence begins
-        self._shared = 0  # tokens of it up to that picture's end
-        self._prefixes = PrefixCache(prefix_cache_mb * 1_000_000)
         self._turn = 0  # counts calls, so that a stream notices that it is no longer the latest
         self._closed = False
 
@@ -208,9 +148,7 @@ class Session:
         with self._lock:
             self._closed = True
             self._turn += 1
-            self._images.clear()
-            self._prefixes.clear()
-            self._backend.close()
+            self._reader.close()
 
     def warm_up(self, width: int = 640, height: int = 480) -> Timings:
         """Answer once about a grey picture, so that the first real answer does not pay for what engines do once.
@@ -233,7 +171,7 @@ class Session:
         with self._lock:
             clock = self._begin()
             # Some engines run the first step plainly and prepare those after it.
-            return self._read(self._encode(grey, clock, keep=False), self.request("nothing"), 4, clock).timings
+            return self._read(self._reader.encode(grey, clock, keep=False), self.request("nothing"), 4, clock).timings
 
     def request(self, phrase: str) -> str:
         """Return the user's words that ask for what a phrase names; see `Bundle.request`."""
@@ -310,10 +248,10 @@ class Session:
         with self._lock:
             clock = self._begin()
             clock.cancel = cancel
-            encoded = self._encode(image, clock)
+            encoded = self._reader.encode(image, clock)
             for words in prompt if isinstance(prompt, list | tuple) else [prompt]:
                 answers.append(self._read(encoded, words, max_new_tokens, clock))
-                clock = _Clock(time.perf_counter(), cancel=cancel)
+                clock = Clock(time.perf_counter(), cancel=cancel)
         return answers if isinstance(prompt, list | tuple) else answers[0]
 
     def ask(self, image: ImageSource | None, question: str, *, max_new_tokens: int = 256) -> str:
@@ -351,59 +289,27 @@ class Session:
         with self._lock:
             clock = self._begin()
             clock.cancel = cancel
-            encoded = None if image is None else self._encode(image, clock)
-            ready = self._prompt(encoded, prompt)
-            steps = self._generate(ready, encoded, max_new_tokens, clock, probabilities=probabilities)
+            encoded = None if image is None else self._reader.encode(image, clock)
+            ready = self._reader.prompt(encoded, prompt)
+            steps = self._reader.generate(ready, encoded, max_new_tokens, clock, probabilities=probabilities)
             tokens: list[Token] = []
             pieces = self._pieces(steps, self._turn, clock, tokens, keep_control)
             return Stream(pieces, len(ready.token_ids), tokens, clock.timings)
 
-    def _begin(self) -> _Clock:
+    def _begin(self) -> Clock:
         """Start a call, which ends a stream that is still open."""
         if self._closed:
             raise InputError("the session is closed", hint="load the bundle again")
         self._turn += 1
-        return _Clock(time.perf_counter())
+        return Clock(time.perf_counter())
 
-    def _encode(self, source: ImageSource, clock: _Clock, *, keep: bool = True) -> EncodedImage:
-        """Load, preprocess and encode an image, or take it from the cache."""
-        image = load_image(source)
-        keep = keep and self._cached_images > 0
-        key = image_hash(image) if keep else ""
-        if key in self._images:
-            self._images.move_to_end(key)
-            return self._images[key]
-        clock.check()
-        spec = self.bundle.spec
-        plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
-        started = time.perf_counter()
-        self._put_aside()
-        self._backend.forget()  # the encoder and the cache of the last answer need not be in memory together
-        features = self._backend.encode_images(spec.encoder_arrays([arrays]))
-        clock.vision = time.perf_counter() - started
-        if len(features.embeddings) != plan.image_tokens:
-            raise BundleError(
-                f"{self.bundle.folder}: the vision encoder gives {len(features.embeddings)} features where the "
-                f"manifest's image preprocessing makes {plan.image_tokens} tokens",
-                hint="export the bundle again",
-            )
-        encoded = EncodedImage(plan.geometry, plan.pieces, arrays.get("image_grid_thw"), features, key)
-        if keep:
-            self._images[key] = encoded
-            while len(self._images) > 1 and (
-                len(self._images) > self._cached_images
-                or sum(kept.features.nbytes for kept in self._images.values()) > _CACHED_BYTES
-            ):
-                self._images.popitem(last=False)
-        return encoded
-
-    def _read(self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: _Clock) -> Answer:
+    def _read(self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: Clock) -> Answer:
         """Generate a reply and read it as boxes."""
-        ready = self._prompt(encoded, prompt)
-        steps = list(self._generate(ready, encoded, max_new_tokens, clock, probabilities=True))
+        ready = self._reader.prompt(encoded, prompt)
+        steps = list(self._reader.generate(ready, encoded, max_new_tokens, clock, probabilities=True))
         timings = clock.timings()
         # Some families write boxes with control tokens, so these stay in the text.
-        decode = partial(self._tokenizer.decode, keep_control=True)
+        decode = partial(self._reader.text, keep_control=True)
         ids = [step.token for step in steps]
         known = [step.probability for step in steps if step.probability is not None]
         before = self.bundle.chat.before_answer
@@ -413,10 +319,10 @@ class Session:
         return Answer.of(parsed, timings, len(ready.token_ids))
 
     def _pieces(
-        self, steps: Iterator[Step], turn: int, clock: _Clock, tokens: list[Token], keep_control: bool
+        self, steps: Iterator[Step], turn: int, clock: Clock, tokens: list[Token], keep_control: bool
     ) -> Generator[str, None, Timings]:
         """The text of steps, taken one by one under the lock while no later call has begun; returns the cost."""
-        decode = partial(self._tokenizer.decode, keep_control=keep_control)
+        decode = partial(self._reader.text, keep_control=keep_control)
         text = TextStream(decode, self.bundle.chat.before_answer)
         while True:
             with self._lock:
@@ -428,7 +334,7 @@ class Session:
                 step = next(steps, None)
             if step is None:
                 break
-            said = self._tokenizer.decode([step.token], keep_control=True)
+            said = self._reader.text([step.token], keep_control=True)
             tokens.append(Token(said.encode("utf-8", "replace"), step.probability))
             if piece := text.push(step.token):
                 yield piece
@@ -436,87 +342,3 @@ class Session:
         if piece := text.finish():
             yield piece
         return timings
-
-    def _known(self, prompt: Prompt, encoded: EncodedImage | None, room: int) -> int:
-        """How many tokens of a prompt the engine has read already, for an earlier phrase about the same picture."""
-        shared, engine = prompt.shared, self._backend
-        if encoded is None or not shared:
-            return 0
-        here = encoded is self._begun and shared <= engine.length
-        if here and len(prompt.token_ids) + room <= engine.capacity and engine.rewind(shared):
-            return shared
-        self._put_aside()
-        saved = self._prefixes.take(encoded.key)
-        if saved is None:
-            return 0
-        assert saved.length == shared
-        rest = len(prompt.token_ids) - shared + room
-        engine.restore(saved, min(rest + SPARE, self.bundle.limits.max_length - shared))
-        return shared
-
-    def _put_aside(self) -> None:
-        """Keep what the engine has read of the picture that its sequence begins with, before another one begins."""
-        begun, self._begun = self._begun, None
-        if begun is not None and begun.key and self._prefixes.limit and 0 < self._shared <= self._backend.length:
-            self._prefixes.put(begun.key, self._backend.save(self._shared))
-
-    def _generate(
-        self, prompt: Prompt, encoded: EncodedImage | None, max_new_tokens: int, clock: _Clock, *, probabilities: bool
-    ) -> Iterator[Step]:
-        """Yield generated tokens without the stop token."""
-        check_count(max_new_tokens)
-        clock.ready = clock.first = time.perf_counter()
-        clock.known = self._known(prompt, encoded, max_new_tokens)
-        self._begun = None  # until the picture has been read
-        steps = greedy_steps(
-            self._backend,
-            prompt,
-            stop=self._stop,
-            max_new_tokens=max_new_tokens,
-            max_length=self.bundle.limits.max_length,
-            probabilities=probabilities,
-            known=clock.known,
-        )
-        while True:
-            clock.check()
-            step = next(steps, None)
-            if step is None:
-                return
-            clock.tokens += 1
-            if clock.tokens == 1:
-                clock.first = time.perf_counter()
-                self._begun, self._shared = encoded, prompt.shared
-            if step.token not in self._stop:
-                yield step
-
-    def _prompt(self, encoded: EncodedImage | None, text: Any) -> Prompt:
-        if not isinstance(text, str):
-            raise InputError(f"a prompt is a text, got {type(text).__name__}")
-        image_token = self.bundle.tokens["image"]
-        pieces: int | Pieces = 0 if encoded is None else encoded.pieces
-        grid, features = (None, None) if encoded is None else (encoded.grid_thw, encoded.features)
-        ids = self._tokenizer.prompt(
-            self.bundle.chat,
-            text,
-            image_tokens=pieces,
-            image_token=image_token,
-            allowed=grammar.tags(self.bundle.box_format.style),
-        )
-        positions, following = prompt_positions(ids, self.bundle.spec, grid, image_token=image_token)
-        return Prompt(ids, positions, following, image_token, features)
-
-
-def _check_tokens(bundle: Bundle, tokenizer: TextTokenizer) -> None:
-    """Refuse a manifest whose token ids are not those of the tokenizer beside it."""
-    image, end = (tokenizer.id_of(token) for token in (bundle.chat.image_token, bundle.chat.end))
-    if image != bundle.tokens["image"]:
-        raise BundleError(
-            f"{bundle.folder}: tokens.image is {bundle.tokens['image']} in the manifest, but the tokenizer has "
-            f"{bundle.chat.image_token!r} as {image}",
-            hint="export the bundle again",
-        )
-    if end not in bundle.eos:
-        raise BundleError(
-            f"{bundle.folder}: tokens.eos {list(bundle.eos)} lacks {bundle.chat.end!r}, whose id is {end}",
-            hint="export the bundle again",
-        )

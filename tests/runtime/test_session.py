@@ -202,13 +202,13 @@ def test_prefixes_of_other_pictures_are_kept_within_their_budget(qwen3_vl_bundle
         for _ in range(2):
             assert asked(session, "a clock, far away") == [(text, True) for text in other]
             assert asked(session, "the owl") == [(text, True) for text in plain]
-        assert session._prefixes._kept, "nothing is kept"
-        size = max(saved.nbytes for saved in session._prefixes._kept.values())
+        assert session._reader.prefixes._kept, "nothing is kept"
+        size = max(saved.nbytes for saved in session._reader.prefixes._kept.values())
     with Session.load(qwen3_vl_bundle, threads=1, prefix_cache_mb=100) as session:
-        session._prefixes.limit = size  # one fits
+        session._reader.prefixes.limit = size  # one fits
         asked(session, "the owl")
         assert not any(known for _, known in asked(session, "the owl"))
-        assert len(session._prefixes._kept) <= 1
+        assert len(session._reader.prefixes._kept) <= 1
 
 
 def test_threads_queue_and_each_gets_its_own_answer(session: Session) -> None:
@@ -392,7 +392,7 @@ def test_weights_that_were_altered_are_refused_though_they_load(qwen3_vl_bundle:
 def test_features_of_pictures_are_kept_within_a_budget_of_memory(
     qwen3_vl_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetune_runtime.session._CACHED_BYTES", 3 * 16 * 128 * 4)  # 16 tokens, from three layers
+    monkeypatch.setattr("edgetune_runtime.reader._CACHED_BYTES", 3 * 16 * 128 * 4)  # 16 tokens, from three layers
 
     def encoded(session: Session, size: int) -> bool:
         return session.answer(picture(size, size), "Where?", max_new_tokens=1).timings.vision > 0
