@@ -215,7 +215,7 @@ def test_llava_in_one_json_file_and_a_format_without_conversations(tmp_path: Pat
     refused = convert(other, tmp_path / "x", "--text-boxes", "pixels")
     assert refused.stderr == (
         "error: --text-boxes means nothing for the format coco\n"
-        "hint: it takes --image-root, --allow-download, --orientation, --crowd\n"
+        "hint: it takes --image-root, --allow-download, --orientation, --absent, --crowd\n"
     )
 
 

@@ -142,7 +142,8 @@ def rows(source: Source) -> Iterator[Row]:
         if kept:
             build = partial(_convert, source, data, image, category, kept)
             yield Row(source.path, f"#{image}/{name}", kept, build)
-    named = {(image, data.categories.get(category, {}).get("name")) for image, category in groups}
+    names = {id_: name for id_, each in data.categories.items() if isinstance(name := each.get("name"), str)}
+    named = {(image, names[category]) for image, category in groups if category in names}
     for phrase in source.options.absent:
         for id_, image in data.images.items():
             if (id_, phrase) not in named:
