@@ -33,6 +33,7 @@ def _bindings() -> bool:
         return False
 
 
+pytest.importorskip("av", reason="the extra [live] is not installed")
 pytestmark = pytest.mark.skipif(not _bindings(), reason="needs Debian's gir1.2-gst-rtsp-server-1.0 and python3-gi")
 
 Start = Callable[..., "subprocess.Popen[str]"]
