@@ -52,7 +52,7 @@ def prefill(backend: Backend, prompt: Prompt, *, room: int, known: int = 0) -> F
         backend: that reads.
         prompt: what is read.
         room: for that many tokens of the answer.
-        known: tokens that the backend's sequence has of this prompt already.
+        known: tokens that the backend's sequence has of this prompt already: none, or those up to the pictures' end.
     """
     size, shared = len(prompt.token_ids), prompt.shared
     if known == 0:
@@ -60,7 +60,7 @@ def prefill(backend: Backend, prompt: Prompt, *, room: int, known: int = 0) -> F
         if shared:
             _read(backend, prompt, 0, shared)
             backend.keep()
-    return _read(backend, prompt, max(known, shared), size)
+    return _read(backend, prompt, shared, size)
 
 
 def _read(backend: Backend, prompt: Prompt, start: int, end: int) -> Float:

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgetune.api.calibrate import calibrate
+from edgetune.api.chain import Step, run_chain
 from edgetune.api.export import export
 from edgetune.api.measure import bench
 from edgetune.api.merge import merge
 from edgetune.api.train import train
-from edgetune_core.options import StageOptions, option, options_taken, takes, words_of
-from edgetune_core.processes import apart, run_patiently
+from edgetune_core.options import StageOptions, option, takes
+from edgetune_core.processes import run_patiently
 from edgetune_core.stage import StageResult, run_stage
 from edgetune_runtime.errors import InputError
 
@@ -100,16 +100,7 @@ def demo(options: DemoOptions) -> Demo:
             f"{options.model}: not the example model, which has a config.json in it and make_data.py beside it",
             hint="run from the root of the repository, or name its examples/tiny/model with --model",
         )
-    steps = list(_steps(options))
-    for number, step in enumerate(steps, start=1):
-        log.info(f"\n[{number}/{len(steps)}] {step.title}")
-        if step.command:
-            log.info(f"$ {step.command}")
-        if not options.dry_run:
-            started = monotonic()
-            stage = step.call()
-            state = "unchanged, kept" if stage.skipped else f"written in {monotonic() - started:.0f} s"
-            log.info(f"{stage.folder}: {state}")
+    run_chain(_steps(options), dry_run=options.dry_run)
     if options.dry_run:
         return Demo(None, None)
     from edgetune_bench.folder import read_results
@@ -117,26 +108,15 @@ def demo(options: DemoOptions) -> Demo:
     return Demo(options.output / "page" / _PAGE, read_results(options.output / "bench"))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What a step is for, the command that does the same, and the call."""
-
-    title: str
-    command: str
-    call: Callable[[], StageResult]
-
-
-def _steps(options: DemoOptions) -> Iterator[_Step]:
+def _steps(options: DemoOptions) -> Iterator[Step]:
     """Yield the steps. What loads a model is a process of its own, whose memory goes with it."""
     output, model, seed = options.output, options.model, options.seed
     data, adapter, merged, weights = (output / name for name in ("data", "adapter", "merged", "weights"))
 
-    def step(title: str, function: Callable[..., Any], **values: Any) -> _Step:
+    def step(title: str, function: Callable[..., Any], **values: Any) -> Step:
         values |= {"force": options.force}
-        words = words_of(options_taken(function), values)
         # bench starts a process for each row itself, and notes down the command line of this one
-        call = (lambda: _compare(values)) if function is bench else (lambda: apart(function, **values))
-        return _Step(title, shlex.join(["edgetune", function.__name__, *words]), call)
+        return Step.of(title, function, values, (lambda: _compare(values)) if function is bench else None)
 
     yield _data_step(options, data)
     training = {"epochs": options.epochs, "learning_rate": options.learning_rate, "batch_size": 16, "seed": seed}
@@ -173,7 +153,7 @@ def _steps(options: DemoOptions) -> Iterator[_Step]:
         output=output / "bench",
         threads=options.threads,
     )
-    yield _Step("Draw answers before and after on one page", "", lambda: _make_page(options))
+    yield Step("Draw answers before and after on one page", "", lambda: _make_page(options))
 
 
 def _compare(values: dict[str, Any]) -> StageResult:
@@ -188,7 +168,7 @@ def _generator(options: DemoOptions) -> Path:
     return options.model.parent / "make_data.py"
 
 
-def _data_step(options: DemoOptions, data: Path) -> _Step:
+def _data_step(options: DemoOptions, data: Path) -> Step:
     """Draw scenes with the example's own script, as a stage: atomically, and only once."""
     generator = _generator(options)
     counts = {
@@ -218,7 +198,7 @@ def _data_step(options: DemoOptions, data: Path) -> _Step:
         )
 
     command = shlex.join(["python", str(generator), "--output", str(data), *words])
-    return _Step("Draw scenes of a domain that the base was not trained on", command, call)
+    return Step("Draw scenes of a domain that the base was not trained on", command, call)
 
 
 def _title(model: Path) -> str:

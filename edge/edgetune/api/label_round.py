@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from edgetune.api.calibrate import CalibrateOptions, calibrate
+from edgetune.api.chain import Step, run_chain
 from edgetune.api.export import export
 from edgetune.api.label import Asking, LabelOptions, label
 from edgetune.api.merge import merge
 from edgetune.api.train import TrainOptions, train
 from edgetune_core.option_files import read_options
-from edgetune_core.options import Options, options_taken, words_of
-from edgetune_core.processes import apart
+from edgetune_core.options import Options
 from edgetune_core.stage import StageResult, check_input, run_stage
 from edgetune_export.formats import CHECKPOINTS
 from edgetune_export.settings import ExportSettings
@@ -34,15 +32,6 @@ _APART = dict.fromkeys(
 )
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What a step of a round is for, the command that does the same, and the call."""
-
-    title: str
-    command: str
-    call: Callable[[], StageResult]
-
-
 def learn(options: LabelOptions) -> StageResult:
     """Train on what people made of proposals, and propose for the rest: a chain of stages, each a folder.
 
@@ -55,21 +44,11 @@ def learn(options: LabelOptions) -> StageResult:
     for role, path in (("bundle", options.bundle), ("checkpoint", options.checkpoint)):
         assert path is not None
         check_input(path, role)
-    steps = list(_steps(options))
-    stage = StageResult(options.output / ROUND, {}, False, dry_run=True)
-    for number, step in enumerate(steps, start=1):
-        log.info(f"\n[{number}/{len(steps)}] {step.title}")
-        if step.command:
-            log.info(f"$ {step.command}")
-        if not options.dry_run:
-            started = monotonic()
-            stage = step.call()
-            state = "unchanged, kept" if stage.skipped else f"written in {monotonic() - started:.0f} s"
-            log.info(f"{stage.folder}: {state}")
-    return stage
+    stage = run_chain(_steps(options), dry_run=options.dry_run)
+    return stage or StageResult(options.output / ROUND, {}, False, dry_run=True)
 
 
-def _steps(options: LabelOptions) -> Iterator[_Step]:
+def _steps(options: LabelOptions) -> Iterator[Step]:
     """Yield the steps of a round. What loads a model is a process of its own, whose memory goes with it."""
     from edgetune_runtime.bench.targets import is_bundle
 
@@ -77,12 +56,10 @@ def _steps(options: LabelOptions) -> Iterator[_Step]:
     corrected, adapter, merged, weights = (output / name for name in ("corrected", "adapter", "merged", "weights"))
     bundle = output / "bundle"
 
-    def step(title: str, function: Callable[..., Any], **values: Any) -> _Step:
-        values |= {"force": options.force}
-        words = words_of(options_taken(function), values)
-        return _Step(title, shlex.join(["edgetune", function.__name__, *words]), lambda: apart(function, **values))
+    def step(title: str, function: Callable[..., Any], **values: Any) -> Step:
+        return Step.of(title, function, values | {"force": options.force})
 
-    yield _Step("Read what people decided", "", lambda: _correct(options, corrected))
+    yield Step("Read what people decided", "", lambda: _correct(options, corrected))
     training = _from_file(options.training, TrainOptions)
     yield step("Train an adapter on it", train, checkpoint=base, data=corrected, output=adapter, **training)
     yield step("Merge the adapter into the base", merge, checkpoint=base, adapter=adapter, output=merged)

@@ -127,8 +127,7 @@ class Capture:
                     return
                 if isinstance(shot, Fault):
                     self.faults += 1
-                    if self.faults % _TOLD == 1:
-                        self._tell(fault(self._source, self.faults, shot))
+                    tell_fault(self._tell, self._source, self.faults, shot)
                     continue
                 frame = frame_of(shot, self.frames)
                 with self.changed:
@@ -180,9 +179,10 @@ def frame_of(shot: Shot, number: int) -> Frame:
     return Frame(number, shot.picture, shot.captured, stamp, shot.media_time)
 
 
-def fault(source: Source, count: int, found: Fault) -> str:
-    """A line of words about a frame that could not be read."""
-    return f"{source.name}: a frame could not be read ({count} up to now): {found.problem}"
+def tell_fault(tell: Callable[[str], None], source: Source, count: int, found: Fault) -> None:
+    """Tell of a frame that could not be read, if it is the first or one of many hundreds."""
+    if count % _TOLD == 1:
+        tell(f"{source.name}: a frame could not be read ({count} up to now): {found.problem}")
 
 
 def check_seen(source: Source, frames: int, faults: int) -> None:

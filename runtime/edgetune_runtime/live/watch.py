@@ -12,7 +12,7 @@ from edgetune_runtime.answer import Answer
 from edgetune_runtime.errors import Cancelled, InputError
 from edgetune_runtime.images.load import ImageSource
 from edgetune_runtime.live.answers import Answers, Look
-from edgetune_runtime.live.capture import Capture, check_seen, fault
+from edgetune_runtime.live.capture import Capture, check_seen, tell_fault
 from edgetune_runtime.live.flow import Flow, load_opencv, small
 from edgetune_runtime.live.frames import Frame, Gray
 from edgetune_runtime.live.observations import Figures, Observation
@@ -155,7 +155,7 @@ class Watcher:
                 return
             if isinstance(shot, Fault):
                 self.figures.faults += 1
-                self._tell(fault(self._source, self.figures.faults, shot))
+                tell_fault(self._tell, self._source, self.figures.faults, shot)
                 continue
             at = shot.media_time or 0.0
             frame = Frame(self.figures.frames, shot.picture, shot.captured, began + round(at * 1e9), at)

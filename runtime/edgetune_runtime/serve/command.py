@@ -144,8 +144,7 @@ def run(options: argparse.Namespace) -> None:
         Bundle.load(folder, verify=False)
     with listen(options.host, options.port) as listening, _engine(options) as upstream:
         told = vars(options) | {"api_key": keys, "label_studio_key": studio_key} | upstream
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        address = f"http://{host}:{listening.getsockname()[1]}"
+        address = url_of(options.host, listening)
         if options.workers > 1:
             _serve_in_workers(told, address, listening)
             return
@@ -292,8 +291,18 @@ def _say_ready(address: str, told: dict[str, Any]) -> None:
     from edgetune_runtime.serve.app import names_of
 
     say(f"serving {', '.join(names_of(told['bundles']))} at {address} (page /, API /docs, figures /metrics)")
-    if not told["api_key"] and told["host"] not in ("127.0.0.1", "localhost", "::1"):
-        say("warning: everybody who reaches this address may ask: set an --api-key", error=True)
+    warn_of_strangers(told["host"], told["api_key"], "ask")
+
+
+def url_of(host: str, listening: socket.socket) -> str:
+    """The address of a server."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+
+
+def warn_of_strangers(host: str, keys: Sequence[str], may: str) -> None:
+    """Say that everybody may come in, where there is no key and others reach the host."""
+    if not keys and host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"warning: everybody who reaches this address may {may}: set an --api-key", error=True)
 
 
 def _addresses(text: str) -> list[str]:

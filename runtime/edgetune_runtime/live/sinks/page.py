@@ -19,7 +19,7 @@ from edgetune_runtime.live.events import Event
 from edgetune_runtime.live.observations import Observation
 from edgetune_runtime.live.sinks import annotated
 from edgetune_runtime.serve.app import PAGE_POLICY, Settings, build_app
-from edgetune_runtime.serve.command import UVICORN, address_of, api_keys, listen
+from edgetune_runtime.serve.command import UVICORN, address_of, api_keys, listen, url_of, warn_of_strangers
 from edgetune_runtime.session import Session
 from edgetune_runtime.terminal import say
 
@@ -137,10 +137,8 @@ class Page:
         self._server = uvicorn.Server(uvicorn.Config(build_app({name: session}, settings), **served))
         self._thread = threading.Thread(target=self._server.run, args=([listening],), name="page", daemon=True)
         self._thread.start()
-        shown = f"[{host}]" if ":" in host else host
-        say(f"note: live at http://{shown}:{listening.getsockname()[1]}{PAGE}", error=True)
-        if not keys and host not in ("127.0.0.1", "localhost", "::1"):
-            say("warning: everybody who reaches this address may look: set an --api-key", error=True)
+        say(f"note: live at {url_of(host, listening)}{PAGE}", error=True)
+        warn_of_strangers(host, keys, "look")
 
     def write(self, observation: Observation) -> None:
         """As of `Sink`."""
