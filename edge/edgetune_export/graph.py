@@ -38,6 +38,13 @@ class GraphBuilder:
         self._inputs.append(value)
         return value
 
+    def optional(self, name: str, array: NDArray[Any], shape: Sequence[Dim]) -> ir.Value:
+        """Declare a graph input that has a value of its own, for readers that do not give it one."""
+        value = self._weights.initializer(ir.tensor(array, name=name))
+        value.shape = ir.Shape(shape)
+        self._inputs.append(value)
+        return value
+
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> None:
         """Make a value a graph output under this name."""
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)

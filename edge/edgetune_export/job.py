@@ -21,15 +21,18 @@ from edgetune_export.check.reference import Case, Cases, generated_cases, record
 from edgetune_export.check.run import SelfCheck
 from edgetune_export.checkpoint import COPIED, OpenCheckpoint, open_checkpoint
 from edgetune_export.decoder.weights import DecoderWeights
+from edgetune_export.grammar import answer_grammar
 from edgetune_export.hf_checkpoint import write_json
 from edgetune_export.settings import ExportSettings
 from edgetune_export.vision.int8 import Seen
+from edgetune_runtime.constrained.automaton import Automaton
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.config import read_preprocessor
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.manifest import sha256_tree
+from edgetune_runtime.tokens import TextTokenizer
 
 FAST_RECORDS = 2
 """How many calibration records a fast self-check asks about."""
@@ -48,6 +51,7 @@ class ExportJob:
         weights: the weight set to write from, or None to round to nearest.
         checkpoint: the merged checkpoint.
         decoder: its decoder, with the weight set's values.
+        grammar: of its answers, or why they have none.
         cases: what the self-check asks.
         progress: called with the name of each step as it starts.
         tell: called with how much of a step is done and how much there is of it.
@@ -58,6 +62,7 @@ class ExportJob:
     weights: WeightSet | None
     checkpoint: OpenCheckpoint
     decoder: DecoderWeights
+    grammar: Automaton | str
     cases: Cases
     progress: Callable[[str], object]
     tell: Tell
@@ -102,7 +107,13 @@ class ExportJob:
         records, source = ([], "") if asked is None else record_cases(checkpoint, asked, longest)
         records = records[: FAST_RECORDS if options.check == "fast" else None]
         cases = Cases(_fitting(generated_cases(checkpoint), longest), records, source)
-        return cls(work, options, weights, checkpoint, decoder, cases, progress, tell)
+        grammar = _grammar(checkpoint)
+        return cls(work, options, weights, checkpoint, decoder, grammar, cases, progress, tell)
+
+    @property
+    def answer_tokens(self) -> list[int]:
+        """The tokens that answers are made of; none where there is no grammar of them."""
+        return [] if isinstance(self.grammar, str) else self.grammar.tokens.tolist()
 
     @property
     def rounds(self) -> bool:
@@ -176,7 +187,18 @@ class ExportJob:
     ) -> dict[str, Any]:
         """The manifest's "result" of a bundle with these files by role; `more` are fields of the format's own."""
         common = describe.describe(self.checkpoint, self.decoder.spec, self.options, self.weights)
+        grammar = {"problem": self.grammar} if isinstance(self.grammar, str) else self.grammar.to_dict()
+        common["grammar"] = grammar
         return {"bundle": {"format": format_, **common, **more, "files": dict(files), "parity": dict(measured)}}
+
+
+def _grammar(checkpoint: OpenCheckpoint) -> Automaton | str:
+    """The grammar of a checkpoint's answers over its tokenizer's tokens, or why there is none."""
+    family, tokenizer = checkpoint.family, TextTokenizer(checkpoint.folder / "tokenizer.json")
+    try:
+        return answer_grammar(tokenizer, family.chat, family.box_format, checkpoint.spec)
+    except InputError as error:  # answers are then free
+        return str(error)
 
 
 def _fitting(cases: list[Case], longest: int) -> list[Case]:

@@ -59,7 +59,8 @@ def _decoder(job: ExportJob) -> ir.Model:
     dtype = ir.DataType.FLOAT16 if job.options.half else ir.DataType.FLOAT
     if job.options.dialect == "ort":
         level = job.options.accuracy_level
-        return build_decoder(job.decoder, lambda graph, spec: OrtDialect(graph, spec, dtype, accuracy_level=level))
+        dialect = partial(OrtDialect, dtype=dtype, accuracy_level=level)
+        return build_decoder(job.decoder, dialect, job.answer_tokens)
     model = build_decoder(job.decoder, lambda graph, spec: PlainDialect(graph, spec, dtype))
     model.metadata_props[METADATA] = GROWING
     return model

@@ -161,7 +161,7 @@ def _write_decoder(job: ExportJob) -> tuple[ir.Model, dict[str, dict[str, Any]]]
         dialects.append(_PackedDialect(graph, spec, dtype, accuracy_level=job.options.accuracy_level))
         return dialects[0]
 
-    model = build_decoder(job.decoder, dialect)
+    model = build_decoder(job.decoder, dialect, job.answer_tokens)
     products: dict[str, dict[str, Any]] = {}
     for linear in dialects[0].calibrated:
         fmt = linear.parts[0].format

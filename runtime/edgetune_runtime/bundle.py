@@ -13,6 +13,7 @@ from typing import Any
 
 from edgetune_runtime.chat import Chat
 from edgetune_runtime.codec.box_format import BoxFormat
+from edgetune_runtime.constrained.automaton import Automaton
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.images.rules import rule_from_dict
@@ -80,6 +81,7 @@ class Bundle:
         rope: rotary embedding.
         model: sizes ("layers", "kv_heads", "head_dim", "hidden", "vocabulary", "deepstack").
         limits: length limits.
+        grammar: of the model's answers over its tokens; None where they have none, as in bundles of earlier versions.
         accuracy_level: of products with quantized weights, see docs/bundle.md; None where the format has none.
         purposes: what it was written for: "lean" with graphs for engines without torch, "server" as a checkpoint.
         packed: what a bundle that is a quantized checkpoint says of its tensors, or None: see docs/bundle.md.
@@ -101,6 +103,7 @@ class Bundle:
     rope: Rope
     model: Mapping[str, int]
     limits: Limits
+    grammar: Automaton | None
     accuracy_level: int | None
     purposes: tuple[str, ...]
     packed: Mapping[str, Any] | None
@@ -121,6 +124,14 @@ class Bundle:
             InputError: the phrase is empty or no text.
         """
         return self.ground_prompt.replace(PHRASE, check_phrase(phrase))
+
+    def phrase(self, words: Any) -> str | None:
+        """Return the phrase that `request` makes these words of; None where they ask for something else."""
+        if not isinstance(words, str):
+            return None
+        before, _, behind = self.ground_prompt.partition(PHRASE)
+        asked = words.startswith(before) and words.endswith(behind) and len(words) > len(before) + len(behind)
+        return words[len(before) : len(words) - len(behind)] if asked else None
 
     def bounded(self, max_pixels: int) -> Bundle:
         """Return the bundle for pictures of at most this area after resizing, in pixels.
@@ -215,6 +226,7 @@ class Bundle:
             rope=_rope(told.part("rope"), model["head_dim"]),
             model=model,
             limits=limits,
+            grammar=_grammar(told.values.get("grammar"), model["vocabulary"]),
             accuracy_level=level,
             purposes=purposes,
             packed=_packed(told.part("packed"), files) if "packed" in told.values else None,
@@ -293,6 +305,16 @@ class _Fields:
     def lists(self, name: str, what: str = "a list of lists") -> _Fields:
         values = self._value(name, list, what)
         return _Fields({str(index): value for index, value in enumerate(values)}, f"{self.place}{name}.")
+
+
+def _grammar(values: Any, vocabulary: int) -> Automaton | None:
+    """The grammar of answers, None where the bundle says nothing, or why there is none."""
+    if values is None or (isinstance(values, dict) and isinstance(values.get("problem"), str)):
+        return None
+    try:
+        return Automaton.from_dict(values, vocabulary)
+    except InputError as error:
+        raise InputError(f"grammar {error}") from error
 
 
 def _short(value: object) -> str:

@@ -54,29 +54,31 @@ def prefill(backend: Backend, prompt: Prompt, *, room: int, known: int = 0) -> F
         room: for that many tokens of the answer.
         known: tokens that the backend's sequence has of this prompt already: none, or those up to the pictures' end.
     """
-    size, shared = len(prompt.token_ids), prompt.shared
+    begin(backend, prompt, room=room, known=known)
+    return backend.forward(backend.embed(prompt.token_ids[prompt.shared :]), prompt.positions[:, prompt.shared :])
+
+
+def begin(backend: Backend, prompt: Prompt, *, room: int, known: int = 0) -> None:
+    """Read the first part of the prompt, up to its pictures' end. Takes what `prefill` does."""
     if known == 0:
-        backend.reserve(size + room)
-        if shared:
-            _read(backend, prompt, 0, shared)
+        backend.reserve(len(prompt.token_ids) + room)
+        if prompt.shared:
+            _read_pictures(backend, prompt, prompt.shared)
             backend.keep()
-    return _read(backend, prompt, shared, size)
 
 
-def _read(backend: Backend, prompt: Prompt, start: int, end: int) -> Float:
-    """Append a part of the prompt, and return the logits of the token after it."""
-    ids = prompt.token_ids[start:end]
-    embeddings, positions = backend.embed(ids), prompt.positions[:, start:end]
-    places = ids == prompt.image_token
-    if prompt.image is None or not places.any():
-        return backend.forward(embeddings, positions)
+def _read_pictures(backend: Backend, prompt: Prompt, end: int) -> None:
+    """Append the prompt up to its pictures' end."""
+    ids = prompt.token_ids[:end]
+    embeddings, places = backend.embed(ids), ids == prompt.image_token
+    assert prompt.image is not None
     embeddings[places] = prompt.image.embeddings
     deepstack = []
     for features in prompt.image.deepstack:
         dense = np.zeros_like(embeddings)
         dense[places] = features
         deepstack.append(dense)
-    return backend.forward(embeddings, positions, deepstack)
+    backend.forward_at(embeddings, prompt.positions[:, :end], deepstack, at=())
 
 
 def step(backend: Backend, token: int, position: int) -> Float:
@@ -85,10 +87,18 @@ def step(backend: Backend, token: int, position: int) -> Float:
 
 
 class Step(NamedTuple):
-    """A generated token and the probability (0-1) it was chosen with; None where the engine keeps its logits."""
+    """A generated token.
+
+    Attributes:
+        token: its id.
+        probability: what it was chosen with (0-1); None where the engine keeps its logits.
+        passes: how often the decoder had been run for the answer until it was known, the rest of the prompt behind the
+            picture included.
+    """
 
     token: int
     probability: float | None
+    passes: int
 
 
 def greedy(
@@ -117,24 +127,33 @@ def greedy_steps(
 ) -> Iterator[Step]:
     """Generate as `greedy` does, each token with its probability unless that is not wanted; `known` as of `prefill`."""
     size = len(prompt.token_ids)
+    check_room(size, max_new_tokens, max_length)
+    logits = prefill(backend, prompt, room=min(max_new_tokens + SPARE, max_length - size), known=known)
+    if isinstance(backend, GreedyBackend):
+        tokens = _chunks(backend, int(logits.argmax()), prompt.next_position, max_new_tokens, stop)
+        yield from (Step(token, None, number) for number, token in enumerate(tokens, 1))
+        return
+    for count in range(max_new_tokens):
+        token = int(logits.argmax())
+        yield Step(token, _probability(logits, token) if probabilities else None, count + 1)
+        if token in stop:
+            return
+        if count + 1 < max_new_tokens:
+            logits = step(backend, token, prompt.next_position + count)
+
+
+def check_room(size: int, max_new_tokens: Any, max_length: int) -> None:
+    """Refuse a prompt of `size` tokens whose answer does not fit behind it.
+
+    Raises:
+        InputError: the prompt and `max_new_tokens` together exceed `max_length`, or the latter is no number of tokens.
+    """
     check_count(max_new_tokens)
     if size + max_new_tokens > max_length:
         raise InputError(
             f"the prompt takes {size} tokens and the answer up to {max_new_tokens}: over the bundle's {max_length}",
             hint="use a smaller image, a shorter text or fewer new tokens, or export with a larger --max-length",
         )
-    logits = prefill(backend, prompt, room=min(max_new_tokens + SPARE, max_length - size), known=known)
-    if isinstance(backend, GreedyBackend):
-        tokens = _chunks(backend, int(logits.argmax()), prompt.next_position, max_new_tokens, stop)
-        yield from (Step(token, None) for token in tokens)
-        return
-    for count in range(max_new_tokens):
-        token = int(logits.argmax())
-        yield Step(token, _probability(logits, token) if probabilities else None)
-        if token in stop:
-            return
-        if count + 1 < max_new_tokens:
-            logits = step(backend, token, prompt.next_position + count)
 
 
 def check_count(max_new_tokens: Any) -> None:

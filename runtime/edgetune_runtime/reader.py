@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from edgetune_runtime.backends import Backend, ImageFeatures, Int
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.codec import grammar
 from edgetune_runtime.codec.geometry import Geometry
+from edgetune_runtime.constrained.draft import Draft
+from edgetune_runtime.constrained.steps import constrained_steps, constrained_together, room_together
+from edgetune_runtime.constrained.walk import Rules
 from edgetune_runtime.decode import SPARE, Prompt, Step, check_count, greedy_steps
 from edgetune_runtime.errors import BundleError, Cancelled, InputError
 from edgetune_runtime.images.base import Pieces
@@ -28,6 +31,10 @@ from edgetune_runtime.tokens import TextTokenizer
 
 _CACHED_BYTES = 64 << 20
 """Most memory of the features of earlier pictures; those of the last one are kept in any case."""
+
+
+Held = tuple[Rules, Draft]
+"""What an answer is held to, and what it is expected to be."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Clock:
     first: float = 0.0
     tokens: int = 0
     known: int = 0
+    passes: int = 0
     cancel: threading.Event | None = None
 
     def check(self) -> None:
@@ -72,6 +80,7 @@ class Clock:
             total=ended - self.started,
             tokens=self.tokens,
             known=self.known,
+            passes=self.passes,
         )
 
 
@@ -169,10 +178,42 @@ class Reader:
         positions, following = prompt_positions(ids, self._bundle.spec, grid, image_token=image_token)
         return Prompt(ids, positions, following, image_token, features)
 
+    def rules(self, encoded: EncodedImage) -> Rules | None:
+        """What boxes about a picture are held to; None where its bundle has no grammar for them."""
+        grammar_, fmt = self._bundle.grammar, self._bundle.box_format
+        if grammar_ is None:
+            return None
+        return Rules.of(grammar_, encoded.geometry, fmt, self._tokenizer.piece, self._tokenizer.control_ids)
+
+    def draft(self, rules: Rules, phrase: str, earlier: str | None) -> Draft:
+        """What the answer about a phrase is expected to be: an earlier one's text, or a box with the phrase's name."""
+        chat, fmt = self._bundle.chat, self._bundle.box_format
+        text = earlier
+        if text is None:
+            anywhere = [f"{number:.{fmt.decimals}f}" for number in (0, 0, 1, 1)]
+            text = grammar.write([anywhere], [phrase], fmt.style)
+        ids = self._tokenizer.encode(chat.before_answer + text + chat.end, after=chat.last_suffix)
+        return Draft(rules, ids, numbers=earlier is not None)
+
     def generate(
-        self, prompt: Prompt, encoded: EncodedImage | None, max_new_tokens: int, clock: Clock, *, probabilities: bool
+        self,
+        prompt: Prompt,
+        encoded: EncodedImage | None,
+        max_new_tokens: int,
+        clock: Clock,
+        *,
+        probabilities: bool,
+        held: Held | None = None,
     ) -> Iterator[Step]:
         """Yield generated tokens without the stop token.
+
+        Args:
+            prompt: what is read first.
+            encoded: its picture.
+            max_new_tokens: longest answer.
+            clock: is told.
+            probabilities: whether each token comes with its own.
+            held: what the answer is held to and expected to be; None lets the model write anything.
 
         Raises:
             InputError: the prompt is too long, or `max_new_tokens` is no number of them.
@@ -182,26 +223,81 @@ class Reader:
         clock.ready = clock.first = time.perf_counter()
         clock.known = self._known(prompt, encoded, max_new_tokens)
         self._begun = None  # until the picture has been read
-        steps = greedy_steps(
-            self._engine,
-            prompt,
-            stop=self._stop,
-            max_new_tokens=max_new_tokens,
-            max_length=self._bundle.limits.max_length,
-            probabilities=probabilities,
-            known=clock.known,
-        )
+        steps: Iterator[Step]
+        longest = self._bundle.limits.max_length
+        if held is not None:
+            steps = constrained_steps(
+                self._engine, prompt, *held, max_new_tokens=max_new_tokens, max_length=longest, known=clock.known
+            )
+        else:
+            steps = greedy_steps(
+                self._engine,
+                prompt,
+                stop=self._stop,
+                max_new_tokens=max_new_tokens,
+                max_length=longest,
+                probabilities=probabilities,
+                known=clock.known,
+            )
         while True:
             clock.check()
             step = next(steps, None)
             if step is None:
                 return
-            clock.tokens += 1
+            clock.tokens, clock.passes = clock.tokens + 1, step.passes
             if clock.tokens == 1:
                 clock.first = time.perf_counter()
                 self._begun, self._shared = encoded, prompt.shared
             if step.token not in self._stop:
                 yield step
+
+    def generate_together(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: EncodedImage,
+        max_new_tokens: int,
+        clock: Clock,
+        held: Sequence[Held],
+    ) -> list[list[Step]]:
+        """Answers about one picture that are written side by side, without their stop tokens.
+
+        Args:
+            prompts: what is asked.
+            encoded: the picture.
+            max_new_tokens: longest answer.
+            clock: is told.
+            held: what each answer is held to and expected to be.
+
+        Raises:
+            InputError: a prompt is too long, or `max_new_tokens` is no number of them.
+            Cancelled: nobody waits any more.
+        """
+        check_count(max_new_tokens)
+        clock.ready = clock.first = time.perf_counter()
+        clock.known = self._known(prompts[0], encoded, room_together(prompts, max_new_tokens))
+        self._begun = None
+        answers: list[list[Step]] = [[] for _ in prompts]
+        longest = self._bundle.limits.max_length
+        passes = constrained_together(
+            self._engine, prompts, held, max_new_tokens=max_new_tokens, max_length=longest, known=clock.known
+        )
+        while True:
+            clock.check()
+            found = next(passes, None)
+            if found is None:
+                return [[step for step in answer if step.token not in self._stop] for answer in answers]
+            if not clock.passes:
+                clock.first = time.perf_counter()
+                self._begun, self._shared = encoded, prompts[0].shared
+            clock.passes += 1
+            for answer, steps in zip(answers, found, strict=True):
+                answer += steps
+                clock.tokens += len(steps)
+
+    @property
+    def together(self) -> bool:
+        """Whether answers about one picture can be written side by side."""
+        return self._engine.branches
 
     def _known(self, prompt: Prompt, encoded: EncodedImage | None, room: int) -> int:
         """How many tokens of a prompt the engine has read already, for an earlier phrase about the same picture."""
@@ -211,13 +307,15 @@ class Reader:
         here = encoded is self._begun and shared <= engine.length
         if here and len(prompt.token_ids) + room <= engine.capacity and engine.rewind(shared):
             return shared
-        self._put_aside()
-        saved = self.prefixes.take(encoded.key)
+        if here:  # the cache is too short for what comes
+            saved = engine.save(shared)
+        else:
+            self._put_aside()
+            saved = self.prefixes.take(encoded.key)
         if saved is None:
             return 0
         assert saved.length == shared
-        rest = len(prompt.token_ids) - shared + room
-        engine.restore(saved, min(rest + SPARE, self._bundle.limits.max_length - shared))
+        engine.restore(saved, len(prompt.token_ids) - shared + room + SPARE)
         return shared
 
     def _put_aside(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,12 @@ from edgetune_runtime.backends import Backend, load_backend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.grounding import parse
-from edgetune_runtime.decode import Step
+from edgetune_runtime.decode import Prompt, Step
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import ImageSource, check_pixels
 from edgetune_runtime.manifest import verify_files
 from edgetune_runtime.memory import return_freed_memory
-from edgetune_runtime.reader import Clock, EncodedImage, Reader
+from edgetune_runtime.reader import Clock, EncodedImage, Held, Reader
 from edgetune_runtime.text_stream import TextStream
 from edgetune_runtime.timing import Timings
 from edgetune_runtime.tokens import TextTokenizer
@@ -33,6 +33,9 @@ Texts = list[str] | tuple[str, ...]
 
 _NUMBERS = (".data", ".safetensors")
 """Ends of names of files that only hold numbers: one that was changed gives wrong answers, but can do nothing else."""
+
+MOST_TOGETHER = 16
+"""Answers about one picture that are written side by side, at most: what is read for each takes memory."""
 
 _HEAD_START = 0.2
 """Seconds before a tokenizer is read beside an engine that loads."""
@@ -178,13 +181,17 @@ class Session:
         return self.bundle.request(phrase)
 
     @overload
-    def ground(self, image: ImageSource, phrase: str, *, max_new_tokens: int = 128) -> list[Detection]: ...
+    def ground(
+        self, image: ImageSource, phrase: str, *, max_new_tokens: int = 128, constrained: bool = True
+    ) -> list[Detection]: ...
 
     @overload
-    def ground(self, image: ImageSource, phrase: Texts, *, max_new_tokens: int = 128) -> list[list[Detection]]: ...
+    def ground(
+        self, image: ImageSource, phrase: Texts, *, max_new_tokens: int = 128, constrained: bool = True
+    ) -> list[list[Detection]]: ...
 
     def ground(
-        self, image: ImageSource, phrase: str | Texts, *, max_new_tokens: int = 128
+        self, image: ImageSource, phrase: str | Texts, *, max_new_tokens: int = 128, constrained: bool = True
     ) -> list[Detection] | list[list[Detection]]:
         """Find what a phrase names; an empty list when it is not there.
 
@@ -195,6 +202,7 @@ class Session:
             image: see `load_image`; arrays are uint8 RGB, so give frames of OpenCV as `frame[..., ::-1]`.
             phrase: such as "the left clock", or a list of phrases about the same image, which is encoded once.
             max_new_tokens: longest answer.
+            constrained: see `answer`.
 
         Returns:
             Boxes (x1, y1, x2, y2) in float pixels of the original upright image; for a list of phrases, a list for
@@ -206,18 +214,34 @@ class Session:
                 session is closed.
         """
         if isinstance(phrase, list | tuple):
-            answers = self.answer(image, [self.request(each) for each in phrase], max_new_tokens=max_new_tokens)
+            requests = [self.request(each) for each in phrase]
+            answers = self.answer(image, requests, max_new_tokens=max_new_tokens, constrained=constrained)
             return [answer.detections for answer in answers]
-        return self.answer(image, self.request(phrase), max_new_tokens=max_new_tokens).detections
+        words = self.request(phrase)
+        return self.answer(image, words, max_new_tokens=max_new_tokens, constrained=constrained).detections
 
     @overload
     def answer(
-        self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128, cancel: threading.Event | None = None
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        cancel: threading.Event | None = None,
+        constrained: bool = True,
+        earlier: Sequence[Answer | None] = (),
     ) -> Answer: ...
 
     @overload
     def answer(
-        self, image: ImageSource, prompt: Texts, *, max_new_tokens: int = 128, cancel: threading.Event | None = None
+        self,
+        image: ImageSource,
+        prompt: Texts,
+        *,
+        max_new_tokens: int = 128,
+        cancel: threading.Event | None = None,
+        constrained: bool = True,
+        earlier: Sequence[Answer | None] = (),
     ) -> list[Answer]: ...
 
     def answer(
@@ -227,30 +251,48 @@ class Session:
         *,
         max_new_tokens: int = 128,
         cancel: threading.Event | None = None,
+        constrained: bool = True,
+        earlier: Sequence[Answer | None] = (),
     ) -> Answer | list[Answer]:
         """Send the user's whole words and read the reply as boxes.
+
+        Words that are those of `request` are answered within the grammar of boxes, which the bundle carries: what must
+        come is not asked for, and numbers stay inside the picture. Where the model would have written a well-formed
+        answer anyway it is that answer, in fewer passes; where it would not, it is the most likely well-formed one.
 
         Args:
             image: as in `ground`.
             prompt: the words, such as `request` gives them, or a list of such texts about the same image.
             max_new_tokens: longest answer.
             cancel: set by another thread, it ends the call before the next token.
+            constrained: False lets the model write anything.
+            earlier: answers to the same prompts about a picture much like this one, such as the frame before: what is
+                still true of them is read at once instead of written. They change the cost of an answer and not the
+                answer.
 
         Returns:
-            The answer; for a list, one for each. The first of them has the time of the encoder.
+            The answer; for a list, one for each. The first of them has the time of the encoder. Answers that are
+            written side by side share the time of the decoder equally.
 
         Raises:
             ImageError: as `ground`.
             InputError: as `ground`.
             Cancelled: `cancel` was set.
         """
-        answers = []
+        answers: list[Answer] = []
         with self._lock:
             clock = self._begin()
             clock.cancel = cancel
             encoded = self._reader.encode(image, clock)
-            for words in prompt if isinstance(prompt, list | tuple) else [prompt]:
-                answers.append(self._read(encoded, words, max_new_tokens, clock))
+            prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+            known: list[Answer | None] = [*earlier, *[None] * len(prompts)]
+            held = [
+                self._held(encoded, words, before) if constrained else None
+                for words, before in zip(prompts, known, strict=False)
+            ]
+            for start in range(0, len(prompts), MOST_TOGETHER):
+                part = slice(start, start + MOST_TOGETHER)
+                answers += self._read_all(encoded, prompts[part], max_new_tokens, clock, held[part])
                 clock = Clock(time.perf_counter(), cancel=cancel)
         return answers if isinstance(prompt, list | tuple) else answers[0]
 
@@ -303,11 +345,45 @@ class Session:
         self._turn += 1
         return Clock(time.perf_counter())
 
-    def _read(self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: Clock) -> Answer:
+    def _held(self, encoded: EncodedImage, prompt: str, earlier: Answer | None) -> Held | None:
+        """What a reply is held to, where the words ask for boxes and the bundle says how they are written."""
+        phrase = self.bundle.phrase(prompt)
+        rules = None if phrase is None else self._reader.rules(encoded)
+        if phrase is None or rules is None:
+            return None
+        return rules, self._reader.draft(rules, phrase, None if earlier is None else earlier.text)
+
+    def _read(
+        self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: Clock, held: Held | None = None
+    ) -> Answer:
         """Generate a reply and read it as boxes."""
         ready = self._reader.prompt(encoded, prompt)
-        steps = list(self._reader.generate(ready, encoded, max_new_tokens, clock, probabilities=True))
-        timings = clock.timings()
+        steps = list(self._reader.generate(ready, encoded, max_new_tokens, clock, probabilities=True, held=held))
+        return self._parsed(encoded, ready, steps, clock.timings())
+
+    def _read_all(
+        self,
+        encoded: EncodedImage,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        clock: Clock,
+        held: Sequence[Held | None],
+    ) -> list[Answer]:
+        """Generate replies and read them as boxes: side by side where the engine can, else one after the other."""
+        together = [each for each in held if each is not None]
+        if len(prompts) > 1 and len(together) == len(prompts) and self._reader.together:
+            ready = [self._reader.prompt(encoded, words) for words in prompts]
+            steps = self._reader.generate_together(ready, encoded, max_new_tokens, clock, together)
+            shares = clock.timings().shared([len(answer) for answer in steps])
+            return [self._parsed(encoded, *answer) for answer in zip(ready, steps, shares, strict=True)]
+        answers = []
+        for words, each in zip(prompts, held, strict=True):
+            answers.append(self._read(encoded, words, max_new_tokens, clock, each))
+            clock = Clock(time.perf_counter(), cancel=clock.cancel)
+        return answers
+
+    def _parsed(self, encoded: EncodedImage, ready: Prompt, steps: Sequence[Step], timings: Timings) -> Answer:
+        """Read generated tokens as boxes."""
         # Some families write boxes with control tokens, so these stay in the text.
         decode = partial(self._reader.text, keep_control=True)
         ids = [step.token for step in steps]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgetune_runtime.gpu import Gpu
@@ -27,8 +28,9 @@ class Timings:
 
     `preprocess` is image loading, resizing and tokenisation; `prefill` produces the first token, so `decode` covers
     `tokens - 1` steps. `known` counts the prompt's tokens that the engine had read for an earlier phrase about the same
-    picture, and that `prefill` so does not read. `total` is measured on its own and may exceed the sum by the loop's
-    own overhead.
+    picture, and that `prefill` so does not read. `passes` is how often the decoder was run for the answer, the rest of
+    the prompt behind the picture included: fewer times than there are tokens where several were known ahead. `total` is
+    measured on its own and may exceed the sum by the loop's own overhead.
     """
 
     preprocess: Seconds
@@ -38,11 +40,28 @@ class Timings:
     total: Seconds
     tokens: Count
     known: Count = 0
+    passes: Count = 0
 
     @property
     def tokens_per_second(self) -> float | None:
         """Decode speed, or None when the answer had no decode step."""
         return (self.tokens - 1) / self.decode if self.tokens > 1 and self.decode > 0 else None
+
+    def shared(self, tokens: Sequence[int]) -> list[Timings]:
+        """What each of several answers cost that were written side by side: these times in equal parts.
+
+        The first has all of the picture's part.
+
+        Args:
+            tokens: how many each of them has.
+        """
+        count = len(tokens)
+        first = self.preprocess + self.vision
+        rest = replace(self, preprocess=0.0, vision=0.0, prefill=self.prefill / count, decode=self.decode / count)
+        rest = replace(rest, total=(self.total - first) / count)
+        found = [replace(rest, tokens=number) for number in tokens]
+        found[0] = replace(found[0], preprocess=self.preprocess, vision=self.vision, total=rest.total + first)
+        return found
 
     def to_dict(self) -> dict[str, float]:
         """Plain numbers by field name, ready for JSON."""

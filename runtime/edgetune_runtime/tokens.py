@@ -30,11 +30,19 @@ class TextTokenizer:
             raise BundleError(f"{path}: not a tokenizer: {error}") from error
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._control = tuple(token.content for token in added if token.special)
+        self._pieces: dict[int, str] = {}
+        self._anchor: list[int] | None = None  # a token that others are read behind
+        self._anchored = ""
 
     @property
     def control(self) -> tuple[str, ...]:
         """The control tokens, as text."""
         return self._control
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens' ids."""
+        return frozenset(number for token in self._control if (number := self.id_of(token)) is not None)
 
     def encode(self, text: str, *, after: str = "") -> list[int]:
         """Token ids of text, control tokens such as `<|im_end|>` included where the text spells them.
@@ -68,6 +76,16 @@ class TextTokenizer:
         """Text of token ids, without control tokens unless they are to be kept."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not keep_control)
         return text
+
+    def piece(self, token: int) -> str:
+        """Text of one token as it stands in the middle of a text, control tokens' own included."""
+        if token not in self._pieces:
+            if self._anchor is None:
+                self._anchor = self.encode("a")[-1:]
+                self._anchored = self.decode(self._anchor, keep_control=True)
+            said = self.decode([*self._anchor, token], keep_control=True)
+            self._pieces[token] = said.removeprefix(self._anchored)
+        return self._pieces[token]
 
     def refuse_control(self, text: str, *, allowed: Collection[str] = ()) -> None:
         """Check words that become part of a prompt.

@@ -17,6 +17,7 @@ from edgetune_export.check.blocks import watched
 from edgetune_export.decoder.builder import BLOCK
 from edgetune_runtime.backends import Device, Float, Int
 from edgetune_runtime.backends.onnx.graphs import open_graph
+from edgetune_runtime.backends.onnx.heads import LOGITS_AT
 from edgetune_runtime.decode import Prompt
 
 STEPS = 256
@@ -103,6 +104,7 @@ class GraphDecoder:
         self._deepstack = [node.name for node in inputs if node.name.startswith("deepstack_embeds.")]
         self._caches = [node for node in inputs if node.name.startswith("past_key_values.")]
         self.half = any(_dtype(node) == np.float16 for node in self._caches)
+        self._chooses = LOGITS_AT in {node.name for node in self._session.get_overridable_initializers()}
         self._past: dict[str, Any] = {}
         self._length = 0
 
@@ -122,6 +124,8 @@ class GraphDecoder:
             WATCH: watch,
             **self._past,
         }
+        if self._chooses:
+            feeds[LOGITS_AT] = np.arange(-min(len(states), STEPS), 0)
         for number, name in enumerate(self._deepstack):
             feeds[name] = deepstack[number][None] if deepstack else np.zeros_like(states[None])
         given = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
@@ -150,11 +154,12 @@ def for_every_step(model: ir.Model) -> ir.Model:
     It gives logits of each call's last `STEPS` tokens, and states [1, W, H] after each block of the tokens that its new
     input numbers. The graph is changed in place, and returned; its weights stay what they are.
     """
-    start = model.graph.initializers["slice.start"]
-    start.const_value = ir.tensor(np.array([-STEPS]), name=start.name)
-    logits = next(value for value in model.graph.outputs if value.name == "logits")
-    assert logits.shape is not None
-    logits.shape = ir.Shape([logits.shape[0], "steps", logits.shape[2]])
+    start = model.graph.initializers.get("slice.start")  # where the graph does not let its caller choose
+    if start is not None:
+        start.const_value = ir.tensor(np.array([-STEPS]), name=start.name)
+        logits = next(value for value in model.graph.outputs if value.name == "logits")
+        assert logits.shape is not None
+        logits.shape = ir.Shape([logits.shape[0], "steps", logits.shape[2]])
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes.add(ir.AttrInt64("accuracy_level", 0))

@@ -11,12 +11,15 @@ import onnx_ir as ir
 from edgetune_export.decoder import delta, short_conv
 from edgetune_export.decoder.delta import DeltaDialect, DeltaSpec
 from edgetune_export.decoder.dialects import Dialect
-from edgetune_export.decoder.linear import Linear
+from edgetune_export.decoder.linear import Linear, Rows
 from edgetune_export.decoder.short_conv import ConvDialect, ConvSpec
 from edgetune_export.decoder.weights import DecoderSpec, DecoderWeights
 from edgetune_export.graph import Dim, GraphBuilder
+from edgetune_runtime.backends.onnx.heads import ANSWERS, ANSWERS_AT, LOGITS, LOGITS_AT
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import Float
+
+_REAL = ir.DataType.FLOAT
 
 BLOCK = "block"
 """What a block adds to the states of its tokens, and what it adds that to, are called `block.{layer}.update` and
@@ -28,13 +31,22 @@ Mixer = Callable[[Dialect, DecoderWeights, int, ir.Value, Sequence[ir.Value]], t
 DialectFactory = Callable[[GraphBuilder, DecoderSpec], Dialect]
 
 
-def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.Model:
+def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory, answer_tokens: Sequence[int] = ()) -> ir.Model:
     """Write the decoder.
+
+    Args:
+        weights: of the model.
+        make_dialect: gives the operators.
+        answer_tokens: whose rows of the head the graph has once more, as a head of their own; none for no such head.
 
     Inputs: inputs_embeds [B, S, H], what `Dialect.start` declares, past_key_values.{i}.key and .value,
     deepstack_embeds.{i} [B, S, H] (added after layer i; zero at text tokens). Outputs: logits float32 [B, 1, V] of the
     last token, present.{i}.key and .value. Dtypes of embeddings and shapes of the cache are the dialect's. Delta nets
     have .conv and .state in place of .key and .value, short convolutions have .conv, in float32.
+
+    In a dialect that lets a caller choose, logits_at int64 [n] are the numbers of this call's tokens after which
+    logits [B, n, V] are told, and answers_at int64 [m] those after which answer_logits [B, m, N] are, of the
+    `answer_tokens`. Both are optional: by themselves they are the last token, and none.
 
     Raises:
         InputError: the dialect does not know a kind of layer.
@@ -71,18 +83,35 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory) -> ir.M
         if layer < spec.deepstack:
             states = graph.op("Add", states, activation(deepstack[layer]))
         states.name, residual.name = f"{BLOCK}.{layer}.update", f"{BLOCK}.{layer}.residual"
-    # Only the last token's logits are ever used, and the head is the largest product of the prefill.
-    states, residual = _last_token(graph, states), _last_token(graph, residual)
-    states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))
-    logits = _linear(dialect, states, weights.head())
-    if dtype != ir.DataType.FLOAT:
-        logits = graph.op("Cast", logits, to=ir.DataType.FLOAT)
-    graph.output(logits, "logits", ir.DataType.FLOAT, (dialect.batch, 1, spec.vocabulary))
+    if dialect.chooses:
+        states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))
+        _tell(dialect, states, weights.head(), LOGITS, LOGITS_AT, [-1])
+        if len(answer_tokens):
+            _tell(dialect, states, Rows("answer_head", weights.head(), answer_tokens), ANSWERS, ANSWERS_AT, [])
+    else:
+        # The head is the largest product of the prefill, and the last token's logits are the only ones used.
+        states, residual = _last_token(graph, states), _last_token(graph, residual)
+        states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))
+        graph.output(_head(dialect, states, weights.head()), LOGITS, _REAL, (dialect.batch, 1, spec.vocabulary))
     for layer, pair in enumerate(presents):
         cache = _cache_of(dialect, spec, layer, "present_length")
         for (kind, shape), value in zip(cache.items(), pair, strict=True):
             graph.output(value, f"present.{layer}.{kind}", kept[layer], shape)
     return graph.model(dialect.opset)
+
+
+def _tell(dialect: Dialect, states: ir.Value, head: Linear, name: str, at: str, default: Sequence[int]) -> None:
+    """Make a head's product of the states of chosen tokens an output of the graph."""
+    graph = dialect.graph
+    rows = graph.optional(at, np.array(default, np.int64), (f"{name}_count",))
+    chosen = graph.op("Gather", states, rows, axis=1)
+    graph.output(_head(dialect, chosen, head), name, _REAL, (dialect.batch, f"{name}_count", head.rows))
+
+
+def _head(dialect: Dialect, states: ir.Value, head: Linear) -> ir.Value:
+    """Logits in float32."""
+    logits = _linear(dialect, states, head)
+    return logits if dialect.dtype == _REAL else dialect.graph.op("Cast", logits, to=_REAL)
 
 
 def require_known(spec: DecoderSpec, dialect: type[Dialect]) -> None:

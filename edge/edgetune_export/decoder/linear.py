@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edgetune_core.streaming import Values
@@ -41,6 +42,14 @@ class Part:
     def dense(self) -> Float:
         """Float32 weight [N, K] of the checkpoint."""
         return to_numpy(self.values(self.module.weight))
+
+    def rows_of(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Some rows of the checkpoint's weight."""
+        return self.values(self.module.weight)[torch.from_numpy(rows)]
+
+    def dense_rows(self, rows: NDArray[np.int64]) -> Float:
+        """Some rows of `dense`."""
+        return to_numpy(self.rows_of(rows))
 
     def split(self) -> Sequence[torch.Tensor]:
         """The weight of the checkpoint as runs of rows, which are read when they are used."""
@@ -158,6 +167,46 @@ class Linear:
         if all(part.module.bias is None for part in self.parts):
             return None
         return np.concatenate([part.bias() for part in self.parts])
+
+
+class Rows(Linear):
+    """Some rows of a product's weight, as a product of its own.
+
+    Args:
+        name: of the product in the graph.
+        linear: whose rows they are.
+        rows: their numbers, int64 [n].
+    """
+
+    def __init__(self, name: str, linear: Linear, rows: Sequence[int]) -> None:
+        super().__init__(name, linear.parts, linear.format, linear._device)
+        self._whole, self._rows = linear, np.array(rows)
+        self.calibrated = False  # it is written where it stands, also where its source's weight is in a checkpoint
+
+    @property
+    def rows(self) -> int:
+        """N, the output size."""
+        return len(self._rows)
+
+    def dense(self) -> Float:
+        """Float32 weight [N, K]."""
+        (part,) = self.parts
+        return part.dense_rows(self._rows)
+
+    def blocks(self) -> BlockWeight:
+        """The rows in the format of the whole, each with the scales that it has there."""
+        (part,) = self.parts
+        if not self._whole.calibrated:
+            assert self.format is not None
+            return round_rows([part.rows_of(self._rows)], self.format, self._device)[0]
+        weight = part.blocks()
+        zeros = None if weight.zero_points is None else weight.zero_points[self._rows]
+        return replace(weight, codes=weight.codes[self._rows], scales=weight.scales[self._rows], zero_points=zeros)
+
+    def bias(self) -> Float | None:
+        """Float32 bias [N], or None."""
+        whole = self._whole.bias()
+        return None if whole is None else whole[self._rows]
 
 
 def shared(linear: Linear, uses: int) -> Callable[[], BlockWeight]:

@@ -75,6 +75,8 @@ def load_backend(
     kind = _named(engine, bundle) if engine is not None else _claiming(bundle)
     backend = kind.load(bundle, device=device, threads=threads)
     _check_shape(bundle, backend.shape)
+    if bundle.grammar is not None:
+        backend.answer_tokens = bundle.grammar.tokens
     return backend
 
 

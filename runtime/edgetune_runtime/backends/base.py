@@ -122,14 +122,22 @@ class Backend(ABC):
 
     Attributes:
         formats: the formats of bundles that the engine reads.
+        speculates: whether tokens that are only expected are worth reading: several take about as long as one, and
+            `rewind` can go back to any length.
+        branches: whether several continuations of one beginning can be read side by side, see `branches_at`.
+        answer_tokens: int64 [N], of which `answers_at` gives logits; `load_backend` takes them from the bundle.
         length: tokens in the sequence so far.
         capacity: tokens that the sequence was given room for.
     """
 
     formats: ClassVar[tuple[str, ...]] = ()
+    speculates: bool = False
+    branches: bool = False
 
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
+        self._trunk, self._owners = 0, np.array([], np.int64)
+        self.answer_tokens: Int = np.array([], np.int64)
         self.length = 0
         self.capacity = 0
         self._closed = False
@@ -277,6 +285,89 @@ class Backend(ABC):
         Raises:
             InputError: a shape or dtype is wrong, or the tokens exceed the room that was reserved.
         """
+        count = self._check(embeddings, positions, deepstack)
+        logits = self.forward_impl(embeddings, positions, deepstack)
+        self.length += count
+        return logits
+
+    def forward_at(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = (), *, at: Sequence[int]
+    ) -> Float:
+        """Append tokens to the sequence and return the logits after some of them.
+
+        Args:
+            embeddings: as of `forward`.
+            positions: as of `forward`.
+            deepstack: as of `forward`.
+            at: the numbers of those tokens among the S, ascending; there may be none.
+
+        Returns:
+            float32 [len(at), V]; valid until the next call.
+
+        Raises:
+            InputError: as `forward`, or a number is not that of a token.
+        """
+        count = self._check(embeddings, positions, deepstack)
+        rows, start = _rows(at, count), self.length
+        logits = self.forward_at_impl(embeddings, positions, deepstack, rows)
+        self.length = start + count
+        return logits
+
+    def answers_at(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = (), *, at: Sequence[int]
+    ) -> Float:
+        """As `forward_at`, but of `answer_tokens` alone: float32 [len(at), N].
+
+        An engine need not read the head's other rows for it.
+        """
+        count = self._check(embeddings, positions, deepstack)
+        rows, start = _rows(at, count), self.length
+        logits = self.answers_at_impl(embeddings, positions, deepstack, rows)
+        self.length = start + count
+        return logits
+
+    def branch(self, trunk: int) -> None:
+        """Go back to the first `trunk` tokens of the sequence, behind which `branches_at` reads several continuations.
+
+        Raises:
+            InputError: the sequence is not that long, or the engine cannot branch.
+        """
+        if not self.branches or not self.rewind(trunk):
+            raise InputError("this engine reads one continuation of a sequence at a time")
+        self._trunk, self._owners = trunk, np.array([], np.int64)
+
+    def branches_at(self, embeddings: Float, positions: Int, owners: Int, *, at: Sequence[int], answers: bool) -> Float:
+        """Append tokens of several continuations of the first tokens, and return the logits after some of them.
+
+        A token sees the beginning that `branch` went back to, and behind that what is of its own continuation.
+
+        Args:
+            embeddings: as of `forward`.
+            positions: as of `forward`; each continuation counts on from the beginning by itself.
+            owners: int64 [S], the number of each token's continuation, from 0.
+            at: as of `forward_at`.
+            answers: whether the logits are those of `answers_at`.
+
+        Raises:
+            InputError: as `forward_at`, or there is not a continuation for each token.
+        """
+        count = self._check(embeddings, positions, ())
+        if owners.shape != (count,) or owners.dtype != np.int64 or int(owners.min()) < 0:
+            raise InputError(f"owners must be int64 [{count}] of at least 0, got {owners.dtype} {list(owners.shape)}")
+        rows, start = _rows(at, count), self.length
+        everyone = np.concatenate([self._owners, owners])
+        sees = np.ones((count, start + count), bool)
+        sees[:, self._trunk :] = owners[:, None] == everyone
+        logits = self.branches_at_impl(embeddings, positions, sees, rows, answers)
+        self.length, self._owners = start + count, everyone
+        return logits
+
+    def drop(self, tokens: Sequence[int]) -> None:
+        """Let no later token see these ones, which `branches_at` has read, by their numbers from the end."""
+        self._owners[list(tokens)] = -1
+
+    def _check(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> int:
+        """The number of tokens that can be appended; raises what `forward` does."""
         self._require_open()
         count = len(embeddings)
         for name, array in (("embeddings", embeddings), *(("deepstack", features) for features in deepstack)):
@@ -288,9 +379,7 @@ class Backend(ABC):
         if len(deepstack) not in (0, self.shape.deepstack):
             raise InputError(f"the model takes {self.shape.deepstack} DeepStack arrays or none, got {len(deepstack)}")
         self._require_room(count)
-        logits = self.forward_impl(embeddings, positions, deepstack)
-        self.length += count
-        return logits
+        return count
 
     def close(self) -> None:
         """Give the engine's memory back; it takes no further calls. Closing twice is no error."""
@@ -332,6 +421,34 @@ class Backend(ABC):
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """As `forward`; the sequence has `length` tokens before."""
 
+    def forward_at_impl(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
+    ) -> Float:
+        """As `forward_at`; by default a call for each of the wanted tokens."""
+        rows, start = [], 0
+        for end in (*at, *([] if at[-1:] == (len(embeddings) - 1,) else [len(embeddings) - 1])):
+            part = slice(start, end + 1)
+            rows.append(self.forward(embeddings[part], positions[:, part], [array[part] for array in deepstack]).copy())
+            start = end + 1
+        return np.stack(rows)[: len(at)]
+
+    def answers_at_impl(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
+    ) -> Float:
+        """As `answers_at`; by default what `forward_at_impl` gives of these tokens."""
+        return self.forward_at_impl(embeddings, positions, deepstack, at)[:, self.answer_tokens]
+
+    def branches_at_impl(
+        self,
+        embeddings: Float,
+        positions: Int,
+        sees: npt.NDArray[np.bool_],
+        at: tuple[int, ...],
+        answers: bool,
+    ) -> Float:
+        """As `branches_at`; `sees` [S, T] tells which of all tokens up to itself each new one sees."""
+        raise NotImplementedError
+
     def close_impl(self) -> None:  # noqa: B027 - most engines have nothing to do
         """As `close`; nothing by default, for most memory goes with its Python object."""
 
@@ -343,6 +460,14 @@ class Backend(ABC):
     def _require_open(self) -> None:
         if self._closed:
             raise InputError("the engine was closed")
+
+
+def _rows(at: Sequence[int], count: int) -> tuple[int, ...]:
+    """The numbers of tokens among `count`, checked."""
+    rows = tuple(int(number) for number in at)
+    if any(not low < number < count for low, number in zip((-1, *rows), rows, strict=False)):
+        raise InputError(f"rows must be ascending numbers of {count} tokens, got {list(rows)}")
+    return rows
 
 
 class GreedyBackend(Backend):

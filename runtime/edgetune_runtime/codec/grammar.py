@@ -61,8 +61,15 @@ def write(boxes: Sequence[Sequence[str]], labels: Sequence[str], style: BoxStyle
 
 def lay_out(boxes: Sequence[Sequence[str]], labels: Sequence[str], style: BoxStyle) -> tuple[str, list[list[Span]]]:
     """Return the text for boxes ([N] x 4 formatted numbers) with their labels, and where each number stands in it."""
-    text, separator, closing = _LISTS.get(style, ("", "", ""))
-    spans = []
+    return lay_out_fenced(boxes, labels, style, fences(style)[0])[:2]
+
+
+def lay_out_fenced(
+    boxes: Sequence[Sequence[str]], labels: Sequence[str], style: BoxStyle, fence: tuple[str, str, str]
+) -> tuple[str, list[list[Span]], list[Span]]:
+    """Return what `lay_out` does, between other fences, and where each label stands; a style may have no labels."""
+    text, separator, closing = fence
+    spans, names = [], []
     for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         text += separator if index else ""
         *before, after = _around(label, style)
@@ -71,9 +78,15 @@ def lay_out(boxes: Sequence[Sequence[str]], labels: Sequence[str], style: BoxSty
             start = len(text) + len(words)
             places.append((start, start + len(number)))
             text += words + number
+        written = json.dumps(label, ensure_ascii=False)[1:-1] if style == "json" else label
+        named = after if style == "json" else before[0]
+        if style != "plain":
+            start = len(text) if style == "json" else places[0][0] - len(named)
+            start += named.index(written, named.index('": ') if style == "json" else 0)
+            names.append((start, start + len(written)))
         text += after
         spans.append(places)
-    return text + closing, spans
+    return text + closing, spans, names
 
 
 def _around(label: str, style: BoxStyle) -> tuple[str, str, str, str, str]:
@@ -90,6 +103,24 @@ def _around(label: str, style: BoxStyle) -> tuple[str, str, str, str, str]:
 
 # What stands before, between and after all boxes; nothing in the styles with tags.
 _LISTS: dict[BoxStyle, tuple[str, str, str]] = {"json": ("[", ", ", "]"), "plain": ("", ", ", "")}
+
+
+_JSON_NAME = re.compile(r'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*(?:\\(?:u[0-9a-fA-F]{0,3})?)?')
+_TAGGED_NAME = re.compile(r"[^<>\n]*")
+
+
+def label_pattern(style: BoxStyle) -> re.Pattern[str]:
+    """Return what the text of an object's name, or the beginning of one, matches as a whole."""
+    return _JSON_NAME if style == "json" else _TAGGED_NAME
+
+
+def fences(style: BoxStyle) -> tuple[tuple[str, str, str], ...]:
+    """Return what stands before, between and after all boxes: as `write` has it, and as published models do.
+
+    Qwen-VL's own answers are in a code fence, with a box a line.
+    """
+    own = _LISTS.get(style, ("", "", ""))
+    return (own, ("```json\n[\n\t", ",\n\t", "\n]\n```")) if style == "json" else (own,)
 
 
 def write_name(name: str, style: BoxStyle) -> str:

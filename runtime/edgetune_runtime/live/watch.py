@@ -33,7 +33,13 @@ class Finder(Protocol):
         """As of `Session`."""
 
     def answer(
-        self, image: ImageSource, prompt: str, *, max_new_tokens: int = 128, cancel: threading.Event | None = None
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        cancel: threading.Event | None = None,
+        earlier: Sequence[Answer | None] = (),
     ) -> Answer:
         """As of `Session`."""
 
@@ -97,6 +103,7 @@ class Watcher:
         self._patient, self._tell = patient, tell
         self.phrases = phrases
         self.figures = Figures()
+        self._said: dict[str, Answer] = {}  # about the frame before, which the next one mostly looks like
         self._stop = threading.Event()
         self._begun = False
         self._capture: Capture | None = None
@@ -141,9 +148,16 @@ class Watcher:
         asked = self.phrases
         image = frame.picture.rgb()
         prompts = [self._session.request(phrase) for phrase in asked]
-        answers: Any = self._session.answer(image, prompts, max_new_tokens=self._longest, cancel=cancel)  # type: ignore[arg-type]
+        answers: Any = self._session.answer(
+            image,
+            prompts,  # type: ignore[arg-type]
+            max_new_tokens=self._longest,
+            cancel=cancel,
+            earlier=[self._said.get(phrase) for phrase in asked],
+        )
+        self._said = dict(zip(asked, answers, strict=True))
         gray = small(frame.picture) if self._track else None
-        return Look(frame, dict(zip(asked, answers, strict=True)), time.monotonic() - began, gray)
+        return Look(frame, dict(self._said), time.monotonic() - began, gray)
 
     def _recorded(self) -> Iterator[Observation]:
         """Every frame of a recording in its turn."""

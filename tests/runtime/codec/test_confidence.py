@@ -78,7 +78,8 @@ def test_probabilities_are_the_softmax_of_the_logits(qwen3_vl_bundle: Path) -> N
     prompt = Prompt(ids, positions, following, image_token, None)
     found = list(greedy_steps(backend, prompt, stop=(), max_new_tokens=6, max_length=100))
     logits = prefill(backend, prompt, room=6)
-    for place, (token, probability) in enumerate(found):
+    for place, (token, probability, passes) in enumerate(found):
+        assert passes == place + 1
         exact = logits.astype(np.float64)
         exact = np.exp(exact - exact.max()) / np.exp(exact - exact.max()).sum()
         assert token == exact.argmax()

@@ -24,6 +24,7 @@ class Dialect(Protocol):
         input_dtype: of the graph's inputs that hold hidden states.
         batch: B in the graph's interface, free or fixed.
         opset: version of the standard operators.
+        chooses: whether the graph takes the numbers of the tokens after which it is asked, as optional inputs.
     """
 
     graph: GraphBuilder
@@ -31,6 +32,7 @@ class Dialect(Protocol):
     input_dtype: ir.DataType
     batch: Dim
     opset: int
+    chooses: bool
 
     def linear(self, states: ir.Value, linear: Linear) -> ir.Value:
         """States @ weightᵀ + bias."""

@@ -12,6 +12,7 @@ from edgetune_export.decoder.linear import Linear, shared
 from edgetune_export.decoder.short_conv import ConvParameters
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import MICROSOFT, Dim, GraphBuilder, cast_float
+from edgetune_runtime.backends.onnx.engine import MASK
 from edgetune_runtime.quant.blocks import BlockWeight, Float
 
 INT8_ACTIVATIONS = 4
@@ -31,6 +32,7 @@ class OrtDialect:
     opset = 20
     batch: Dim = "batch_size"  # the only free dimension that transformers.js does not take for 0
     input_dtype = ir.DataType.FLOAT
+    chooses = True
 
     def __init__(
         self, graph: GraphBuilder, spec: DecoderSpec, dtype: ir.DataType, *, accuracy_level: int = INT8_ACTIVATIONS
@@ -130,6 +132,21 @@ class OrtDialect:
         last = op("Sub", op("ReduceSum", attention_mask, self.graph.constant("axis.1", np.array([1])), keepdims=0), one)
         self._last_key = op("Cast", last, to=ir.DataType.INT32)  # [B]
         total = op("Gather", op("Shape", attention_mask), one)
+        self._bias = None
+        if self.dtype == ir.DataType.FLOAT:  # attention on CUDA takes none
+            shape = ("bias_batch", "bias_heads", "bias_length", "bias_total")
+            bias = self.graph.optional(MASK, np.zeros((1, 1, 1, 1), np.float32), shape)
+            ones = self.graph.constant("bias.ones", np.array([1, 1]))
+            sizes = op(
+                "Concat",
+                ones,
+                *(
+                    op("Reshape", size, self.graph.constant("axis.1", np.array([1])))
+                    for size in (op("Gather", batch_and_length, one), total)
+                ),
+                axis=0,
+            )
+            self._bias = op("Expand", bias, sizes)  # [1, 1, S, T]
         self._total = op("Cast", total, to=ir.DataType.INT32)
 
     def attention(
@@ -160,6 +177,7 @@ class OrtDialect:
             *past,
             self._last_key,
             self._total,
+            *(() if self._bias is None else (None, None, None, self._bias)),
             outputs=3,
             domain=MICROSOFT,
             num_heads=self._spec.heads,

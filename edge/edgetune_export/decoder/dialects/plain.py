@@ -40,6 +40,7 @@ class PlainDialect:
 
     opset = 21
     batch: Dim = "batch_size"
+    chooses = False
 
     def __init__(self, graph: GraphBuilder, spec: DecoderSpec, dtype: ir.DataType) -> None:
         self.graph = graph

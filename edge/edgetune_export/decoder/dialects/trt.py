@@ -31,6 +31,7 @@ class TrtDialect:
 
     opset = 21
     batch: Dim = 1
+    chooses = False
     in_place = False
     """Whether a past and its present must be one buffer; otherwise they must be two."""
 

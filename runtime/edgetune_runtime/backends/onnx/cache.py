@@ -27,6 +27,9 @@ _DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(flo
 class Cache(Protocol):
     """The keys and values of one sequence, bound to a decoder's inputs and outputs."""
 
+    cuts: bool
+    """Whether `rewind` can go back to any length."""
+
     def reserve(self, length: int) -> None:
         """Start an empty sequence with room for `length` tokens."""
 
@@ -65,6 +68,8 @@ class SharedCache:
 
     Old contents need no clearing: the attention mask's length says how much of the buffer is read.
     """
+
+    cuts = True
 
     def __init__(self, session: Any, binding: Any, device: Device) -> None:
         self._binding, self._device = binding, device
@@ -117,6 +122,8 @@ class SharedCache:
 class GrowingCache:
     """Every call reads the past and allocates the present, which is the past of the next."""
 
+    cuts = True
+
     def __init__(self, session: Any, binding: Any, device: Device) -> None:
         self._binding, self._device = binding, device
         self._inputs = _cache_inputs(session)
@@ -164,6 +171,8 @@ class WithStates:
 
     A state is read from one buffer and written to another; the two change places after each call.
     """
+
+    cuts = False
 
     def __init__(self, cache: Cache, states: list[Any], binding: Any, device: Device) -> None:
         self._cache, self._states, self._binding, self._device = cache, states, binding, device

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape, Saved
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.backends.onnx.encoder import VisionEncoder
 from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, onnxruntime, open_graph, require_input
+from edgetune_runtime.backends.onnx.heads import ANSWERS, LOGITS, Heads
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
 from edgetune_runtime.errors import BundleError, InputError
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 LOAD_STEP_S = 0.02
 """Seconds after which what was read of mapped weights is let go of, again and again while they are loaded."""
+
+MASK = "attention_bias"
+"""Optional input float32 [1, 1, S, T], added to scores of attention."""
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
@@ -86,9 +91,11 @@ class OnnxBackend(Backend):
         names = [node.name for node in self._decoder.get_inputs()]
         self._deepstack = sorted(name for name in names if name.startswith("deepstack_embeds."))
         self._binding = self._decoder.io_binding()
-        self._logits = np.empty((1, 1, self.shape.vocabulary), np.float32)
-        self._bind_logits()
+        self._heads = Heads(self._decoder, self._binding)
         self._cache = make_cache(self._decoder, self._binding, place)
+        self.speculates = self._heads.choose and self._cache.cuts
+        optional = {node.name for node in self._decoder.get_overridable_initializers()}
+        self.branches = self.speculates and MASK in optional
         self._chunk = PREFILL_CHUNK if place.kind == "cpu" else None
 
     @classmethod
@@ -126,7 +133,7 @@ class OnnxBackend(Backend):
             self._cache.forget()
             self._binding.clear_binding_inputs()
             self._binding.clear_binding_outputs()  # what is bound stays in memory
-            self._bind_logits()
+            self._heads.forget()
 
     def keep_impl(self) -> None:
         """Copy what cannot be cut."""
@@ -146,13 +153,65 @@ class OnnxBackend(Backend):
 
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens, a chunk at a time, and return the last one's logits."""
-        count = len(embeddings)
+        last: Float = self._read(embeddings, positions, deepstack, (len(embeddings) - 1,), LOGITS)[0]
+        return last
+
+    def forward_at_impl(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
+    ) -> Float:
+        """Append tokens, a chunk at a time, and return the logits after some."""
+        if not self._heads.choose:
+            return super().forward_at_impl(embeddings, positions, deepstack, at)
+        return self._read(embeddings, positions, deepstack, at, LOGITS)
+
+    def answers_at_impl(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
+    ) -> Float:
+        """As `forward_at_impl`, with the head's rows of these tokens alone where the graph has them by themselves."""
+        if self._heads.answers != len(self.answer_tokens):
+            return super().answers_at_impl(embeddings, positions, deepstack, at)
+        return self._read(embeddings, positions, deepstack, at, ANSWERS)
+
+    def branches_at_impl(
+        self,
+        embeddings: Float,
+        positions: Int,
+        sees: npt.NDArray[np.bool_],
+        at: tuple[int, ...],
+        answers: bool,
+    ) -> Float:
+        """Append tokens that do not see all before them."""
+        bias = np.where(sees, np.float32(0), np.finfo(np.float32).min)
+        whole = answers and self._heads.answers != len(self.answer_tokens)
+        logits = self._read(embeddings, positions, (), at, ANSWERS if answers and not whole else LOGITS, bias)
+        return logits[:, self.answer_tokens] if whole else logits
+
+    def _read(
+        self,
+        embeddings: Float,
+        positions: Int,
+        deepstack: Sequence[Float],
+        at: tuple[int, ...],
+        head: str,
+        bias: Float | None = None,
+    ) -> Float:
+        """Append tokens, a chunk at a time; the outputs of a head after some of them.
+
+        Scores of attention get a bias [S, T] where there is one.
+        """
+        count, found = len(embeddings), []
         for start in range(0, count, self._chunk or count):
             chunk = slice(start, start + (self._chunk or count))
             features = [array[chunk] for array in deepstack]
+            rows = [row - start for row in at if start <= row < chunk.stop]
+            self._heads.want(head, rows)
+            if self.branches:
+                part = np.zeros((1, 1), np.float32) if bias is None else bias[chunk, : self.length + chunk.stop]
+                self._bias = onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(part[None, None]))
+                self._binding.bind_ortvalue_input(MASK, self._bias)
             self._append(self.length + start, embeddings[chunk], positions[:, chunk], features)
-        logits: Float = self._logits[0, 0]
-        return logits
+            found.append(self._heads.given(head, len(rows)))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _append(self, past: int, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> None:
         """Run the decoder over tokens that follow `past` others."""
@@ -166,12 +225,9 @@ class OnnxBackend(Backend):
         self._decoder.run_with_iobinding(self._binding)
         self._cache.after()
 
-    def _bind_logits(self) -> None:
-        self._binding.bind_ortvalue_output("logits", onnxruntime().OrtValue.ortvalue_from_numpy(self._logits))
-
     def close_impl(self) -> None:
         """Drop the graphs and the buffers bound to them."""
-        del self._cache, self._binding, self._vision, self._embed, self._decoder, self._mapped
+        del self._cache, self._heads, self._binding, self._vision, self._embed, self._decoder, self._mapped
 
 
 def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:
