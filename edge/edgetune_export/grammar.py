@@ -18,23 +18,30 @@ from edgetune_runtime.codec.grammar import Span, fences, lay_out_fenced
 from edgetune_runtime.constrained.automaton import END, SLOTS, Automaton, State
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.base import Preprocessing
-from edgetune_runtime.images.smart import MAX_ASPECT, ImageSpec
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.tokens import TextTokenizer
 
 MOST_NUMBERS = 10_000
-"""Numbers that are tried where coordinates are pixels; answers about pictures with larger ones are not held to it."""
+"""Numbers that are tried where coordinates are pixels, at most; pictures with larger ones are answered freely."""
+
+ASPECT = 16
+"""Shape of the longest picture whose coordinates in pixels are tried, as a ratio of its sides."""
 
 _NAMES = ("cup", "the red cup", "a dog on the left")
 """Names in the answers that are tried; where one begins and ends, any other may stand."""
 
-_NAME = "name"
-_END: Place = ("end",)
+_NAME, _NUMBER = "name", "number "
+_END: Place = (0, "end")
 
 Place = tuple[str | int, ...]
 """Where a token ends: the fence, the part of the answer, and what stands of the part."""
 
-Steps = dict[Place, dict[int, Place]]
-"""The place that each token leads to, by the place before it."""
+Steps = dict[Place, dict[int, set[Place]]]
+"""The places that each token leads to, by the place before it: an opening bracket may be that of a list or of a box."""
+
+Places = frozenset[Place]
+Sure = dict[Places, dict[int, Places]]
+"""The one set of places that each token leads to."""
 
 
 class _Sample(NamedTuple):
@@ -63,7 +70,7 @@ def answer_grammar(tokenizer: TextTokenizer, chat: Chat, box_format: BoxFormat, 
     steps: Steps = {}
     for sample in _samples(box_format, largest):
         _learn(steps, sample, tokenizer, chat)
-    return Automaton(_minimal(_without_numbers(steps)), largest)
+    return Automaton(_minimal(_without_numbers(_deterministic(steps))), largest)
 
 
 def _largest(box_format: BoxFormat, spec: Preprocessing) -> int:
@@ -71,7 +78,7 @@ def _largest(box_format: BoxFormat, spec: Preprocessing) -> int:
     step = 10**box_format.decimals
     if box_format.frame == "resized":
         assert isinstance(spec, ImageSpec)  # the only rule that keeps a picture's shape
-        longest = int((spec.max_pixels * MAX_ASPECT) ** 0.5) + spec.factor
+        longest = int((spec.max_pixels * ASPECT) ** 0.5) + spec.factor
         return int(min(longest * step, MOST_NUMBERS - 1))
     return int(step * (1000 if box_format.frame == "norm1000" else 1))
 
@@ -122,8 +129,7 @@ def _learn(steps: Steps, sample: _Sample, tokenizer: TextTokenizer, chat: Chat) 
 
 
 def _add(steps: Steps, here: Place, token: int, there: Place) -> None:
-    if steps.setdefault(here, {}).setdefault(token, there) != there:
-        raise InputError(f"the tokenizer's {token} leads from {here} to two places")
+    steps.setdefault(here, {}).setdefault(token, set()).add(there)
 
 
 def _place(sample: _Sample, at: int, told: str) -> Place:
@@ -131,7 +137,7 @@ def _place(sample: _Sample, at: int, told: str) -> Place:
     last, part = 0, ""
     for slot, (start, end) in sample.numbers:
         if start <= at <= end:
-            return (sample.fence, f"number {slot}", sample.text[start:at])
+            return (sample.fence, f"{_NUMBER}{slot}", sample.text[start:at])
         if last < end < at:
             last, part = end, f"behind {slot}"
     for start, end in sample.names:
@@ -142,54 +148,73 @@ def _place(sample: _Sample, at: int, told: str) -> Place:
     return (sample.fence, part, sample.text[last:at]) if part else (0, part, told)
 
 
-def _without_numbers(steps: Steps) -> Steps:
-    """The places without those in numbers that have the future of another one: most of ten thousand."""
-    same: dict[Place, Place] = {}
-    first: dict[object, Place] = {}
-    for place in sorted(
-        steps, key=lambda place: -len(str(place[-1]))
-    ):  # a longer beginning of a number leads nowhere else
-        if _slot(place) is None:
+def _deterministic(steps: Steps) -> Sure:
+    """The sets of places that answers can be at, from where they begin (the subset construction)."""
+    start: Places = frozenset({next(iter(steps))})
+    found: Sure = {}
+    todo = [start]
+    while todo:
+        here = todo.pop()
+        if here in found:
             continue
-        onward = {token: same.get(there, there) for token, there in steps[place].items()}
-        same[place] = first.setdefault((place[:2], tuple(sorted(onward.items(), key=str))), place)
+        onward: dict[int, set[Place]] = {}
+        for place in here:
+            for token, there in steps.get(place, {}).items():
+                onward.setdefault(token, set()).update(there)
+        found[here] = {token: frozenset(places) for token, places in onward.items()}
+        todo += [there for there in found[here].values() if there != {_END}]
+    return {start: found.pop(start), **found}
+
+
+def _without_numbers(steps: Sure) -> Sure:
+    """The places without those in numbers that have the future of another one: most of ten thousand."""
+    same: dict[Places, Places] = {}
+    first: dict[object, Places] = {}
+    numbers = [places for places in steps if len(places) == 1 and _slot(places) is not None]
+    # The longer the beginning of a number, the sooner it ends: what it leads to is known before it.
+    for places in sorted(numbers, key=lambda places: -max(len(str(place[-1])) for place in places)):
+        onward = {token: same.get(there, there) for token, there in steps[places].items()}
+        kind = next(iter(places))[:2]
+        same[places] = first.setdefault((kind, tuple(sorted(onward.items(), key=str))), places)
     return {
-        place: {token: same.get(there, there) for token, there in following.items()}
-        for place, following in steps.items()
-        if same.get(place, place) == place
+        places: {token: same.get(there, there) for token, there in following.items()}
+        for places, following in steps.items()
+        if same.get(places, places) == places
     }
 
 
-def _minimal(steps: Steps) -> tuple[State, ...]:
+def _minimal(steps: Sure) -> tuple[State, ...]:
     """The states of places, those with one future as one (Moore's refinement); the first is where answers begin."""
-    kinds: dict[Place, object] = {
-        place: (place[1] if _slot(place) is not None else place[1] == _NAME) for place in steps
-    }
-    groups = _numbered(kinds)
+    groups = _numbered({places: (_slot(places), _named(places)) for places in steps})
     while True:
         futures = {
-            place: (groups[place], tuple(sorted((token, groups.get(there, END)) for token, there in following.items())))
-            for place, following in steps.items()
+            places: (groups[places], tuple(sorted((token, groups.get(there, END)) for token, there in onward.items())))
+            for places, onward in steps.items()
         }
         refined = _numbered(futures)
         if len(set(refined.values())) == len(set(groups.values())):
             break
         groups = refined
     states: dict[int, State] = {}
-    for place, following in steps.items():
-        if groups[place] not in states:
+    for places, following in steps.items():
+        if groups[places] not in states:
             onward = {token: groups.get(there, END) for token, there in following.items()}
-            states[groups[place]] = State(onward, _slot(place), place[1] == _NAME)
+            states[groups[places]] = State(onward, _slot(places), _named(places))
     return tuple(states[number] for number in range(len(states)))
 
 
-def _numbered(kinds: Mapping[Place, object]) -> dict[Place, int]:
+def _numbered(kinds: Mapping[Places, object]) -> dict[Places, int]:
     """Numbers from 0 for equal values, in the order of the places."""
     numbers: dict[object, int] = {}
-    return {place: numbers.setdefault(kind, len(numbers)) for place, kind in kinds.items()}
+    return {places: numbers.setdefault(kind, len(numbers)) for places, kind in kinds.items()}
 
 
-def _slot(place: Place) -> int | None:
-    """Which of a box's numbers a place is in, None elsewhere."""
-    part = str(place[1]) if len(place) > 1 else ""
-    return int(part.removeprefix("number ")) if part.startswith("number ") else None
+def _slot(places: Places) -> int | None:
+    """Which of a box's numbers places are in, None elsewhere."""
+    parts = [str(place[1]) for place in places if str(place[1]).startswith(_NUMBER)]
+    return int(parts[0].removeprefix(_NUMBER)) if parts else None
+
+
+def _named(places: Places) -> bool:
+    """Whether a name may stand there."""
+    return any(place[1] == _NAME for place in places)

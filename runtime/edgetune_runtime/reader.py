@@ -258,8 +258,8 @@ class Reader:
         max_new_tokens: int,
         clock: Clock,
         held: Sequence[Held],
-    ) -> list[list[Step]]:
-        """Answers about one picture that are written side by side, without their stop tokens.
+    ) -> list[tuple[list[Step], int]]:
+        """Answers about one picture that are written side by side, without their stop tokens, and how many with it.
 
         Args:
             prompts: what is asked.
@@ -285,7 +285,7 @@ class Reader:
             clock.check()
             found = next(passes, None)
             if found is None:
-                return [[step for step in answer if step.token not in self._stop] for answer in answers]
+                return [([step for step in each if step.token not in self._stop], len(each)) for each in answers]
             if not clock.passes:
                 clock.first = time.perf_counter()
                 self._begun, self._shared = encoded, prompts[0].shared

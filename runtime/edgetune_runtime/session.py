@@ -373,8 +373,9 @@ class Session:
         together = [each for each in held if each is not None]
         if len(prompts) > 1 and len(together) == len(prompts) and self._reader.together:
             ready = [self._reader.prompt(encoded, words) for words in prompts]
-            steps = self._reader.generate_together(ready, encoded, max_new_tokens, clock, together)
-            shares = clock.timings().shared([len(answer) for answer in steps])
+            written = self._reader.generate_together(ready, encoded, max_new_tokens, clock, together)
+            shares = clock.timings().shared([count for _, count in written], ready[0].shared)
+            steps = [answer for answer, _ in written]
             return [self._parsed(encoded, *answer) for answer in zip(ready, steps, shares, strict=True)]
         answers = []
         for words, each in zip(prompts, held, strict=True):

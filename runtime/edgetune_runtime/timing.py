@@ -47,20 +47,22 @@ class Timings:
         """Decode speed, or None when the answer had no decode step."""
         return (self.tokens - 1) / self.decode if self.tokens > 1 and self.decode > 0 else None
 
-    def shared(self, tokens: Sequence[int]) -> list[Timings]:
+    def shared(self, tokens: Sequence[int], known: int) -> list[Timings]:
         """What each of several answers cost that were written side by side: these times in equal parts.
 
         The first has all of the picture's part.
 
         Args:
             tokens: how many each of them has.
+            known: the picture's part of a prompt in tokens, which the others need not read.
         """
         count = len(tokens)
         first = self.preprocess + self.vision
         rest = replace(self, preprocess=0.0, vision=0.0, prefill=self.prefill / count, decode=self.decode / count)
         rest = replace(rest, total=(self.total - first) / count)
-        found = [replace(rest, tokens=number) for number in tokens]
-        found[0] = replace(found[0], preprocess=self.preprocess, vision=self.vision, total=rest.total + first)
+        found = [replace(rest, tokens=number, known=known) for number in tokens]
+        cost = {"preprocess": self.preprocess, "vision": self.vision, "total": rest.total + first}
+        found[0] = replace(found[0], known=self.known, **cost)
         return found
 
     def to_dict(self) -> dict[str, float]:

@@ -85,13 +85,21 @@ def test_every_format_holds_the_weight_set(name: str, kind: str, calibrated: Set
     with Session.load(bundle, engine="openvino" if kind == "onnx openvino" else None) as session:
         picture, other = read_entries(talks)[1].images[0], read_entries(talks)[0].images[0]
         asked = [session.request(phrase) for phrase in ("the cup", "a jar on the left", "the cup")]
-        answers = session.answer(picture, asked, max_new_tokens=4)
+        answers = [session.answer(picture, words, max_new_tokens=4) for words in asked]
         assert [answer.timings.known > 0 for answer in answers] == [False, True, True]
         assert answers[0] == answers[2] and answers[0].timings.tokens <= 4
         # An answer does not tell whether its picture had been read before.
         session.answer(other, asked[0], max_new_tokens=4)
         anew = session.answer(picture, asked[1], max_new_tokens=4)
         assert anew == answers[1] and anew.timings.known == 0
+        # Weights are random, and yet every answer is one: with one pass or several, alone or side by side.
+        for shown in (picture, other):
+            alone = [session.answer(shown, words, max_new_tokens=300) for words in asked]
+            assert all(answer.status != "unparsed" for answer in alone), alone
+            assert all(answer.timings.passes <= answer.timings.tokens for answer in alone)
+            assert len(session.answer(shown, asked, max_new_tokens=300)) == 3
+            free = session.answer(shown, asked[0], max_new_tokens=60, constrained=False)
+            assert free.timings.passes == free.timings.tokens
     engine = "openvino" if kind == "onnx openvino" else None
     with Session.load(bundle, engine=engine, prefix_cache_mb=500) as session:
         for shown in (picture, other):

@@ -140,8 +140,12 @@ def test_ground_is_short_for_the_answer_to_the_request(session: Session) -> None
     found = session.ground(image, "the owl", max_new_tokens=20)
     answer = session.answer(image, "Locate the owl and output its bbox coordinates in JSON format.", max_new_tokens=20)
     assert answer.detections == found
-    # A random model writes no boxes: that is reported, not raised.
-    assert answer.status == "unparsed" and answer.problem
+    # A random model writes no boxes by itself: that is reported, not raised.
+    free = session.answer(image, session.request("the owl"), max_new_tokens=20, constrained=False)
+    assert free.status == "unparsed" and free.problem
+    assert session.ground(image, "the owl", max_new_tokens=20, constrained=False) == []
+    # Other words than those of a request are answered freely.
+    assert session.answer(image, "Locate the owl", max_new_tokens=20).status == "unparsed"
 
 
 @pytest.mark.parametrize("cached", [0, 8])

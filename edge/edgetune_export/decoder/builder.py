@@ -86,8 +86,6 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory, answer_
     if dialect.chooses:
         states, _ = dialect.residual_norm(states, residual, *_norm(weights, None, "norm"))
         _tell(dialect, states, weights.head(), LOGITS, LOGITS_AT, [-1])
-        if len(answer_tokens):
-            _tell(dialect, states, Rows("answer_head", weights.head(), answer_tokens), ANSWERS, ANSWERS_AT, [])
     else:
         # The head is the largest product of the prefill, and the last token's logits are the only ones used.
         states, residual = _last_token(graph, states), _last_token(graph, residual)
@@ -97,6 +95,8 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory, answer_
         cache = _cache_of(dialect, spec, layer, "present_length")
         for (kind, shape), value in zip(cache.items(), pair, strict=True):
             graph.output(value, f"present.{layer}.{kind}", kept[layer], shape)
+    if dialect.chooses and len(answer_tokens):
+        _tell(dialect, states, Rows("answer_head", weights.head(), answer_tokens), ANSWERS, ANSWERS_AT, [])
     return graph.model(dialect.opset)
 
 

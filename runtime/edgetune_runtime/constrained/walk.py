@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -108,15 +109,14 @@ class Walk:
             return place.forced
         if place.number is None:
             return None
-        legal = self._legal_digits()
-        return legal[0] if len(legal) == 1 else None
+        return next(iter(self._legal_digits)) if len(self._legal_digits) == 1 else None
 
     def legal(self, token: int) -> bool:
         """Whether a token may follow."""
         place = self.place
         if place.label:
             return self._in_label(token) or self._leaving(token) is not None
-        return token in (place.next if place.number is None else self._legal_digits())
+        return token in (place.next if place.number is None else self._legal_digits)
 
     def after(self, token: int) -> Walk:
         """The place behind a legal token."""
@@ -127,7 +127,7 @@ class Walk:
         following = leaving
         number = None if following == END else self.rules.automaton.states[following].number
         corner = self.corner
-        if place.number is not None and number != place.number and place.number < 2:
+        if place.number is not None and number != place.number and place.number < 2 and self._joined(token):
             corner = (*corner[: place.number], self._steps(self._joined(token)))
         if number is None:
             return Walk(self.rules, following, corner=corner)
@@ -151,7 +151,7 @@ class Walk:
         if place.label:
             assert tokens is None
             return self._choose_in_label(logits)
-        allowed = list(place.next) if place.number is None else self._legal_digits()
+        allowed = list(place.next if place.number is None else self._legal_digits)
         rows = np.array(allowed) if tokens is None else np.searchsorted(tokens, allowed)
         values = logits[rows].astype(np.float64)
         best = int(values.argmax())
@@ -170,7 +170,7 @@ class Walk:
 
     def _in_label(self, token: int) -> bool:
         """Whether a token goes on with the name."""
-        if token in self.rules.control or token in self.place.next:
+        if token in self.rules.control or (token in self.place.next and self._label_may_end()):
             return False
         text = self.said + self.rules.piece(token)
         return self.rules.pattern.fullmatch(text) is not None
@@ -193,8 +193,9 @@ class Walk:
                 return following
         return None
 
-    def _legal_digits(self) -> list[int]:
-        """The tokens that lead to a number within its bounds."""
+    @cached_property
+    def _legal_digits(self) -> dict[int, None]:
+        """The tokens that lead to a number within its bounds, in the order of the automaton."""
         place = self.place
         assert place.number is not None
         axis = place.number % 2
@@ -203,7 +204,7 @@ class Walk:
             high -= 1
         elif len(self.corner) > axis:
             low = max(low, self.corner[axis] + 1)
-        return [token for token in place.next if self._reaches(place, token, self.said, low, high)]
+        return {token: None for token in place.next if self._reaches(place, token, self.said, low, high)}
 
     def _reaches(self, place: State, token: int, said: str, low: int, high: int) -> bool:
         """Whether a number within bounds can be written by going on with this token."""
@@ -211,7 +212,7 @@ class Walk:
         told = said + _leading(self.rules.piece(token))
         state = None if following == END else self.rules.automaton.states[following]
         if state is None or state.number != place.number:
-            return bool(told) and low <= self._steps(told) <= high
+            return not told or low <= self._steps(told) <= high  # without a digit it is no number that ends here
         if not self._within(told, low, high):
             return False
         return any(self._reaches(state, further, told, low, high) for further in state.next)
