@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("image", metavar="IMAGE", help="picture file")
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help='what to find, such as "the left clock"')
     parser.add_argument("--ask", action="store_true", help="take each PHRASE as a question and answer in words")
+    parser.add_argument("--free", action="store_true", help="let the model write anything, not boxes alone")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the picture with the boxes drawn to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
     parser.add_argument(
@@ -97,12 +98,15 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Runner
         load: makes what answers in a session's place.
     """
     from edgetune_runtime.images.load import load_image
+    from edgetune_runtime.session import Session
 
     if options.out is not None:
         check_picture(options.out, asking=options.ask, source=Path(options.image))
     image = load_image(options.image)
     session = load_session(options.bundle, vars(options)) if load is None else load(options)
     limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+    # A checkpoint's answers are free in any case.
+    held: Any = {"constrained": False} if options.free and isinstance(session, Session) else {}
     rows, found = [], []
     for phrase in options.phrases:
         row: dict[str, Any]
@@ -111,7 +115,7 @@ def run(options: argparse.Namespace, load: Callable[[argparse.Namespace], Runner
             stream = session.stream(image, phrase, **limit)
             row, timings = {"question": phrase, "answer": "".join(stream).strip()}, stream.timings
         else:
-            answer = session.answer(image, session.request(phrase), **limit)
+            answer = session.answer(image, session.request(phrase), **limit, **held)
             found += answer.detections
             row, timings = {"phrase": phrase, **_boxes(answer)}, answer.timings
         assert timings is not None

@@ -61,8 +61,8 @@ class Timings:
         rest = replace(self, preprocess=0.0, vision=0.0, prefill=self.prefill / count, decode=self.decode / count)
         rest = replace(rest, total=(self.total - first) / count)
         found = [replace(rest, tokens=number, known=known) for number in tokens]
-        cost = {"preprocess": self.preprocess, "vision": self.vision, "total": rest.total + first}
-        found[0] = replace(found[0], known=self.known, **cost)
+        whole = replace(self, prefill=rest.prefill, decode=rest.decode, total=rest.total + first)
+        found[0] = replace(whole, tokens=tokens[0])
         return found
 
     def to_dict(self) -> dict[str, float]:

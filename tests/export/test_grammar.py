@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def in_threes() -> Tokenizer:
     return tokenizer
 
 
-TOKENIZERS = {
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "qwen3_vl": lambda: qwen_tokenizer([]),
     "qwen2_5_vl": lambda: qwen_tokenizer([]),
     "qwen2_vl": lambda: qwen_tokenizer([]),
@@ -156,7 +157,7 @@ def test_digits_that_a_tokenizer_joins_are_tokens_of_the_grammar(tmp_path: Path)
 
 
 def test_a_tokenizer_that_joins_a_name_with_what_stands_around_it_has_no_such_grammar(tmp_path: Path) -> None:
-    family, tokenizer = of_family("qwen3_vl", tmp_path)
+    family, _ = of_family("qwen3_vl", tmp_path)
     internvl = FAMILIES["internvl"]
     chat = replace(internvl.chat, end=family.chat.end, suffix=family.chat.suffix)
     tokenizer_json = tmp_path / "joining.json"

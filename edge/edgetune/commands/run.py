@@ -22,6 +22,7 @@ class RunOptions(LoadOptions):
     image: str = option(help="Picture file.", argument=True)
     phrases: tuple[str, ...] = option(help="What to find, or to ask.", argument=True, metavar="PHRASE...")
     ask: bool = option(False, help="Take each PHRASE as a question and answer in words.")
+    free: bool = option(False, help="Let the model write anything, not boxes alone.")
     out: Path | None = option(None, help="File to write the picture with the boxes drawn to.")
     max_new_tokens: int | None = option(None, help="Longest answer, in tokens; by default 128, with --ask 256.")
 

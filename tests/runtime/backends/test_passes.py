@@ -1,4 +1,4 @@
-"""Passes over several tokens: logits after those that are asked for, an answer's own tokens, continuations side by side."""
+"""Passes over several tokens: logits after wanted ones, an answer's own tokens, continuations side by side."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def test_continuations_side_by_side_are_those_alone(bundle: Bundle) -> None:
     def alone(behind: Float) -> Float:
         engine.rewind(20)
         start = np.tile(np.arange(20, 20 + len(behind)), (3, 1))
-        return engine.forward_at(behind, start, at=[len(behind) - 1])[0].copy()
+        last: Float = engine.forward_at(behind, start, at=[len(behind) - 1])[0].copy()
+        return last
 
     engine.forward_at(embeddings, positions, at=())
     one, two = others[:4], others[4:]
