@@ -12,7 +12,7 @@ from edgetune_export.decoder.linear import Linear, shared
 from edgetune_export.decoder.short_conv import ConvParameters
 from edgetune_export.decoder.weights import DecoderSpec
 from edgetune_export.graph import MICROSOFT, Dim, GraphBuilder, cast_float
-from edgetune_runtime.backends.onnx.engine import MASK
+from edgetune_runtime.backends.onnx.inputs import MASK
 from edgetune_runtime.quant.blocks import BlockWeight, Float
 
 INT8_ACTIVATIONS = 4

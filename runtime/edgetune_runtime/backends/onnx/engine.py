@@ -13,8 +13,9 @@ import numpy.typing as npt
 from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape, Saved
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.backends.onnx.encoder import VisionEncoder
-from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, onnxruntime, open_graph, require_input
+from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, open_graph, require_input
 from edgetune_runtime.backends.onnx.heads import ANSWERS, LOGITS, Heads
+from edgetune_runtime.backends.onnx.inputs import Inputs
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
 from edgetune_runtime.errors import BundleError, InputError
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 LOAD_STEP_S = 0.02
 """Seconds after which what was read of mapped weights is let go of, again and again while they are loaded."""
-
-MASK = "attention_bias"
-"""Optional input float32 [1, 1, S, T], added to scores of attention."""
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
@@ -88,14 +86,12 @@ class OnnxBackend(Backend):
         self._vision, (self._embed, self._decoder) = encoder.result(), (graph.result() for graph in graphs)
         super().__init__(_shape(self._vision.pixels, self._decoder, decoder))
         require_input(self._embed, "input_ids", embed)
-        names = [node.name for node in self._decoder.get_inputs()]
-        self._deepstack = sorted(name for name in names if name.startswith("deepstack_embeds."))
         self._binding = self._decoder.io_binding()
+        self._inputs = Inputs(self._decoder, self._binding)
         self._heads = Heads(self._decoder, self._binding)
         self._cache = make_cache(self._decoder, self._binding, place)
         self.speculates = self._heads.choose and self._cache.cuts
-        optional = {node.name for node in self._decoder.get_overridable_initializers()}
-        self.branches = self.speculates and MASK in optional
+        self.branches = self.speculates and self._inputs.masks
         self._chunk = PREFILL_CHUNK if place.kind == "cpu" else None
 
     @classmethod
@@ -134,6 +130,7 @@ class OnnxBackend(Backend):
             self._binding.clear_binding_inputs()
             self._binding.clear_binding_outputs()  # what is bound stays in memory
             self._heads.forget()
+            self._inputs.forget()
 
     def keep_impl(self) -> None:
         """Copy what cannot be cut."""
@@ -205,29 +202,26 @@ class OnnxBackend(Backend):
             features = [array[chunk] for array in deepstack]
             rows = [row - start for row in at if start <= row < chunk.stop]
             self._heads.want(head, rows)
-            if self.branches:
-                part = np.zeros((1, 1), np.float32) if bias is None else bias[chunk, : self.length + chunk.stop]
-                self._bias = onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(part[None, None]))
-                self._binding.bind_ortvalue_input(MASK, self._bias)
-            self._append(self.length + start, embeddings[chunk], positions[:, chunk], features)
+            part = None if bias is None else bias[chunk, : self.length + min(chunk.stop, count)]
+            self._inputs.bind(self.length + start, embeddings[chunk], positions[:, chunk], features, part)
+            self._cache.before()
+            self._decoder.run_with_iobinding(self._binding)
+            self._cache.after()
             found.append(self._heads.given(head, len(rows)))
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _append(self, past: int, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> None:
-        """Run the decoder over tokens that follow `past` others."""
-        bind = self._binding.bind_cpu_input
-        bind("inputs_embeds", np.ascontiguousarray(embeddings[None]))
-        bind("position_ids", np.ascontiguousarray(positions[:, None]))
-        bind("attention_mask", np.ones((1, past + len(embeddings)), np.int64))
-        for number, name in enumerate(self._deepstack):
-            bind(name, np.ascontiguousarray(deepstack[number][None] if deepstack else np.zeros_like(embeddings[None])))
-        self._cache.before()
-        self._decoder.run_with_iobinding(self._binding)
-        self._cache.after()
-
     def close_impl(self) -> None:
         """Drop the graphs and the buffers bound to them."""
-        del self._cache, self._heads, self._binding, self._vision, self._embed, self._decoder, self._mapped
+        del (
+            self._cache,
+            self._heads,
+            self._inputs,
+            self._binding,
+            self._vision,
+            self._embed,
+            self._decoder,
+            self._mapped,
+        )
 
 
 def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:

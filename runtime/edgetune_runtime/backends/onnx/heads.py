@@ -43,15 +43,19 @@ class Heads:
         self._widths = {name: int(sizes[name]) for name in self._inputs}
         self._bound: dict[str, Float] = {}
         self._numbers: dict[str, Any] = {}
+        self._wanted: tuple[str, Sequence[int]] | None = None
         self.forget()
 
     def forget(self) -> None:
         """Bind anew, after all that was bound has been cleared."""
-        self._bound = {}
+        self._bound, self._wanted = {}, None
         self.want(LOGITS, [-1])
 
     def want(self, head: str, rows: Sequence[int]) -> None:
         """Let the next call tell one head's outputs after these of its tokens, and none of the other head's."""
+        if (head, rows) == self._wanted:
+            return
+        self._wanted = head, list(rows)
         for name, wanted in self._inputs.items():
             numbers = np.array(rows if name == head else [], np.int64)
             if self.choose:  # bind_cpu_input knows inputs without a value of their own only
