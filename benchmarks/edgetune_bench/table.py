@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape as escape_html
 
-from edgetune_runtime.bench.results import Failed, Interval, Measured, Row, ScoreInterval
+from edgetune_runtime.bench.figures import Interval, ScoreInterval
+from edgetune_runtime.bench.results import Failed, Measured, Row
 from edgetune_runtime.timing import STAGES
 
 Line = dict[str, object]

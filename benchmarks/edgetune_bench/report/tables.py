@@ -18,7 +18,8 @@ from edgetune_bench.report.html import (
 )
 from edgetune_bench.report.html import section as wrap
 from edgetune_bench.table import BUSY
-from edgetune_runtime.bench.results import Failed, Interval, Measured, Origin, Results, Row
+from edgetune_runtime.bench.figures import Interval
+from edgetune_runtime.bench.results import Failed, Measured, Origin, Results, Row
 from edgetune_runtime.timing import STAGES
 from edgetune_runtime.typed_json import encode
 

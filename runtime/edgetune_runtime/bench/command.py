@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from edgetune_runtime.bench.results import Failed, Measured, Options, Row
+from edgetune_runtime.bench.options import Options
+from edgetune_runtime.bench.results import Failed, Measured, Row
 from edgetune_runtime.errors import GateFailed, InputError
 from edgetune_runtime.files import write_whole
 from edgetune_runtime.terminal import count, say

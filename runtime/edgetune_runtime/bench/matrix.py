@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgetune_runtime.bench.launch import Failure, run_worker
-from edgetune_runtime.bench.results import Data, Options, Report, Whole
+from edgetune_runtime.bench.options import Options
+from edgetune_runtime.bench.results import Data, Report, Whole
 from edgetune_runtime.bench.shards import Numbered, records_sha256
 from edgetune_runtime.bench.targets import Target
 from edgetune_runtime.errors import BundleError, InputError

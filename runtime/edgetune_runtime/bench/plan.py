@@ -13,8 +13,9 @@ from typing import Any
 from edgetune_runtime.bench import machine, matrix
 from edgetune_runtime.bench.launch import Failure
 from edgetune_runtime.bench.matrix import Note, Watch, unwatched
+from edgetune_runtime.bench.options import Options
 from edgetune_runtime.bench.predictions import Prediction
-from edgetune_runtime.bench.results import Data, Failed, Input, Measured, Options, Report, Results, Row
+from edgetune_runtime.bench.results import Data, Failed, Input, Measured, Report, Results, Row
 from edgetune_runtime.bench.scores import STATISTICS, compare, costs, summarise
 from edgetune_runtime.bench.shards import Numbered, numbered
 from edgetune_runtime.bench.targets import Target, with_baseline

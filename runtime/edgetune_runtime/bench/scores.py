@@ -10,11 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.bench import metrics
-from edgetune_runtime.bench.metrics import SampleScore
-from edgetune_runtime.bench.predictions import GroundPrediction, Prediction, VqaPrediction, grounding, questions
-from edgetune_runtime.bench.results import (
+from edgetune_runtime.bench.figures import (
     BoxDrift,
-    Costs,
     Differences,
     Grounding,
     Interval,
@@ -22,10 +19,12 @@ from edgetune_runtime.bench.results import (
     Percentiles,
     ScoreInterval,
     Stages,
-    Statistics,
     Vqa,
     WorstBox,
 )
+from edgetune_runtime.bench.metrics import SampleScore
+from edgetune_runtime.bench.predictions import GroundPrediction, Prediction, VqaPrediction, grounding, questions
+from edgetune_runtime.bench.results import Costs, Statistics
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.timing import STAGES
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from edgetune_runtime import terminal
 from edgetune_runtime.answer import Runner
+from edgetune_runtime.bench.options import Options
 from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction, VqaPrediction
-from edgetune_runtime.bench.results import Options, Report
+from edgetune_runtime.bench.results import Report
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.files import write_whole
 from edgetune_runtime.records import Record, Shard, read_records
