@@ -107,6 +107,15 @@ PLUGINS = [
 ]
 
 
+def test_sources_of_energy_are_told_or_where_they_would_stand(report: dict[str, Any]) -> None:
+    told = {found["name"]: found for found in report["power"]}
+    assert list(told)[:3] == ["RAPL", "INA3221", "NVML"]
+    assert {"temperature", "CPU clock", "GPU clock", "power mode"} <= told.keys()
+    assert told["INA3221"]["tells"] == bool(list(Path("/sys/bus/i2c/drivers").glob("ina3221*")))
+    assert told["CPU clock"]["tells"] == Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").is_file()
+    assert all(found["detail"] for found in told.values())
+
+
 def test_plug_ins_are_listed_with_their_package_or_what_is_wrong_with_them(report: dict[str, Any]) -> None:
     assert report["plugins"] == [
         {"group": group, "name": name, "package": "shop 1.0", "works": works, "detail": detail}

@@ -28,6 +28,7 @@ def report_page(results: Results, answers: Answers, pictures: Sequence[str] = ()
         tables.changes(results),
         tables.size_and_memory(results),
         tables.stages(results),
+        tables.power(results),
         worst_boxes.section(results, answers, pictures),
         tables.failed(results),
         tables.provenance(results),

@@ -109,4 +109,6 @@ def describe(row: Row) -> str:
     parts = [f"{title} {100 * value:.1f} %" for title, value in shares.items() if value is not None]
     parts.append(f"{1000 * row.stages.total.p50:.1f} ms (p95 {1000 * row.stages.total.p95:.1f})")
     parts.append(f"{row.peak_rss_bytes / 1e6:.0f} MB of memory, {row.size_bytes / 1e6:.1f} MB of files")
+    joules = row.power and row.power.joules
+    parts.append("energy not told" if joules is None else f"{joules:.3g} J an answer")
     return f"{row.name}: {', '.join(parts)}"

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from edgetune_runtime.bench.figures import Differences, Grounding, Stages, Vqa
 from edgetune_runtime.bench.machine import Machine as Machine
 from edgetune_runtime.bench.options import Options as Options
+from edgetune_runtime.bench.power.meter import Power
 from edgetune_runtime.bench.predictions import Prediction
 from edgetune_runtime.errors import InputError, excerpt
 from edgetune_runtime.json_file import read_json_value
@@ -43,8 +44,8 @@ class Costs:
 
     `peak_rss_bytes` is the largest resident memory, `peak_gpu_bytes` the growth of the GPU's used memory (None without
     a driver), `cold_start_s` the time from process start to first answer, `others_cpu_share` the part of the CPU that
-    other processes took, `load_average` the machine's before and after. `self_check` is a bundle's: "none" where its
-    export compared nothing.
+    other processes took, `load_average` the machine's before and after, `power` energy and temperature while records
+    were answered. `self_check` is a bundle's: "none" where its export compared nothing.
     """
 
     engine: str
@@ -61,6 +62,7 @@ class Costs:
     warmup: OrAbsent[Count] = None
     load_average: OrAbsent[tuple[Seconds, Seconds]] = None
     self_check: OrAbsent[str] = None
+    power: OrAbsent[Power] = None
 
 
 @dataclass(frozen=True, kw_only=True)

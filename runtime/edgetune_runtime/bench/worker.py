@@ -19,10 +19,12 @@ from typing import Any
 from edgetune_runtime import terminal
 from edgetune_runtime.answer import Runner
 from edgetune_runtime.bench.options import Options
+from edgetune_runtime.bench.power.meter import Meter
 from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction, VqaPrediction
 from edgetune_runtime.bench.results import Report
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.files import write_whole
+from edgetune_runtime.gpu import Gpu
 from edgetune_runtime.records import Record, Shard, read_records
 from edgetune_runtime.session import Session
 from edgetune_runtime.timing import CpuShare, GpuMemory, peak_rss, process_age
@@ -33,13 +35,19 @@ Load = Callable[[], Runner]
 
 
 def measure(
-    load: Load, records: Sequence[Record], *, warmup: int, max_new_tokens: int, progress: bool = False
+    load: Load,
+    records: Sequence[Record],
+    *,
+    warmup: int,
+    max_new_tokens: int,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Load a model, answer every record once, and return rows and costs by the names of the fields of `Report`.
 
     The first record is answered once right after loading, which gives the cold start (process start to first
-    answer), then `warmup` times unmeasured. The measured pass follows, in the order of the records. `progress`
-    prints the number of answers so far on standard output, one a line.
+    answer), then `warmup` times unmeasured. The measured pass follows, in the order of the records. Its energy includes
+    the GPU's unless `device` is the CPU. `progress` prints the number of answers so far on standard output, one a line.
     """
     cpu, gpu = CpuShare(), GpuMemory()
     load_before = os.getloadavg()
@@ -51,11 +59,13 @@ def measure(
     for _ in range(warmup):
         predict(runner, records[0], max_new_tokens)
     rows = []
-    for done, record in enumerate(records, 1):
-        rows.append(predict(runner, record, max_new_tokens))
-        gpu.sample()
-        if progress:
-            print(done, flush=True)
+    with Meter(gpu=None if device == "cpu" else Gpu()) as meter:
+        for done, record in enumerate(records, 1):
+            rows.append(predict(runner, record, max_new_tokens))
+            meter.tick()
+            gpu.sample()
+            if progress:
+                print(done, flush=True)
     return {
         "load_s": load_s,
         "cold_start_s": cold_start_s,
@@ -64,6 +74,7 @@ def measure(
         "warmup": warmup,
         "load_average": (load_before[0], os.getloadavg()[0]),
         "others_cpu_share": cpu.others(),
+        "power": meter.power(len(rows)),
         "rows": tuple(rows),
     }
 
@@ -148,6 +159,7 @@ def run(load: Load, options: argparse.Namespace, *, folders: Sequence[Path], hea
             records,
             warmup=options.warmup,
             max_new_tokens=options.max_new_tokens,
+            device=options.device,
             progress=options.progress,
         )
         size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
