@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape as escape_html
 
+from edgetune_bench.curves import curves
 from edgetune_runtime.bench.figures import Interval, ScoreInterval
 from edgetune_runtime.bench.results import Failed, Measured, Row
 from edgetune_runtime.timing import STAGES
@@ -29,6 +30,11 @@ def accuracy_table(rows: Sequence[Row]) -> list[Line]:
 def cost_table(rows: Sequence[Row]) -> list[Line]:
     """One line per row: size and memory in MB (10^6 bytes), start in s, stages in ms as p50/p95/p99, decode speed."""
     return _drop_empty([_cost_line(row) for row in rows])
+
+
+def curve_table(rows: Sequence[Row]) -> list[Line]:
+    """One line per bound of each model's pictures: image tokens, accuracies in percent, ms; none without bounds."""
+    return _drop_empty([_curve_line(row) for curve in curves(rows) for row in curve.rows])
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
@@ -127,6 +133,18 @@ def _cost_line(row: Row) -> Line:
     for key, title in CONDITIONS.items():
         line[title] = _round(getattr(power, key, None), 0)
     line["power mode"] = power.mode if power else None
+    return line
+
+
+def _curve_line(row: Measured) -> Line:
+    line: Line = {"row": row.name, "machine": row.machine, "max pixels": row.max_pixels}
+    line["image tokens"] = row.image_tokens
+    for key, title in (("acc50", "Acc@0.5"), ("acc75", "Acc@0.75")):
+        line[f"{title} [95 %]"] = _share(row.ground, key)
+    line["VQA acc [95 %]"] = _share(row.vqa, "accuracy")
+    line["Δ Acc@0.5 [95 %]"] = _interval(getattr(row.delta, "acc50", None), signed=True)
+    line["total ms p50"] = _milliseconds(row.stages.total.p50)
+    line["J an answer"] = _digits(row.power.joules if row.power else None)
     return line
 
 

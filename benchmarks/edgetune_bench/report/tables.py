@@ -129,10 +129,10 @@ def _findings(results: Results) -> str:
 
 
 def _machine(origin: Origin) -> str:
-    facts, threads, area = origin.machine, origin.options.threads, origin.options.max_pixels
+    facts, threads, areas = origin.machine, origin.options.threads, origin.options.max_pixels
     gpu = f", {text(facts.gpu)}" if facts.gpu else ""
     used = "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
-    bounded = "" if area is None else f", bundles' pictures of at most {area:,} pixels"
+    bounded = f", pictures of at most {' and '.join(f'{area:,}' for area in areas)} pixels" if areas else ""
     return f"{text(facts.board or facts.cpu)}{gpu}{used}{bounded}"
 
 

@@ -19,6 +19,7 @@ from edgetune_core.options import Options, StageOptions, option, takes
 from edgetune_core.stage import StageResult, check_input, run_stage
 from edgetune_runtime.errors import BundleError, EdgetuneError, GateFailed, InputError, MissingDependency
 from edgetune_runtime.manifest import read_manifest
+from edgetune_runtime.pixels import parse_area
 
 if TYPE_CHECKING:
     from edgetune_bench.study import Study
@@ -151,9 +152,13 @@ class BenchOptions(StageOptions, _Measured):
     rounds: int = option(1, help="Split the records into N parts, models taking turns after each.", minimum=1)
     warmup: int = option(2, help="Answers that each model gives unmeasured before the measured ones.", minimum=0)
     engine: str | None = option(None, help="Installed engine that runs the bundles, in place of the runtime's own.")
-    max_pixels: int | None = option(
-        None,
-        help="Largest area of the resized pictures of bundles, where less than a bundle's own is enough.",
+    max_pixels: tuple[int, ...] = option(
+        (),
+        help="Largest areas of the resized pictures, such as 200k,400k,1M; every target is a row at each of them, and "
+        "the baseline keeps its own.",
+        metavar="N,...",
+        commas=True,
+        parse=parse_area,
         minimum=1,
     )
     stall: float = option(600.0, help="Stop a model that has not answered for this many seconds.", minimum=1)
@@ -193,7 +198,7 @@ def bench(options: BenchOptions) -> Measurement:
     from edgetune_runtime.bench import results
     from edgetune_runtime.bench.targets import parse
 
-    known = partial(identify, engine=options.engine, max_pixels=options.max_pixels)
+    known = partial(identify, engine=options.engine)
     study = prepare(
         [parse(str(target), known) for target in options.targets],
         canonical_file(options.data),
@@ -205,7 +210,7 @@ def bench(options: BenchOptions) -> Measurement:
             rounds=options.rounds,
             max_new_tokens=options.max_new_tokens,
             stall_s=options.stall,
-            max_pixels=options.max_pixels,
+            max_pixels=options.max_pixels or None,
             shard=options.part,
         ),
         made_from=stage_inputs("data", options.data),

@@ -98,7 +98,8 @@ def input_hashes(targets: Sequence[Target]) -> tuple[dict[str, Path], dict[str, 
     A damaged bundle is still run: its row then says why it failed.
     """
     folders = [item for target in targets for item in target.inputs().items()]
-    problems = {name: _damage(folder) for name, folder in folders}
+    told = {folder: _damage(folder) for folder in dict.fromkeys(folder for _, folder in folders)}
+    problems = {name: told[folder] for name, folder in folders}
     intact = {name: folder for name, folder in folders if problems[name] is None}
     return intact, {name: problem for name, problem in problems.items() if problem is not None}
 

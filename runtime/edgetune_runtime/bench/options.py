@@ -17,8 +17,9 @@ class Options:
 
     `rounds` deals the records out into that many parts and runs part after part, each over all targets, so that a
     machine that slows down for a while slows all of them. `stall_s` ends a worker that answers nothing for so long.
-    Without `threads` the engine chooses, as it must on a GPU. `max_pixels` bounds the resized pictures of bundles; a
-    checkpoint has its own limits. `shard` is the part that is answered of the records that `limit` leaves.
+    Without `threads` the engine chooses, as it must on a GPU. `max_pixels` are the bounds of the resized pictures, in
+    pixels, at each of which every target is a row; None leaves each its own. `shard` is the part that is answered of
+    the records that `limit` leaves.
     """
 
     limit: Number | None = None
@@ -28,7 +29,7 @@ class Options:
     rounds: Number = 1
     max_new_tokens: Number = 128
     stall_s: Seconds = 600.0
-    max_pixels: Number | None = None
+    max_pixels: tuple[Number, ...] | None = None
     shard: OrAbsent[Shard] = None
 
     def __post_init__(self) -> None:

@@ -81,14 +81,19 @@ class _Row:
     baseline: bool
     title: str | None = None
     machine: OrAbsent[str] = None
+    max_pixels: OrAbsent[Number] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(_Row, Costs):
-    """A row that ran. `delta` is there beside a baseline that ran, `answers` in the file of a device."""
+    """A row that ran. `delta` is there beside a baseline that ran, `answers` in the file of a device.
+
+    `image_tokens` is the median of the records' pictures.
+    """
 
     stages: Stages
     tokens_per_second: Seconds | None
+    image_tokens: OrAbsent[Annotated[float, Range(0, 1e12)]] = None
     ground: Grounding | None
     vqa: Vqa | None
     delta: OrAbsent[Differences] = None

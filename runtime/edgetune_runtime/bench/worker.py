@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from edgetune_runtime.bench.results import Report
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.files import write_whole
 from edgetune_runtime.gpu import Gpu
+from edgetune_runtime.images.base import Preprocessing
+from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.records import Record, Shard, read_records
 from edgetune_runtime.session import Session
 from edgetune_runtime.timing import CpuShare, GpuMemory, peak_rss, process_age
 from edgetune_runtime.typed_json import encode
 
-Load = Callable[[], Runner]
-"""Makes a model ready; what it takes is the load time."""
+Load = Callable[[], tuple[Runner, Preprocessing]]
+"""Makes a model ready and says how it takes pictures; what it takes is the load time."""
 
 
 def measure(
@@ -52,7 +55,7 @@ def measure(
     cpu, gpu = CpuShare(), GpuMemory()
     load_before = os.getloadavg()
     started = time.perf_counter()
-    runner = load()
+    runner, preprocessing = load()
     load_s = time.perf_counter() - started
     predict(runner, records[0], max_new_tokens)
     cold_start_s = process_age()
@@ -75,7 +78,10 @@ def measure(
         "load_average": (load_before[0], os.getloadavg()[0]),
         "others_cpu_share": cpu.others(),
         "power": meter.power(len(rows)),
-        "rows": tuple(rows),
+        "rows": tuple(
+            replace(row, image_tokens=preprocessing.plan(*upright_size(record.image)).image_tokens)
+            for row, record in zip(rows, records, strict=True)
+        ),
     }
 
 
@@ -140,6 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup", type=int, default=Options.warmup, help="unmeasured answers before the measured pass"
     )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens")
+    parser.add_argument("--max-pixels", type=int, help="largest area of the resized picture (default: its own)")
     parser.add_argument("--progress", action="store_true", help="print the number of answers so far")
 
 
@@ -188,12 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgetune_runtime.bench.worker", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by edgetune export")
     parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
-    parser.add_argument("--max-pixels", type=int, help="largest area of the resized picture")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     header: dict[str, Any] = {"device": options.device, "threads": options.threads}
 
-    def load() -> Runner:
+    def load() -> tuple[Runner, Preprocessing]:
         # Every record must pay for its image, or a set with several phrases per picture would look faster than it is.
         session = Session.load(
             options.bundle,
@@ -206,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bundle = session.bundle
         header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)
         header.update(self_check=bundle.self_check)
-        return session
+        return session, bundle.spec
 
     return run(load, options, folders=[options.bundle], header=header)
 
