@@ -31,6 +31,7 @@ VERBS = {
     "serve": "Put bundles behind an address: boxes over HTTP, and a page.",
     "eval": "Score bundles and checkpoints on held-out records.",
     "bench": "Compare bundles: accuracy, speed by stage, memory and size.",
+    "tune-budget": "Find the smallest pictures with which a bundle is accurate enough.",
     "gate": "Pass or fail measured rows: accuracy lost, time, size, memory.",
     "doctor": "Say what is installed, which engines work, how to get the rest.",
     "demo": "The whole chain on the tiny example model, with pictures.",
@@ -63,7 +64,7 @@ class LazyGroup(Program, click.Group):
         """
         if cmd_name not in VERBS:
             return OTHERS.load(cmd_name) if cmd_name in OTHERS.names() else None
-        command = import_module(f"edgetune.commands.{cmd_name}").command
+        command = import_module(f"edgetune.commands.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 
