@@ -43,7 +43,7 @@ def ladder(spec: Preprocessing, images: Iterable[Path], folder: Path) -> tuple[i
         InputError: the pictures take the least that the bundle allows, or its preprocessing has no such limit.
     """
     whole = bounded(spec, getattr(spec, "max_pixels", 0), folder)
-    taken = max(_area(whole, image) for image in images)
+    taken = min(whole.max_pixels, max(_area(whole, image) for image in images))
     token = whole.factor**2
     areas = [int(taken * 2 ** (-rung / 2)) // token * token for rung in range(1, RUNGS + 1)]
     fitting = tuple(dict.fromkeys(area for area in areas if max(whole.min_pixels, token) <= area < taken))
