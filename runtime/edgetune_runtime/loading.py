@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetune_runtime.errors import InputError
 from edgetune_runtime.pixels import parse_area
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_options(parser: argparse._ActionsContainer, *, engine: str = ENGINE) -> 
     add("--engine", metavar="NAME", help=engine)
     add("--threads", type=int, metavar="N", help="CPU threads (default: the engine's own choice)")
     area = "largest area of the resized picture, such as 400k, where less than the bundle's own is enough"
-    add("--max-pixels", metavar="N", help=area)
+    add("--max-pixels", type=_area, metavar="N", help=area)
     add("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
 
 
@@ -31,13 +32,19 @@ def load_session(folder: Path, options: Mapping[str, Any], **more: Any) -> Sessi
     """Load a bundle as options say; `more` is what else `Session.load` takes. Raises what it raises."""
     from edgetune_runtime.session import Session
 
-    area = options["max_pixels"]
     return Session.load(
         folder,
         device=options["device"],
         threads=options["threads"],
         engine=options["engine"],
         verify=not options["no_verify"],
-        max_pixels=None if area is None else parse_area(area),
+        max_pixels=options["max_pixels"],
         **more,
     )
+
+
+def _area(text: str) -> int:
+    try:
+        return parse_area(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
