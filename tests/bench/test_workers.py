@@ -102,7 +102,7 @@ def test_a_bound_of_the_pictures_is_that_of_transformers_in_both_workers(
     checkpoint = work(TORCH, "--checkpoint", qwen3_vl, *limit, output=tmp_path / "torch.json")
     exported = work("edgetune_runtime.bench.worker", "--bundle", bundle, *limit, output=tmp_path / "bundle.json")
     assert raws(checkpoint) == raws(exported) == expected
-    processor: Any = AutoImageProcessor.from_pretrained(tmp_path / "bounded", backend="pil")  # type: ignore[no-untyped-call]
+    processor: Any = AutoImageProcessor.from_pretrained(tmp_path / "bounded", backend="pil")
     pictures = [ImageOps.exif_transpose(Image.open(record.image)).convert("RGB") for record in read_records(data)]
     grids = [processor(images=picture)["image_grid_thw"][0] for picture in pictures]
     tokens = [int(grid.prod()) // processor.merge_size**2 for grid in grids]
