@@ -125,13 +125,13 @@ def _path(line: _Line, value: Callable[[Measured], float], x: Axis, y: Axis) -> 
 def _names(lines: Sequence[_Line], value: Callable[[Measured], float], x: Axis, y: Axis, size: tuple[int, int]) -> str:
     """The bounds beside the points of the coarser accuracy."""
     width, height = size
-    points = {
-        (bound_text(row), x(value(row)), y(100 * share)): line.finer
+    points = [
+        (line.finer, bound_text(row), x(value(row)), y(100 * share))
         for line in lines
         for row, share in zip(line.rows, line.shares, strict=True)
-    }
-    dots = [Box(left - 7, top - 7, left + 7, top + 7) for _, left, top in points]
-    named = [point for point, finer in points.items() if not finer]
+    ]
+    dots = [Box(left - 7, top - 7, left + 7, top + 7) for _, _, left, top in points]
+    named = [(name, left, top) for finer, name, left, top in points if not finer]
     boxes = place(
         [(left, top) for _, left, top in named],
         [(LETTER * len(name), LINE) for name, _, _ in named],
