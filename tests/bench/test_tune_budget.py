@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,11 @@ def test_one_line_says_what_was_picked(run: tuple[Path, dict[str, Any], Result],
     arguments = ("--max-pixels", "12k,8192", "--max-drop", 50, *SMALL)
     done = edgetune("tune-budget", bundle, "--data", data, "--output", run[0] / "out", *arguments)
     [line] = [line for line in done.stdout.splitlines() if "--max-pixels" in line]
-    assert line.startswith("the smallest within 50 points of acc@0.5: --max-pixels 8192, which loses 0.00 points [")
+    assert line.startswith("the smallest within 50 points of acc@0.5: --max-pixels 8192, with a drop of 0.00 points [")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tune-budget.md").read_text()
+    header, shown = (next(line for line in text.splitlines() if "max pixels" in line) for text in (done.stdout, page))
+    assert re.split(" {2,}", header) == re.split(" {2,}", shown.strip())
+    assert line.partition(":")[0].replace("50 points", "2 points") in page
 
 
 @pytest.mark.parametrize(

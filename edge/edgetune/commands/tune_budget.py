@@ -68,5 +68,5 @@ def _told(found: TunedBudget, chosen: Tried, max_drop: float) -> str:
     written = f"; {found.tuned.folder} has it as its own limit" if found.tuned else ""
     return (
         f"the smallest within {max_drop:g} points of {chosen.check.name.removeprefix('drop of ')}: "
-        f"--max-pixels {chosen.row.max_pixels}, which loses {chosen.check.figure}{written}"
+        f"--max-pixels {chosen.row.max_pixels}, with a drop of {chosen.check.figure}{written}"
     )
