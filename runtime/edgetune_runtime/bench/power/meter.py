@@ -90,6 +90,7 @@ class Meter:
         self._counted = [_Counted(counter) for counter in self._supplies.counters]
         self._sampled = [_Sampled(gauge) for gauge in self._supplies.gauges]
         self._begun = self._ended = self._read = 0.0
+        self._sampling: _Sampling | None = None
         self._conditions: Conditions | None = None
 
     @property
@@ -102,7 +103,10 @@ class Meter:
         for counted in self._counted:
             counted.read()
         for sampled in self._sampled:
-            sampled.start()
+            sampled.read()
+        if self._sampled:
+            self._sampling = _Sampling(self._sampled)
+            self._sampling.start()
         self._begun = self._read = time.perf_counter()
         return self
 
@@ -117,8 +121,10 @@ class Meter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End, and look at temperatures and clocks before they fall."""
+        if self._sampling is not None:
+            self._sampling.stop()
         for sampled in self._sampled:
-            sampled.stop()
+            sampled.read()
         for counted in self._counted:
             counted.read()
         self._ended = time.perf_counter()
@@ -154,43 +160,45 @@ class _Counted:
 
 
 class _Sampled:
-    """A sensor and the joules since its start: between two readings power is their mean."""
+    """A sensor and the joules since its first reading: between two readings power is their mean."""
 
     def __init__(self, gauge: Gauge) -> None:
         self.name, self.joules, self.problem = gauge.source, 0.0, ""
         self._gauge = gauge
         self._last: tuple[float, float] | None = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def start(self) -> None:
-        self._read()
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._read()
-
-    def _run(self) -> None:
-        rest = _PERIOD_S
-        while not self._stopped.wait(rest):
-            rest = max(_PERIOD_S, _REST * self._read())
-
-    def _read(self) -> float:
-        """Read once, and return how long it took, in seconds."""
-        started = time.perf_counter()
+    def read(self) -> None:
         try:
             watts = self._gauge.read()
         except (OSError, ValueError) as error:
             self.problem = str(error)
-            return 0.0
+            return
         now = time.perf_counter()
         if self._last is not None:
             before, at = self._last
             self.joules += (watts + before) / 2 * (now - at)
         self._last = watts, now
-        return now - started
+
+
+class _Sampling(threading.Thread):
+    """Reads all sensors again and again; they share one thread, or each would rest for itself alone."""
+
+    def __init__(self, sampled: Sequence[_Sampled]) -> None:
+        super().__init__(daemon=True)
+        self._sampled = sampled
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        rest = _PERIOD_S
+        while not self._stopped.wait(rest):
+            started = time.perf_counter()
+            for one in self._sampled:
+                one.read()
+            rest = max(_PERIOD_S, _REST * (time.perf_counter() - started))
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
 
 
 def _power(answers: int, seconds: float, parts: dict[str, float], untold: str | None, conditions: Conditions) -> Power:
