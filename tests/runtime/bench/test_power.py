@@ -181,6 +181,52 @@ def test_blocks_are_pooled_by_their_answers(tmp_path: Path) -> None:
     assert mixed.joules is None and mixed.untold == "told by other sources in some parts of the records"
 
 
+class StandIn(Gpu):
+    """A GPU where there is none: its counter, its power, or neither."""
+
+    def __init__(self, joules: float | None, watts: float | None) -> None:
+        self.counted, self.drawn = joules, watts
+
+    def name(self) -> str:
+        return "NVIDIA H200"
+
+    def joules(self) -> float | None:
+        return self.counted
+
+    def watts(self) -> float | None:
+        return self.drawn
+
+    def celsius(self) -> float:
+        return 41.0
+
+    def megahertz(self) -> float:
+        return 1980.0
+
+
+def test_the_energy_of_a_gpu_comes_on_top_of_the_processors(tmp_path: Path) -> None:
+    gpu = StandIn(100.0, 400.0)
+    build(tmp_path, RAPL, ZONES)
+    with Meter(tmp_path, gpu) as meter:
+        gpu.counted = 150.0
+        build(tmp_path, RAPL, {"intel-rapl:0:1/energy_uj": "15000000"})
+    power = meter.power(5)
+    assert power.parts == pytest.approx({"RAPL package-0": 0.0, "RAPL dram": 2.0, "NVML": 10.0})
+    assert (power.joules, power.gpu_temperature_c, power.gpu_mhz) == (pytest.approx(12.0), 41.0, 1980.0)
+
+
+def test_a_gpu_without_a_counter_is_sampled_and_one_that_tells_nothing_said_so(tmp_path: Path) -> None:
+    assert [gauge.read() for gauge in find(tmp_path, StandIn(None, 400.0)).gauges] == [400.0]
+    silent = find(tmp_path, StandIn(None, None))
+    assert silent.untold == "this machine tells none (RAPL, INA3221, NVML)"
+    assert silent.findings[2].detail == "NVIDIA H200 tells neither energy nor power"
+
+
+def test_the_gpu_of_a_jetson_is_not_counted_twice(tmp_path: Path) -> None:
+    found = find(build(tmp_path, "sys/bus/i2c/drivers", ORIN_NX), StandIn(100.0, 5.0))
+    assert [gauge.source for gauge in found.gauges] == ["INA3221 VDD_IN"] and not found.counters
+    assert found.findings[2].detail == "energy of NVIDIA H200, which the INA3221 measures already"
+
+
 def test_nvml_tells_what_its_own_bindings_tell() -> None:
     pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     try:

@@ -96,6 +96,8 @@ def find(root: Path = Path("/"), gpu: Gpu | None = None) -> Supplies:
     findings = [rapl, rails]
     if gpu is not None:
         more, told = _nvml(gpu)
+        if more and gauges:  # the rails of a module feed its GPU, too
+            more, told = [], Finding("NVML", False, f"{told.detail}, which the INA3221 measures already")
         findings.append(told)
         counters += [one for one in more if isinstance(one, Counter)]
         gauges += [one for one in more if isinstance(one, Gauge)]
