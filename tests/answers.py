@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from edgetune_runtime.bench.machine import Machine
+from edgetune_runtime.bench.options import Options
 from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.predictions import Prediction, read
-from edgetune_runtime.bench.results import (
-    Data,
-    Failed,
-    Input,
-    Machine,
-    Measured,
-    Options,
-    Report,
-    Results,
-)
+from edgetune_runtime.bench.results import Data, Failed, Input, Measured, Report, Results
 from edgetune_runtime.bench.scores import STATISTICS, compare, costs, summarise
 from edgetune_runtime.timing import STAGES
 

@@ -142,7 +142,7 @@ def test_the_command_line_imports_stages_only_when_a_verb_runs(module: str) -> N
     light += ["edgetune_export.formats"]  # names and module paths only
     light += [
         f"edgetune_runtime.{name}"
-        for name in ("errors", "manifest", "plugins", "serve.limits", "signals", "terminal", "_version")
+        for name in ("errors", "manifest", "pixels", "plugins", "serve.limits", "signals", "terminal", "_version")
     ]
     assert third_party(iter(names)) <= COMMAND_LINE_NEEDS
     assert all(name in ("edgetune", "edgetune_core") or within(name, *light) for name in ours(iter(names)))

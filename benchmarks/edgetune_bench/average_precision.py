@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edgetune_runtime.bench.figures import AveragePrecision, Interval
 from edgetune_runtime.bench.predictions import GroundPrediction
-from edgetune_runtime.bench.results import AveragePrecision, Interval
 from edgetune_runtime.bench.significance import draws
 from edgetune_runtime.errors import MissingDependency, install_command
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.bench.results import ScoreInterval
+from edgetune_runtime.bench.figures import ScoreInterval
 from edgetune_runtime.bench.significance import draws
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
 

@@ -30,7 +30,8 @@ def write(folder: Path, found: Results, answers: Answers, *, report: bool, pictu
     """
     text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
     (folder / RESULTS).write_text(text, encoding="utf-8")
-    parts = [*map(table.markdown, (table.accuracy_table(found.rows), table.cost_table(found.rows)))]
+    tables = (table.accuracy_table(found.rows), table.cost_table(found.rows), table.curve_table(found.rows))
+    parts = [table.markdown(lines) for lines in tables if lines]
     remarks = [*([found.shard_remark] if found.shard_remark else []), *table.remarks(found.rows)]
     parts += [f"- {table.escape(remark)}\n" for remark in remarks]
     (folder / TABLE).write_text("\n".join(parts), encoding="utf-8")

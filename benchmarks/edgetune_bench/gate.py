@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from statistics import NormalDist
 from typing import Any, Literal
 
-from edgetune_runtime.bench.results import Failed, Interval, Measured, Results, Row
+from edgetune_runtime.bench.figures import Interval
+from edgetune_runtime.bench.results import Failed, Measured, Results, Row
 from edgetune_runtime.errors import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive"]

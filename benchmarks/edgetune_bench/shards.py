@@ -16,9 +16,10 @@ from typing import Any
 
 from edgetune_bench.folder import read_answers
 from edgetune_bench.sources import Source, brief, row_identity
+from edgetune_runtime.bench.machine import Machine
 from edgetune_runtime.bench.matrix import combine
 from edgetune_runtime.bench.predictions import Prediction
-from edgetune_runtime.bench.results import Data, Failed, Job, Machine, Measured, Report, Results, Row
+from edgetune_runtime.bench.results import Data, Failed, Job, Measured, Report, Results, Row
 from edgetune_runtime.bench.scores import STATISTICS, compare, costs, summarise
 from edgetune_runtime.bench.shards import answered_sha256, joined
 from edgetune_runtime.errors import InputError

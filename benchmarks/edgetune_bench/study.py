@@ -17,9 +17,10 @@ from edgetune_bench import folder as folders
 from edgetune_bench.targets import CHECKPOINT
 from edgetune_runtime.bench import machine, plan
 from edgetune_runtime.bench.matrix import Note, report_lines
+from edgetune_runtime.bench.options import Options
 from edgetune_runtime.bench.plan import Answers, Plan
 from edgetune_runtime.bench.predictions import Prediction, grounding, questions
-from edgetune_runtime.bench.results import Measured, Options, Results
+from edgetune_runtime.bench.results import Measured, Results
 from edgetune_runtime.bench.scores import LEVEL, RESAMPLES, SEED, score_difference
 from edgetune_runtime.bench.targets import Target
 from edgetune_runtime.typed_json import encode

@@ -6,13 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape as escape_html
 
-from edgetune_runtime.bench.results import Failed, Interval, Measured, Row, ScoreInterval
+from edgetune_bench.curves import curves
+from edgetune_runtime.bench.figures import Interval, ScoreInterval
+from edgetune_runtime.bench.results import Failed, Measured, Row
 from edgetune_runtime.timing import STAGES
 
 Line = dict[str, object]
 _BASELINE = "baseline"
 BUSY = 0.1
 """Share of the CPU taken by other processes from which timings are called noisy."""
+UNTOLD = "not told"
+"""What stands in place of the energy of a machine that does not tell it."""
+CONDITIONS = {"temperature_c": "°C", "cpu_mhz": "CPU MHz", "gpu_temperature_c": "GPU °C", "gpu_mhz": "GPU MHz"}
+"""Titles of the conditions of a row, by the names of the fields of its power."""
 
 
 def accuracy_table(rows: Sequence[Row]) -> list[Line]:
@@ -26,9 +32,18 @@ def cost_table(rows: Sequence[Row]) -> list[Line]:
     return _drop_empty([_cost_line(row) for row in rows])
 
 
+def curve_table(rows: Sequence[Row]) -> list[Line]:
+    """One line per bound of each model's pictures: image tokens, accuracies in percent, ms; none without bounds."""
+    return _drop_empty([_curve_line(row) for curve in curves(rows) for row in curve.rows])
+
+
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """A line for each row that failed, has no AP though it was asked for, or was measured on a busy machine."""
+    """A line for each row that failed, has no AP though it was asked for, or was measured on a busy machine.
+
+    And one for each reason for which a machine told no energy.
+    """
     found = []
+    reasons = {(row.machine, row.power.untold): None for row in rows if isinstance(row, Measured) and row.power}
     for row in rows:
         if isinstance(row, Failed):
             found.append(f"{row.name}: failed (exit code {row.exit_code}): {row.reason}")
@@ -40,7 +55,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         others = row.others_cpu_share or 0.0
         if others > BUSY:
             found.append(f"{row.name}: timings are noisy, other processes used {others:.0%} of the CPU meanwhile")
-    return found
+    told = ((f"{machine}: " if machine else "", reason) for machine, reason in reasons if reason)
+    return found + [f"{machine}energy is not told: {reason}" for machine, reason in told]
 
 
 def markdown(lines: Sequence[Mapping[str, object]]) -> str:
@@ -109,6 +125,26 @@ def _cost_line(row: Row) -> Line:
     line["tokens/s"] = _round(ran.tokens_per_second if ran else None, 1)
     line["RSS MB"] = _mega(ran.peak_rss_bytes if ran else None)
     line["GPU MB"] = _mega(ran.peak_gpu_bytes if ran else None)
+    power = ran.power if ran else None
+    joules = power.joules if power else None
+    line["J an answer"] = UNTOLD if ran and joules is None else _digits(joules)
+    line["told by"] = " + ".join(power.parts) or None if power else None
+    line["W"] = _digits(power.watts if power else None)
+    for key, title in CONDITIONS.items():
+        line[title] = _round(getattr(power, key, None), 0)
+    line["power mode"] = power.mode if power else None
+    return line
+
+
+def _curve_line(row: Measured) -> Line:
+    line: Line = {"row": row.name, "machine": row.machine, "max pixels": row.max_pixels}
+    line["image tokens"] = row.image_tokens
+    for key, title in (("acc50", "Acc@0.5"), ("acc75", "Acc@0.75")):
+        line[f"{title} [95 %]"] = _share(row.ground, key)
+    line["VQA acc [95 %]"] = _share(row.vqa, "accuracy")
+    line["Δ Acc@0.5 [95 %]"] = _interval(getattr(row.delta, "acc50", None), signed=True)
+    line["total ms p50"] = _milliseconds(row.stages.total.p50)
+    line["J an answer"] = _digits(row.power.joules if row.power else None)
     return line
 
 
@@ -151,6 +187,11 @@ def _milliseconds(seconds: float) -> str:
 
 def _mega(size: int | None) -> float | None:
     return None if size is None else round(size / 1e6, 1)
+
+
+def _digits(value: float | None) -> float | None:
+    """Three digits, whatever the size."""
+    return None if value is None else float(f"{value:.3g}")
 
 
 def _round(value: float | None, digits: int) -> float | None:

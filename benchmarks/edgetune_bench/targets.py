@@ -10,13 +10,11 @@ from edgetune_runtime.errors import InputError
 CHECKPOINT = "checkpoint"
 
 
-def identify(
-    path: Path, *, adapter: Path | None = None, engine: str | None = None, max_pixels: int | None = None
-) -> Target:
+def identify(path: Path, *, adapter: Path | None = None, engine: str | None = None) -> Target:
     """Tell what the folder `path` holds. Whether it is intact is the worker's to find out.
 
-    A bundle needs only the runtime package; `engine` replaces the runtime's own for its format, and `max_pixels` bounds
-    its pictures. A checkpoint needs torch and transformers.
+    A bundle needs only the runtime package; `engine` replaces the runtime's own for its format. A checkpoint needs
+    torch and transformers.
 
     Raises:
         InputError: it is neither a bundle nor a checkpoint, or `adapter` is not an adapter.
@@ -28,7 +26,7 @@ def identify(
     if is_bundle(path):
         if adapter is not None:
             raise InputError(f"{path}: a bundle takes no --adapter", hint="merge the adapter first, then export")
-        return identify_bundle(path, engine=engine, max_pixels=max_pixels)
+        return identify_bundle(path, engine=engine)
     if not (path / "config.json").is_file():
         raise InputError(
             f"{path}: neither a bundle (manifest.json of edgetune export) nor a checkpoint (config.json)",

@@ -22,11 +22,20 @@ from edgetune_runtime._version import __version__
 
 if TYPE_CHECKING:
     from edgetune.api import data as data
+    from edgetune.api.bench import BenchOptions as BenchOptions
+    from edgetune.api.bench import MergeResultsOptions as MergeResultsOptions
+    from edgetune.api.bench import bench as bench
+    from edgetune.api.bench import merge_results as merge_results
     from edgetune.api.calibrate import CalibrateOptions as CalibrateOptions
     from edgetune.api.calibrate import calibrate as calibrate
     from edgetune.api.demo import Demo as Demo
     from edgetune.api.demo import DemoOptions as DemoOptions
     from edgetune.api.demo import demo as demo
+    from edgetune.api.evaluate import EvaluateOptions as EvaluateOptions
+    from edgetune.api.evaluate import Evaluation as Evaluation
+    from edgetune.api.evaluate import ExportAnswersOptions as ExportAnswersOptions
+    from edgetune.api.evaluate import evaluate as evaluate
+    from edgetune.api.evaluate import export_answers as export_answers
     from edgetune.api.export import Exported as Exported
     from edgetune.api.export import ExportOptions as ExportOptions
     from edgetune.api.export import export as export
@@ -42,20 +51,14 @@ if TYPE_CHECKING:
     from edgetune.api.label import merge_proposals as merge_proposals
     from edgetune.api.load import LoadOptions as LoadOptions
     from edgetune.api.load import load as load
-    from edgetune.api.measure import BenchOptions as BenchOptions
-    from edgetune.api.measure import EvaluateOptions as EvaluateOptions
-    from edgetune.api.measure import Evaluation as Evaluation
-    from edgetune.api.measure import ExportAnswersOptions as ExportAnswersOptions
     from edgetune.api.measure import Measurement as Measurement
-    from edgetune.api.measure import MergeResultsOptions as MergeResultsOptions
-    from edgetune.api.measure import bench as bench
-    from edgetune.api.measure import evaluate as evaluate
-    from edgetune.api.measure import export_answers as export_answers
-    from edgetune.api.measure import merge_results as merge_results
     from edgetune.api.merge import MergeOptions as MergeOptions
     from edgetune.api.merge import merge as merge
     from edgetune.api.train import TrainOptions as TrainOptions
     from edgetune.api.train import train as train
+    from edgetune.api.tune_budget import TuneBudgetOptions as TuneBudgetOptions
+    from edgetune.api.tune_budget import TunedBudget as TunedBudget
+    from edgetune.api.tune_budget import tune_budget as tune_budget
     from edgetune_core.stage import StageResult as StageResult
 
 _HOME = {
@@ -80,20 +83,23 @@ _HOME = {
     "merge_proposals": "edgetune.api.label",
     "LoadOptions": "edgetune.api.load",
     "load": "edgetune.api.load",
-    "BenchOptions": "edgetune.api.measure",
-    "EvaluateOptions": "edgetune.api.measure",
-    "Evaluation": "edgetune.api.measure",
-    "ExportAnswersOptions": "edgetune.api.measure",
+    "BenchOptions": "edgetune.api.bench",
+    "EvaluateOptions": "edgetune.api.evaluate",
+    "Evaluation": "edgetune.api.evaluate",
+    "ExportAnswersOptions": "edgetune.api.evaluate",
     "Measurement": "edgetune.api.measure",
-    "MergeResultsOptions": "edgetune.api.measure",
-    "bench": "edgetune.api.measure",
-    "evaluate": "edgetune.api.measure",
-    "export_answers": "edgetune.api.measure",
-    "merge_results": "edgetune.api.measure",
+    "MergeResultsOptions": "edgetune.api.bench",
+    "bench": "edgetune.api.bench",
+    "evaluate": "edgetune.api.evaluate",
+    "export_answers": "edgetune.api.evaluate",
+    "merge_results": "edgetune.api.bench",
     "MergeOptions": "edgetune.api.merge",
     "merge": "edgetune.api.merge",
     "TrainOptions": "edgetune.api.train",
     "train": "edgetune.api.train",
+    "TuneBudgetOptions": "edgetune.api.tune_budget",
+    "TunedBudget": "edgetune.api.tune_budget",
+    "tune_budget": "edgetune.api.tune_budget",
     "StageResult": "edgetune_core.stage",
 }
 

@@ -26,11 +26,12 @@ VERBS = {
     "grpo": "Train an adapter on its own answers and what their boxes earn.",
     "merge": "Fold a LoRA adapter into its base and prove that it worked.",
     "calibrate": "Solve int4 weights for a checkpoint on your own records.",
-    "export": "Write an on-device bundle from a checkpoint, checked against it.",
+    "export": "Write an on-device bundle, checked against its checkpoint.",
     "run": "Ask a bundle about an image: boxes for a phrase, or an answer.",
     "serve": "Put bundles behind an address: boxes over HTTP, and a page.",
     "eval": "Score bundles and checkpoints on held-out records.",
     "bench": "Compare bundles: accuracy, speed by stage, memory and size.",
+    "tune-budget": "Find the smallest pictures that are accurate enough.",
     "gate": "Pass or fail measured rows: accuracy lost, time, size, memory.",
     "doctor": "Say what is installed, which engines work, how to get the rest.",
     "demo": "The whole chain on the tiny example model, with pictures.",
@@ -63,7 +64,7 @@ class LazyGroup(Program, click.Group):
         """
         if cmd_name not in VERBS:
             return OTHERS.load(cmd_name) if cmd_name in OTHERS.names() else None
-        command = import_module(f"edgetune.commands.{cmd_name}").command
+        command = import_module(f"edgetune.commands.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -59,6 +59,7 @@ class Facts:
         repeats: equal ones count as often as they stand there.
         shown: what the help text says of the default in place of its value.
         given: the value of a flag that may stand without one, as in `--fix` beside `--fix NAME`.
+        parse: reads a value from text where people write it in another way than Python does, such as 400k.
     """
 
     help: str
@@ -74,6 +75,7 @@ class Facts:
     repeats: bool = False
     shown: str | None = None
     given: str | None = None
+    parse: Callable[[str], Any] | None = None
 
 
 def option(default: Any = MISSING, *, help: str, **facts: Any) -> Any:

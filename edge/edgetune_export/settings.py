@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgetune_core.options import Options, option
 from edgetune_runtime.errors import InputError
+from edgetune_runtime.pixels import parse_area
 
 if TYPE_CHECKING:
     from edgetune_core.weightset import WeightSet
@@ -118,12 +119,17 @@ class ExportSettings(Options):
         commas=True,
     )
     min_pixels: int | None = option(
-        None, help="Smallest area of a resized picture in pixels.", shown="the checkpoint's", minimum=1
+        None,
+        help="Smallest area of a resized picture in pixels.",
+        shown="the checkpoint's",
+        parse=parse_area,
+        minimum=1,
     )
     max_pixels: int | None = option(
         None,
-        help="Largest area of a resized picture in pixels: time and memory of an answer follow it.",
+        help="Largest area of a resized picture in pixels, such as 400k: time and memory of an answer follow it.",
         shown="the checkpoint's",
+        parse=parse_area,
         minimum=1,
     )
 

@@ -16,7 +16,7 @@ from edgetune_runtime.codec.box_format import BoxFormat
 from edgetune_runtime.constrained.automaton import Automaton
 from edgetune_runtime.errors import BundleError, InputError
 from edgetune_runtime.images.base import Preprocessing
-from edgetune_runtime.images.rules import rule_from_dict
+from edgetune_runtime.images.rules import bounded, rule_from_dict
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.manifest import MANIFEST, read_manifest, refuse_unlisted, verify_files
 
@@ -140,17 +140,12 @@ class Bundle:
             InputError: it is more than the bundle allows, too little for a picture, or no limit that its
                 preprocessing has.
         """
-        if not isinstance(self.spec, ImageSpec):
-            raise InputError(
-                f"{self.folder}: max_pixels is a limit of smart resize, and its pictures are prepared by "
-                f"{self.spec.rule!r}"
-            )
-        if type(max_pixels) is int and max_pixels > self.spec.max_pixels:
+        if isinstance(self.spec, ImageSpec) and type(max_pixels) is int and max_pixels > self.spec.max_pixels:
             raise InputError(
                 f"{self.folder}: max_pixels {max_pixels} is over the {self.spec.max_pixels} that it was exported for",
                 hint=f"choose at most {self.spec.max_pixels}, or export again with --max-pixels",
             )
-        spec = self.spec.bounded(max_pixels=max_pixels)
+        spec = bounded(self.spec, max_pixels, self.folder)
         limits = replace(self.limits, max_image_tokens=spec.most_tokens)
         return replace(self, spec=spec, limits=limits)
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 
 _NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
+_SENSOR, _CLOCK = 0, 1  # NVML_TEMPERATURE_GPU, NVML_CLOCK_SM
 
 
 class _Memory(ctypes.Structure):
@@ -44,6 +45,34 @@ class Gpu:
         if self._nvml is None or self._nvml.nvmlDeviceGetName(self._handle, text, _NAME_BYTES) != 0:
             return None
         return text.value.decode(errors="replace")
+
+    def joules(self) -> float | None:
+        """Energy since the driver was loaded, of the whole device; GPUs before Volta do not count it."""
+        energy = ctypes.c_ulonglong()
+        if self._nvml is None or self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(energy)):
+            return None
+        return energy.value / 1e3
+
+    def watts(self) -> float | None:
+        """Power of the whole device, over the last moment that the driver takes for its mean."""
+        power = ctypes.c_uint()
+        if self._nvml is None or self._nvml.nvmlDeviceGetPowerUsage(self._handle, ctypes.byref(power)) != 0:
+            return None
+        return power.value / 1e3
+
+    def celsius(self) -> float | None:
+        """Temperature of the die."""
+        degrees = ctypes.c_uint()
+        if self._nvml is None or self._nvml.nvmlDeviceGetTemperature(self._handle, _SENSOR, ctypes.byref(degrees)):
+            return None
+        return float(degrees.value)
+
+    def megahertz(self) -> float | None:
+        """Clock of the multiprocessors."""
+        clock = ctypes.c_uint()
+        if self._nvml is None or self._nvml.nvmlDeviceGetClockInfo(self._handle, _CLOCK, ctypes.byref(clock)) != 0:
+            return None
+        return float(clock.value)
 
     def _find(self, nvml: ctypes.CDLL) -> bool:
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetune_runtime.errors import InputError
+from edgetune_runtime.pixels import parse_area
+
 if TYPE_CHECKING:
     from edgetune_runtime.session import Session
 
@@ -20,8 +23,8 @@ def add_options(parser: argparse._ActionsContainer, *, engine: str = ENGINE) -> 
     add("--device", default="cpu", help=device)
     add("--engine", metavar="NAME", help=engine)
     add("--threads", type=int, metavar="N", help="CPU threads (default: the engine's own choice)")
-    area = "largest area of the resized picture, where less than the bundle's own is enough"
-    add("--max-pixels", type=int, metavar="N", help=area)
+    area = "largest area of the resized picture, such as 400k, where less than the bundle's own is enough"
+    add("--max-pixels", type=_area, metavar="N", help=area)
     add("--no-verify", action="store_true", help="start without checking the bundle's sha256 sums")
 
 
@@ -38,3 +41,10 @@ def load_session(folder: Path, options: Mapping[str, Any], **more: Any) -> Sessi
         max_pixels=options["max_pixels"],
         **more,
     )
+
+
+def _area(text: str) -> int:
+    try:
+        return parse_area(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

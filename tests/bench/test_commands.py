@@ -21,7 +21,7 @@ from PIL import Image
 from edgetune.cli import cli
 from edgetune.commands.bench import command as bench_verb
 from edgetune_runtime.bench.command import build_parser
-from edgetune_runtime.bench.results import Options
+from edgetune_runtime.bench.options import Options
 from edgetune_runtime.manifest import sha256_file, sha256_tree, verify_files
 from processes import start
 

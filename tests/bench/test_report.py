@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import re
+from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,9 @@ from answers import Row, ground, part, results, vqa
 from edgetune_bench.report import report_page
 from edgetune_bench.report.scatter import Box, Point, linear, logarithmic, pareto, place
 from edgetune_bench.report.worst_boxes import worst
+from edgetune_bench.table import cost_table, curve_table, remarks
 from edgetune_runtime.bench.plan import Answers
+from edgetune_runtime.bench.power.meter import Power
 from edgetune_runtime.bench.results import Measured, Results
 
 VOID = {"meta", "link", "image", "use", "rect", "line", "path", "br"}
@@ -124,6 +127,101 @@ def test_tables_and_drawings_can_be_read_without_seeing_them(pictures: list[str]
     assert drawings
     assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
     assert "int4" in next(a["aria-label"] for a in drawings if "scatter" in a.get("class", ""))
+
+
+def bounded(pictures: list[str]) -> tuple[Results, Answers]:
+    """One model at three areas, another one at its own only."""
+    whole = [0.9] * 4
+    shares = {"int4": whole, "int4@200k": [0.9, 0.9, 0.6, 0.2], "int4@100k": [0.9, 0.1, 0.1, 0.1], "fp32": whole}
+    runs: dict[str, list[Row] | str] = {
+        name: [ground(path, part(share), number=i) for i, (path, share) in enumerate(zip(pictures, row, strict=True))]
+        for name, row in shares.items()
+    }
+    found, answers = results(runs, baseline="int4")
+    areas = {"int4@200k": 200_000, "int4@100k": 100_000}
+    tokens = {"int4": 300.0, "int4@200k": 190.0, "int4@100k": 95.0, "fp32": 300.0}
+    rows = [
+        replace(
+            row,
+            max_pixels=areas.get(row.name),
+            image_tokens=tokens[row.name],
+            path=f"out/{row.name.partition('@')[0]}",
+        )
+        for row in found.ran
+    ]
+    return replace(found, rows=tuple(rows)), answers
+
+
+def test_what_a_bound_of_the_pictures_costs_is_drawn_and_told(pictures: list[str]) -> None:
+    found, answers = bounded(pictures)
+    page = Page(report_page(found, answers))
+    (heading,) = [a for a in page.all("h2") if a.get("id") == "image-token-budget"]
+    assert heading
+    labels = [a["aria-label"] for a in page.all("svg") if "Acc@0.75 against" in a.get("aria-label", "")]
+    assert len(labels) == 4  # against time and tokens, each for broad and narrow pages
+    for label in labels:
+        assert "fp32" not in label
+    assert "int4@100k: 25.0 % at 95; int4@200k: 75.0 % at 190; int4: 100.0 % at 300" in labels[1]
+    assert "int4@100k: 25.0 % at 95; int4@200k: 50.0 % at 190; int4: 100.0 % at 300" in labels[1]
+    assert page.text.count("own") >= 4  # beside the point at which both accuracies are equal, too
+    lines = [a for a in page.all("path") if "curve" in a.get("class", "")]
+    assert [a["class"] for a in lines] == ["curve", "curve finer"] * 4
+    assert curve_table(found.rows) == [
+        {
+            "row": "int4@100k",
+            "max pixels": 100_000,
+            "image tokens": 95.0,
+            "Acc@0.5 [95 %]": "25.0 [0.0, 75.0]",
+            "Acc@0.75 [95 %]": "25.0 [0.0, 75.0]",
+            "Δ Acc@0.5 [95 %]": "-75.0 [-100.0, -25.0]",
+            "total ms p50": "1000",
+        },
+        {
+            "row": "int4@200k",
+            "max pixels": 200_000,
+            "image tokens": 190.0,
+            "Acc@0.5 [95 %]": "75.0 [25.0, 100.0]",
+            "Acc@0.75 [95 %]": "50.0 [0.0, 100.0]",
+            "Δ Acc@0.5 [95 %]": "-25.0 [-75.0, +0.0]",
+            "total ms p50": "1000",
+        },
+        {
+            "row": "int4",
+            "max pixels": None,
+            "image tokens": 300.0,
+            "Acc@0.5 [95 %]": "100.0 [100.0, 100.0]",
+            "Acc@0.75 [95 %]": "100.0 [100.0, 100.0]",
+            "Δ Acc@0.5 [95 %]": None,
+            "total ms p50": "1000",
+        },
+    ]
+
+
+def test_models_at_one_area_have_no_curve(pictures: list[str]) -> None:
+    found, answers = measured(pictures)
+    assert "Image-token budget" not in report_page(found, answers)
+    assert curve_table(found.rows) == []
+
+
+def test_energy_is_told_with_its_source_or_said_to_be_untold(pictures: list[str]) -> None:
+    found, answers = measured(pictures)
+    told = Power(
+        answers=5, seconds=2.0, joules=3.0, watts=7.5, parts={"RAPL package-0": 2.5, "RAPL dram": 0.5}, untold=None,
+        temperature_c=51.0, cpu_mhz=2400.0, gpu_temperature_c=None, gpu_mhz=None, mode=None,
+    )  # fmt: skip
+    why = "RAPL: energy_uj may be read by root only"
+    untold = replace(told, joules=None, watts=None, parts={}, untold=why)
+    powers = {"merged": told, "int4": untold}
+    rows = [replace(row, power=powers.get(row.name)) if isinstance(row, Measured) else row for row in found.rows]
+    found = replace(found, rows=tuple(rows))
+    page = Page(report_page(found, answers))
+    assert "RAPL package-0 + RAPL dram" in page.text and "not told" in page.text
+    assert "Energy and clocks" in page.text
+    merged, int4, *_ = cost_table(found.rows)
+    assert (merged["J an answer"], merged["W"], merged["°C"], merged["CPU MHz"]) == (3.0, 7.5, 51.0, 2400.0)
+    assert merged["told by"] == "RAPL package-0 + RAPL dram"
+    assert int4["J an answer"] == "not told"
+    assert f"energy is not told: {why}" in remarks(found.rows)
 
 
 def test_the_worst_pictures_come_first_with_the_boxes_of_every_row(pictures: list[str]) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from answers import ground, measured, part, predictions, row, vqa
 from edgetune_bench.table import accuracy_table, cost_table, markdown, remarks
+from edgetune_runtime.bench.figures import McNemarTest
 from edgetune_runtime.bench.predictions import Prediction, grounding, read
-from edgetune_runtime.bench.results import Failed, McNemarTest
+from edgetune_runtime.bench.results import Failed
 from edgetune_runtime.bench.scores import box_drift, compare, summarise
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.timing import STAGES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_bench.targets import identify
-from edgetune_runtime.bench.targets import name_apart, parse
+from edgetune_runtime.bench.targets import at_bounds, name_apart, parse, with_baseline
 from edgetune_runtime.errors import InputError
 
 
@@ -128,8 +128,27 @@ def test_a_name_that_tells_apart_is_kept_short(tmp_path: Path) -> None:
     assert [t.name for t in name_apart([identify(path) for path in paths])] == ["fp16", "int4"]
 
 
-def test_an_engine_and_a_bound_of_pictures_are_passed_to_bundles_only(tmp_path: Path) -> None:
+def test_an_engine_is_passed_to_bundles_only(tmp_path: Path) -> None:
     path, checkpoint = bundle(tmp_path / "x", format="onnx", precision="fp16"), folder(tmp_path / "hub", config=True)
-    words = identify(path, engine="warp", max_pixels=4096).command()
-    assert words[-4:] == ["--engine", "warp", "--max-pixels", "4096"]
-    assert identify(checkpoint, engine="warp", max_pixels=4096) == identify(checkpoint)
+    assert identify(path, engine="warp").command()[-2:] == ["--engine", "warp"]
+    assert identify(checkpoint, engine="warp") == identify(checkpoint)
+
+
+def test_every_target_is_a_row_at_each_bound_and_its_name_says_so(tmp_path: Path) -> None:
+    paths = [bundle(tmp_path / name / "onnx", format="onnx", precision=name) for name in ("fp16", "int8")]
+    checkpoint = folder(tmp_path / "hub", config=True)
+    targets = [*map(identify, paths), parse(f"torch={checkpoint}", identify)]
+    rows, baseline = with_baseline(at_bounds(targets, [200_000, 262_144]), parse(f"whole={checkpoint}", identify))
+    assert [row.name for row in rows] == [
+        "whole",  # the baseline has no bound
+        *("onnx-fp16@200k", "onnx-fp16@262144", "onnx-int8@200k", "onnx-int8@262144", "torch@200k", "torch@262144"),
+    ]
+    assert baseline == "whole"
+    assert [row.command()[-2:] for row in rows[1:3]] == [["--max-pixels", "200000"], ["--max-pixels", "262144"]]
+    assert "--max-pixels" not in rows[0].command()
+    assert [row.max_pixels for row in rows] == [None, *[200_000, 262_144] * 3]
+
+
+def test_without_bounds_targets_stay_as_they_are(tmp_path: Path) -> None:
+    target = identify(folder(tmp_path / "int4", config=True))
+    assert at_bounds([target], []) == [target]

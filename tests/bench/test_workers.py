@@ -82,6 +82,36 @@ def reference(checkpoint: Path, data: Path, adapter: Path | None = None) -> list
     return answers
 
 
+def test_a_bound_of_the_pictures_is_that_of_transformers_in_both_workers(
+    qwen3_vl: Path, bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    """The reference reads a copy of the checkpoint whose own preprocessor config has the bound."""
+    bound = 96 * 64
+    (tmp_path / "bounded").mkdir()
+    for file in qwen3_vl.iterdir():
+        (tmp_path / "bounded" / file.name).symlink_to(file)
+    place = tmp_path / "bounded" / "preprocessor_config.json"
+    config = json.loads(place.read_text())
+    config["size"]["longest_edge"] = bound
+    place.unlink()
+    place.write_text(json.dumps(config))
+    expected = reference(tmp_path / "bounded", data)
+    assert expected != reference(qwen3_vl, data)
+
+    limit = ("--data", data, "--max-pixels", bound)
+    checkpoint = work(TORCH, "--checkpoint", qwen3_vl, *limit, output=tmp_path / "torch.json")
+    exported = work("edgetune_runtime.bench.worker", "--bundle", bundle, *limit, output=tmp_path / "bundle.json")
+    assert raws(checkpoint) == expected
+    asked = [number for number, row in enumerate(exported["rows"]) if row["kind"] == "vqa"]  # boxes keep to a grammar
+    assert asked and [raws(exported)[number] for number in asked] == [expected[number] for number in asked]
+    processor: Any = AutoImageProcessor.from_pretrained(tmp_path / "bounded", backend="pil")
+    pictures = [ImageOps.exif_transpose(Image.open(record.image)).convert("RGB") for record in read_records(data)]
+    grids = [processor(images=picture)["image_grid_thw"][0] for picture in pictures]
+    tokens = [int(grid.prod()) // processor.merge_size**2 for grid in grids]
+    for report in (checkpoint, exported):
+        assert [row["image_tokens"] for row in report["rows"]] == tokens
+
+
 @pytest.fixture(scope="module")
 def torch_report(qwen3_vl: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("torch") / "out.json"

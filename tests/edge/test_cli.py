@@ -77,7 +77,7 @@ def test_every_verb_has_help_and_the_common_options(name: str) -> None:
     assert "--json" in result.stdout
     assert "--config" in result.stdout
     assert ("--dry-run" in result.stdout) == (
-        name in {"label", "train", "grpo", "merge", "calibrate", "export", "eval", "bench", "demo"}
+        name in {"label", "train", "grpo", "merge", "calibrate", "export", "eval", "bench", "tune-budget", "demo"}
     )
 
 

@@ -17,8 +17,10 @@ import torch
 
 from edgetune.doctor.engines import Probe, probe_engine
 from edgetune.doctor.packages import Package, packages_of_extra
+from edgetune.doctor.power import describe_power
 from edgetune.doctor.trial import ADD_MODEL
 from packages import write_package
+from sysfs import CONDITIONS, ORIN_NX, build
 
 
 def doctor(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -105,6 +107,25 @@ PLUGINS = [
         "the verb 'train' of shop 1.0 (shop.stock:command) has the name of a built-in one",
     ),
 ]
+
+
+def test_sources_of_energy_are_told_or_where_they_would_stand(report: dict[str, Any]) -> None:
+    told = {found["name"]: found for found in report["power"]}
+    assert list(told)[:3] == ["RAPL", "INA3221", "NVML"]
+    assert {"temperature", "CPU clock", "GPU clock", "power mode"} <= told.keys()
+    assert told["INA3221"]["tells"] == bool(list(Path("/sys/bus/i2c/drivers").glob("ina3221*")))
+    assert told["CPU clock"]["tells"] == Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").is_file()
+    assert all(found["detail"] for found in told.values())
+
+
+def test_the_page_shows_what_is_told_of_a_jetson(tmp_path: Path) -> None:
+    build(tmp_path, "sys/bus/i2c/drivers", ORIN_NX)
+    build(tmp_path, "", CONDITIONS)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text()
+    for found in describe_power(tmp_path):
+        if found.name != "NVML":
+            told = f"{found.name:<15}  {'yes' if found.tells else 'no':<4}  {found.detail.replace(str(tmp_path), '')}"
+            assert f"    {told}\n" in page
 
 
 def test_plug_ins_are_listed_with_their_package_or_what_is_wrong_with_them(report: dict[str, Any]) -> None:

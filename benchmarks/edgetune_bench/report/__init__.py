@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from edgetune_bench.report import scatter, tables, worst_boxes
+from edgetune_bench.report import curve, scatter, tables, worst_boxes
 from edgetune_bench.report.html import text
 from edgetune_runtime.bench.plan import Answers
 from edgetune_runtime.bench.results import Results
@@ -25,9 +25,11 @@ def report_page(results: Results, answers: Answers, pictures: Sequence[str] = ()
     sections = (
         tables.summary(results),
         scatter.section(results),
+        curve.section(results),
         tables.changes(results),
         tables.size_and_memory(results),
         tables.stages(results),
+        tables.power(results),
         worst_boxes.section(results, answers, pictures),
         tables.failed(results),
         tables.provenance(results),

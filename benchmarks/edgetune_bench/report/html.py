@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from edgetune_runtime.bench.results import Interval, Results, Row
+from edgetune_runtime.bench.figures import Interval
+from edgetune_runtime.bench.results import Results, Row
 
 DASH = '<span class="none">–</span>'
 _LONG_NAME = 26  # letters from which a row's name is broken into lines

@@ -12,9 +12,12 @@ from edgetune_bench.report.html import section as wrap
 from edgetune_runtime.bench.results import Measured, Results
 
 _SIZES = {"broad": (1060, 430), "narrow": (360, 400)}  # one drawing for each width of the page, so text keeps its size
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 30, 44
-_LETTER, _LINE = 6.7, 15.0  # width and height of a letter of a label, in pixels
-_KINDS = 6  # colours that the style has
+LEFT, RIGHT, TOP, BOTTOM = 40, 14, 30, 44
+"""Margins of a drawing, in pixels."""
+LETTER, LINE = 6.7, 15.0
+"""Width and height of a letter of a label, in pixels."""
+KINDS = 6
+"""Colours that the style has."""
 _LOGARITHMIC = 8.0  # ratio of the longest to the shortest time from which the axis is
 _AXIS_MARGIN = 0.06  # share of the range that is left free at both ends of an axis
 _TICKS = 5
@@ -45,7 +48,7 @@ def section(results: Results) -> str:
     points = [_point(row, getattr(row, kind), key, grouping) for row in results.ran if getattr(row, kind)]
     best = pareto(points)
     groups = list(dict.fromkeys(point.group for point in points))
-    legend = "".join(f'<li><i class="k{i % _KINDS}"></i>{text(group)}</li>' for i, group in enumerate(groups))
+    legend = "".join(f'<li><i class="k{i % KINDS}"></i>{text(group)}</li>' for i, group in enumerate(groups))
     drawings = "".join(_draw(points, best, groups, title, name, size) for name, size in _SIZES.items())
     names = ", ".join(f"<b>{text(point.name)}</b>" for point in best)
     lead = (
@@ -85,10 +88,10 @@ def _draw(
     width, height = size
     times = [time for point in points for time in (point.x, point.tail)]
     across = logarithmic if max(times) > _LOGARITHMIC * min(times) > 0 else linear
-    x = across(min(times), max(times), _LEFT, width - _RIGHT)
-    y = linear(min(p.low for p in points), max(p.high for p in points), height - _BOTTOM, _TOP, bounds=(0.0, 100.0))
+    x = across(min(times), max(times), LEFT, width - RIGHT)
+    y = linear(min(p.low for p in points), max(p.high for p in points), height - BOTTOM, TOP, bounds=(0.0, 100.0))
     labels = _labels(points, x, y, width, height)
-    marks = "".join(_mark(p, x, y, groups.index(p.group) % _KINDS, p in best) for p in points)
+    marks = "".join(_mark(p, x, y, groups.index(p.group) % KINDS, p in best) for p in points)
     names = "".join(
         f'<text class="name" x="{box.left:.1f}" y="{box.bottom - 4:.1f}">{text(point.name)}</text>'
         for point, box in zip(points, labels, strict=True)
@@ -97,23 +100,24 @@ def _draw(
     return (
         f'<svg class="scatter {name}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{text(f"{title} against latency. {told}")}">\n'
-        f"{_grid(x, y, width, height, title)}{_line(best, x, y)}{marks}{names}</svg>\n"
+        f"{grid(x, y, width, height, title)}{_line(best, x, y)}{marks}{names}</svg>\n"
     )
 
 
-def _grid(x: Axis, y: Axis, width: int, height: int, title: str) -> str:
-    floor = height - _BOTTOM
+def grid(x: Axis, y: Axis, width: int, height: int, title: str, across: str = "ms an answer") -> str:
+    """Lines and numbers of both axes; `title` is what goes up, in percent, and `across` what goes to the right."""
+    floor = height - BOTTOM
     parts = [
-        f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-        f'<text class="tick end" x="{_LEFT - 7}" y="{y(t) + 4:.1f}">{t:g}</text>'
+        f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text class="tick end" x="{LEFT - 7}" y="{y(t) + 4:.1f}">{t:g}</text>'
         for t in y.ticks
     ]
     parts += [
-        f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{_TOP}" y2="{floor}"/>'
+        f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}" y2="{floor}"/>'
         f'<text class="tick mid" x="{x(t):.1f}" y="{floor + 17}">{t:g}</text>'
         for t in x.ticks
     ]
-    parts.append(f'<text class="axis mid" x="{(_LEFT + width) / 2:.0f}" y="{height - 8}">ms an answer</text>')
+    parts.append(f'<text class="axis mid" x="{(LEFT + width) / 2:.0f}" y="{height - 8}">{text(across)}</text>')
     parts.append(f'<text class="axis" x="4" y="14">{text(title)}, %</text>')
     return "".join(parts) + "\n"
 
@@ -138,11 +142,11 @@ def _mark(point: Point, x: Axis, y: Axis, kind: int, on_line: bool) -> str:
 
 
 def _labels(points: Sequence[Point], x: Axis, y: Axis, width: int, height: int) -> list[Box]:
-    area = Box(_LEFT + 2, _TOP, width - 4, height - _BOTTOM - 2)
+    area = Box(LEFT + 2, TOP, width - 4, height - BOTTOM - 2)
     dots = [Box(x(p.x) - 7, y(p.y) - 7, x(p.x) + 7, y(p.y) + 7) for p in points]
     bars = [Box(x(p.x) - 1, y(p.high), x(p.x) + 1, y(p.low)) for p in points]
     tails = [Box(x(p.x), y(p.y) - 1, x(p.tail), y(p.y) + 1) for p in points]
-    sizes = [(_LETTER * len(point.name), _LINE) for point in points]
+    sizes = [(LETTER * len(point.name), LINE) for point in points]
     return place([(x(p.x), y(p.y)) for p in points], sizes, area, dots, [*bars, *tails])
 
 

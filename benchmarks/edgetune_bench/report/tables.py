@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from edgetune_bench.report.html import (
     DASH,
@@ -17,8 +18,9 @@ from edgetune_bench.report.html import (
     text,
 )
 from edgetune_bench.report.html import section as wrap
-from edgetune_bench.table import BUSY
-from edgetune_runtime.bench.results import Failed, Interval, Measured, Origin, Results, Row
+from edgetune_bench.table import BUSY, CONDITIONS, UNTOLD
+from edgetune_runtime.bench.figures import Interval
+from edgetune_runtime.bench.results import Failed, Measured, Origin, Results, Row
 from edgetune_runtime.timing import STAGES
 from edgetune_runtime.typed_json import encode
 
@@ -56,6 +58,7 @@ def summary(results: Results) -> str:
         _column(rows, "size", "MB", lambda row: mega(row.size_bytes)),
         _column(rows, "memory", "MB", lambda row: mega(row.peak_rss_bytes)),
         _column(rows, "GPU", "MB", lambda row: mega(row.peak_gpu_bytes)),
+        _column(rows, "energy", "J an answer", _energy),
     ]
     shown = [column for column in columns if column is not None]
     heads = [_head(row) for row in rows]
@@ -126,10 +129,10 @@ def _findings(results: Results) -> str:
 
 
 def _machine(origin: Origin) -> str:
-    facts, threads, area = origin.machine, origin.options.threads, origin.options.max_pixels
+    facts, threads, areas = origin.machine, origin.options.threads, origin.options.max_pixels
     gpu = f", {text(facts.gpu)}" if facts.gpu else ""
     used = "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
-    bounded = "" if area is None else f", bundles' pictures of at most {area:,} pixels"
+    bounded = f", pictures of at most {' and '.join(f'{area:,}' for area in areas)} pixels" if areas else ""
     return f"{text(facts.board or facts.cpu)}{gpu}{used}{bounded}"
 
 
@@ -147,6 +150,38 @@ def _share(figures: object, key: str) -> str:
 def _delta(row: Measured, key: str) -> str:
     interval: Interval | None = getattr(row.delta, key, None)
     return percent(interval.value, interval, signed=True) if interval else DASH
+
+
+def _energy(row: Measured) -> str:
+    """Joules of an answer, and under them what told them."""
+    if row.power is None or row.power.joules is None:
+        return UNTOLD
+    return f'{row.power.joules:.3g}<span class="interval">{text(" + ".join(row.power.parts))}</span>'
+
+
+def power(results: Results) -> str:
+    """Energy, temperatures and clocks of every row; nothing where no machine tells any."""
+    rows = [row for row in results.ran if row.power]
+    columns = [
+        _column(rows, "energy", "J an answer", _energy),
+        _column(rows, "power", "W", lambda row: _figure(row, "watts", "{:.3g}")),
+        *(_column(rows, title, "", partial(_figure, key=key, form="{:.0f}")) for key, title in CONDITIONS.items()),
+        _column(rows, "mode", "", lambda row: _figure(row, "mode", "{}")),
+    ]
+    shown = [column for column in columns[1:] if column is not None]
+    if not shown or columns[0] is None:
+        return ""
+    lead = (
+        "Energy and power are those of the whole machine, or of what is named, while records were answered. "
+        "Temperatures and clocks were read at the end."
+    )
+    heads = [head(row) for row in rows]
+    return wrap("Energy and clocks", lead, table("Energy, temperatures and clocks", heads, [columns[0], *shown]))
+
+
+def _figure(row: Measured, key: str, form: str) -> str:
+    value = getattr(row.power, key, None)
+    return DASH if value is None else text(form.format(value))
 
 
 def _median(row: Measured) -> float:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetune.api.bench import bench
 from edgetune.api.calibrate import calibrate
 from edgetune.api.chain import Step, run_chain
 from edgetune.api.export import export
-from edgetune.api.measure import bench
 from edgetune.api.merge import merge
 from edgetune.api.train import train
 from edgetune_core.options import StageOptions, option, takes

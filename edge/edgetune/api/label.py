@@ -12,6 +12,7 @@ from edgetune_core.options import Options, StageOptions, option, takes
 from edgetune_core.stage import StageResult, check_input, run_stage
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, read_manifest
+from edgetune_runtime.pixels import parse_area
 
 PROPOSALS, REJECTED = "proposals.jsonl", "rejected.jsonl"
 _LEARNING = ("checkpoint", "training", "calibration")
@@ -63,7 +64,10 @@ class Asking(Arrangement):
     threads: int | None = option(None, help="CPU threads; by default the engine's own choice.")
     engine: str | None = option(None, help="Installed engine to use in place of the runtime's own for the format.")
     max_pixels: int | None = option(
-        None, help="Largest area of a resized picture in pixels, where less than the bundle's own is enough.", minimum=1
+        None,
+        help="Largest area of a resized picture, such as 400k pixels, where less than the bundle's own is enough.",
+        parse=parse_area,
+        minimum=1,
     )
     max_new_tokens: int = option(128, help="Longest answer, in tokens.", minimum=1)
 

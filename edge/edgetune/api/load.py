@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune_core.options import Options, option, takes
 from edgetune_core.stage import check_input
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
+from edgetune_runtime.pixels import parse_area
 
 if TYPE_CHECKING:
     from edgetune_runtime.answer import Runner
@@ -32,7 +33,10 @@ class LoadOptions(Options):
     engine: str | None = option(None, help="Installed engine to use in place of the runtime's own for the format.")
     verify: bool = option(True, help="Compare a bundle's files with their sha256 sums first.")
     max_pixels: int | None = option(
-        None, help="Largest area of a resized picture in pixels, where less than a bundle's own is enough.", minimum=1
+        None,
+        help="Largest area of a resized picture, such as 400k pixels, where less than a bundle's own is enough.",
+        parse=parse_area,
+        minimum=1,
     )
     adapter: Path | None = option(None, help="Folder of a LoRA adapter to apply to a checkpoint.")
 

@@ -263,7 +263,7 @@ def verb(
         if api is not None:
             own += parameters(api if isinstance(api, type) else options_taken(api))
         program = Program(
-            name=command.__module__.rpartition(".")[2],
+            name=command.__module__.rpartition(".")[2].replace("_", "-"),
             callback=callback,
             params=[*own, *_common_options()],
             help=command.__doc__ or (description(api) if api else None),

@@ -42,5 +42,8 @@ def say_tables(console: Console, results: Results) -> None:
     console.table(table.accuracy_table(results.rows))
     console.line()
     console.table(table.cost_table(results.rows))
+    if bounds := table.curve_table(results.rows):
+        console.line()
+        console.table(bounds)
     for remark in table.remarks(results.rows):
         console.line(remark)

@@ -148,6 +148,8 @@ class Value(click.ParamType[Any]):
         if isinstance(value, str):
             value = value.strip() if self.commas else value
             value = next((one for one in self.choices if str(one) == value), value)
-            if self.kind in (int, float):
+            if self.facts.parse is not None:
+                value = self.facts.parse(value)
+            elif self.kind in (int, float):
                 value = number(self.kind, value)
         return checked(self.flag, self.kind, self.facts, value)

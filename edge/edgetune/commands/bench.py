@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.api.measure import Measurement, bench, merge_results
+from edgetune.api.bench import bench, merge_results
+from edgetune.api.measure import Measurement
 from edgetune.commands._common import Console, verb
 from edgetune.commands._measure import say_shard, say_state, say_tables
 

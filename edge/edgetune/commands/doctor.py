@@ -23,6 +23,7 @@ def command(console: Console, require: str | None) -> None:
     from edgetune.doctor import FEATURES, examine
     from edgetune.doctor.machine import describe_machine
     from edgetune.doctor.plugins import try_plugins
+    from edgetune.doctor.power import describe_power
 
     required = [name.strip() for name in require.split(",")] if require else []
     for name in required:
@@ -33,6 +34,7 @@ def command(console: Console, require: str | None) -> None:
     with tqdm(total=len(FEATURES), desc="trying engines", leave=False, disable=None, delay=2) as bar:
         features = examine(progress=lambda _: bar.update())
     plugins = try_plugins()
+    power = describe_power()
     lacking = [feature for feature in features if feature.name in required and not feature.works]
 
     console.line(f"edgetune {__version__}")
@@ -40,6 +42,8 @@ def command(console: Console, require: str | None) -> None:
         console.line(f"{key.removesuffix('_bytes').replace('_', ' ')}: {_shown(key, value)}")
     console.line()
     console.table([{"feature": f.name, "works": "yes" if f.works else "no", "found": f.detail} for f in features])
+    console.line()
+    console.table([{"power": p.name, "told": "yes" if p.tells else "no", "found": p.detail} for p in power])
     packages = {package.name: package for feature in features for package in feature.packages}
     console.line()
     console.table([{"package": p.name, "version": p.installed, "needed": p.floor} for p in packages.values()])
@@ -51,7 +55,12 @@ def command(console: Console, require: str | None) -> None:
     if missing:
         console.line()
         console.table([{"missing": feature.name, "get it with": feature.install} for feature in missing])
-    found = {"features": [asdict(f) for f in features], "plugins": [asdict(p) for p in plugins]}
+    closed = [finding for finding in power if finding.fix]
+    if closed:
+        console.line()
+        console.table([{"not told": finding.name, "opened with": finding.fix} for finding in closed])
+    found: dict[str, object] = {"power": [asdict(p) for p in power]}
+    found |= {"features": [asdict(f) for f in features], "plugins": [asdict(p) for p in plugins]}
     console.result({"edgetune": __version__, "machine": machine, **found})
     if lacking:
         names = ", ".join(f"{feature.name} ({feature.detail})" for feature in lacking)

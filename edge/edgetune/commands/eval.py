@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.api.measure import evaluate, export_answers
+from edgetune.api.evaluate import evaluate, export_answers
 from edgetune.commands._common import Console, verb
 from edgetune.commands._measure import say_plan, say_shard, say_state
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetune.commands._common import Console, verb
 from edgetune_core.options import Options, option
+from edgetune_runtime.pixels import parse_area
 from edgetune_runtime.serve.limits import Limits
 
 LIMITS = Limits()
@@ -37,7 +38,10 @@ class ServeOptions(Options):
         None, help="CPU threads of each session; by default the engine's own choice.", minimum=1
     )
     max_pixels: int | None = option(
-        None, help="Largest area of a resized picture in pixels, where less than a bundle's own is enough.", minimum=1
+        None,
+        help="Largest area of a resized picture, such as 400k pixels, where less than a bundle's own is enough.",
+        parse=parse_area,
+        minimum=1,
     )
     verify: bool = option(True, help="Compare the bundles' files with their sha256 sums first.")
     prefix_cache_mb: int = option(

@@ -32,11 +32,15 @@ class Inputs(Protocol):
 
 
 class LibraryInputs:
-    """What transformers makes of a question."""
+    """What transformers makes of a question; `limits` replaces the checkpoint's own areas of the resized picture."""
 
-    def __init__(self, checkpoint: Path, family: Family) -> None:
+    def __init__(self, checkpoint: Path, family: Family, limits: tuple[int, int] | None = None) -> None:
+        other: dict[str, Any] = {}
+        if limits is not None:  # the older names win over the size where the checkpoint's file has them
+            low, high = limits
+            other = {"size": {"shortest_edge": low, "longest_edge": high}, "min_pixels": low, "max_pixels": high}
         # Parts of transformers are not typed.
-        self._processor: Any = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        self._processor: Any = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **other)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self._image_token = family.chat.image_token
 

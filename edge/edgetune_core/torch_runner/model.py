@@ -24,6 +24,7 @@ from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.codec.grounding import ParsedAnswer, parse
 from edgetune_runtime.errors import MissingDependency
 from edgetune_runtime.images.load import ImageSource, load_image
+from edgetune_runtime.images.rules import bounded
 from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.json_file import read_json
 from edgetune_runtime.timing import Timings
@@ -45,19 +46,28 @@ class TorchModel:
         checkpoint: its folder.
         adapter: a LoRA adapter to apply, unmerged.
         device: "cpu" or "cuda".
+        max_pixels: largest area of a resized picture, in pixels, in place of the checkpoint's own.
+
+    Attributes:
+        spec: how pictures are taken.
 
     Raises:
-        InputError: the checkpoint's family is not run under torch, or a file of it is missing or wrong.
+        InputError: the checkpoint's family is not run under torch, a file of it is missing or wrong, or its
+            preprocessing has no such limit.
         MissingDependency: an adapter without peft.
     """
 
-    def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str) -> None:
+    def __init__(self, checkpoint: Path, *, adapter: Path | None, device: str, max_pixels: int | None = None) -> None:
         base = HubCheckpoint.open(checkpoint, quantized=True)
         tokenizer, self._family = base.tokenizer, base.family
         self._device = torch.device(device)
         self._tokenizer = tokenizer
-        smart = isinstance(base.spec, ImageSpec)
-        self._inputs: Inputs = (LibraryInputs if smart else OwnInputs)(checkpoint, self._family)
+        self.spec = base.spec if max_pixels is None else bounded(base.spec, max_pixels, checkpoint)
+        if isinstance(self.spec, ImageSpec):
+            limits = None if max_pixels is None else (self.spec.min_pixels, self.spec.max_pixels)
+            self._inputs: Inputs = LibraryInputs(checkpoint, self._family, limits)
+        else:
+            self._inputs = OwnInputs(checkpoint, self._family)
         model = _load(checkpoint)
         if adapter is not None:
             # Layers are adapted in place, so the model inside does all the work, and forward hooks on it see generate's

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from edgetune_core.torch_runner.model import TorchModel
 from edgetune_runtime.answer import Runner
 from edgetune_runtime.bench.worker import add_arguments, run
+from edgetune_runtime.images.base import Preprocessing
 from edgetune_runtime.threads import check_threads
 
 
@@ -29,13 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     header: dict[str, Any] = {"engine": "torch", "device": options.device}
 
-    def load() -> Runner:
+    def load() -> tuple[Runner, Preprocessing]:
         if threads := check_threads(options.threads):
             torch.set_num_threads(threads)
         header["threads"] = torch.get_num_threads()
-        model = TorchModel(options.checkpoint, adapter=options.adapter, device=options.device)
+        model = TorchModel(
+            options.checkpoint, adapter=options.adapter, device=options.device, max_pixels=options.max_pixels
+        )
         header["precision"] = model.dtype
-        return model
+        return model, model.spec
 
     folders = [options.checkpoint, *([options.adapter] if options.adapter else [])]
     return run(load, options, folders=folders, header=header)

@@ -9,9 +9,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from edgetune_runtime.bench.results import Failed, Measured, Options, Row
+from edgetune_runtime.bench.options import Options
+from edgetune_runtime.bench.results import Failed, Measured, Row
 from edgetune_runtime.errors import GateFailed, InputError
 from edgetune_runtime.files import write_whole
+from edgetune_runtime.pixels import parse_area
 from edgetune_runtime.terminal import count, say
 
 
@@ -39,8 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     threads = "CPU threads (default: all usable cores; with --device cuda the engine's own choice)"
     add("--threads", type=count, metavar="N", help=threads)
     add("--max-new-tokens", type=count, default=128, metavar="N", help="longest answer, in tokens (default: 128)")
-    area = "largest area of the resized pictures, where less than the bundles' own is enough (default: each one's own)"
-    add("--max-pixels", type=count, metavar="N", help=area)
+    areas = (
+        "largest areas of the resized pictures, such as 200k,400k; bundles are measured at each (default: their own)"
+    )
+    add("--max-pixels", metavar="N,...", help=areas)
     stall = "stop a bundle that has not answered for this many seconds (default: 600)"
     add("--stall", type=float, default=600.0, metavar="SECONDS", help=stall)
     add("--force", action="store_true", help="replace an earlier output file")
@@ -66,7 +70,8 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"{output}: is a folder", hint="--output names the JSON file to write")
     if output.exists() and not options.force:
         raise InputError(f"{output}: exists", hint="choose another name, or --force")
-    identify = partial(identify_bundle, engine=options.engine, max_pixels=options.max_pixels)
+    identify = partial(identify_bundle, engine=options.engine)
+    bounds = [] if options.max_pixels is None else options.max_pixels.split(",")
     plan = prepare(
         [parse(text, identify) for text in options.bundles],
         options.data,
@@ -78,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
             rounds=options.rounds,
             max_new_tokens=options.max_new_tokens,
             stall_s=options.stall,
-            max_pixels=options.max_pixels,
+            max_pixels=tuple(dict.fromkeys(map(parse_area, bounds))) or None,
             shard=None if options.shard is None else Shard.parse(options.shard),
         ),
         baseline=parse(options.baseline, identify) if options.baseline else None,
@@ -108,4 +113,6 @@ def describe(row: Row) -> str:
     parts = [f"{title} {100 * value:.1f} %" for title, value in shares.items() if value is not None]
     parts.append(f"{1000 * row.stages.total.p50:.1f} ms (p95 {1000 * row.stages.total.p95:.1f})")
     parts.append(f"{row.peak_rss_bytes / 1e6:.0f} MB of memory, {row.size_bytes / 1e6:.1f} MB of files")
+    joules = row.power and row.power.joules
+    parts.append("energy not told" if joules is None else f"{joules:.3g} J an answer")
     return f"{row.name}: {', '.join(parts)}"

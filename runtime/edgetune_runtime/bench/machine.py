@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgetune_runtime.bench.results import Machine
 from edgetune_runtime.gpu import Gpu
 from edgetune_runtime.threads import usable_cores
+from edgetune_runtime.typed_json import Bytes, Number
 
 _BUSY = 0.5  # running processes for each core from which measuring is disturbed
 _PACKAGES = (
@@ -26,6 +27,21 @@ _PACKAGES = (
     "transformers",
     "peft",
 )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where rows were measured (`bench.machine.describe`); None where the system does not tell."""
+
+    cpu: str
+    gpu: str | None = None
+    arch: str | None = None
+    cores: Number | None = None
+    usable_cores: Number | None = None
+    memory_bytes: Bytes | None = None
+    governor: str | None = None
+    board: str | None = None
+    os: str | None = None
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgetune_runtime.bench.launch import Failure, run_worker
-from edgetune_runtime.bench.results import Data, Options, Report, Whole
+from edgetune_runtime.bench.options import Options
+from edgetune_runtime.bench.power.meter import pooled
+from edgetune_runtime.bench.results import Data, Report, Whole
 from edgetune_runtime.bench.shards import Numbered, records_sha256
 from edgetune_runtime.bench.targets import Target
 from edgetune_runtime.errors import BundleError, InputError
@@ -96,7 +98,8 @@ def input_hashes(targets: Sequence[Target]) -> tuple[dict[str, Path], dict[str, 
     A damaged bundle is still run: its row then says why it failed.
     """
     folders = [item for target in targets for item in target.inputs().items()]
-    problems = {name: _damage(folder) for name, folder in folders}
+    told = {folder: _damage(folder) for folder in dict.fromkeys(folder for _, folder in folders)}
+    problems = {name: told[folder] for name, folder in folders}
     intact = {name: folder for name, folder in folders if problems[name] is None}
     return intact, {name: problem for name, problem in problems.items() if problem is not None}
 
@@ -136,9 +139,10 @@ def run_matrix(
 
 
 def combine(reports: Sequence[Report], order: Mapping[str, int]) -> Report:
-    """One report of several rounds: rows in record order, median load time and cold start, largest memory."""
+    """One report of several rounds: rows in record order, median load and start, largest memory, mean energy."""
     first, last = reports[0], reports[-1]
     shares = [report.others_cpu_share for report in reports if report.others_cpu_share is not None]
+    powers = [report.power for report in reports if report.power is not None]
     gpu = [report.peak_gpu_bytes for report in reports if report.peak_gpu_bytes is not None]
     averages = (first.load_average, last.load_average)
     return replace(
@@ -149,6 +153,7 @@ def combine(reports: Sequence[Report], order: Mapping[str, int]) -> Report:
         peak_gpu_bytes=max(gpu, default=None),
         load_average=(averages[0][0], averages[1][1]) if averages[0] and averages[1] else None,
         others_cpu_share=max(shares, default=None),
+        power=pooled(powers) if len(powers) == len(reports) else None,
         rows=tuple(sorted((row for report in reports for row in report.rows), key=lambda row: order[row.source])),
     )
 

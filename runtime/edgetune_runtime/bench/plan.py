@@ -13,11 +13,12 @@ from typing import Any
 from edgetune_runtime.bench import machine, matrix
 from edgetune_runtime.bench.launch import Failure
 from edgetune_runtime.bench.matrix import Note, Watch, unwatched
+from edgetune_runtime.bench.options import Options
 from edgetune_runtime.bench.predictions import Prediction
-from edgetune_runtime.bench.results import Data, Failed, Input, Measured, Options, Report, Results, Row
+from edgetune_runtime.bench.results import Data, Failed, Input, Measured, Report, Results, Row
 from edgetune_runtime.bench.scores import STATISTICS, compare, costs, summarise
 from edgetune_runtime.bench.shards import Numbered, numbered
-from edgetune_runtime.bench.targets import Target, with_baseline
+from edgetune_runtime.bench.targets import Target, at_bounds, with_baseline
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.manifest import MANIFEST, read_manifest, sha256_tree
 from edgetune_runtime.threads import measured_threads
@@ -65,6 +66,7 @@ class Plan:
         answers = {name: run.rows for name, run in outcomes.items() if isinstance(run, Report)}
         if self.options.shard is not None:
             answers = {name: numbered(said, self.records) for name, said in answers.items()}
+        hashes = {path: sha256_tree(path) for path in dict.fromkeys(self.inputs.values())}
         results = Results(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=shlex.join(sys.argv),
@@ -73,7 +75,7 @@ class Plan:
             options=self.options,
             statistics=STATISTICS,
             data=self.facts,
-            inputs={name: Input(str(path), sha256_tree(path)) for name, path in self.inputs.items()},
+            inputs={name: Input(str(path), hashes[path]) for name, path in self.inputs.items()},
             baseline=self.baseline,
             rows=tuple(self._row(target, outcomes[target.name], answers) for target in self.targets),
         )
@@ -87,6 +89,7 @@ class Plan:
             "kind": target.kind,
             "title": target.title,
             "baseline": is_baseline,
+            "max_pixels": target.max_pixels,
         }
         if isinstance(outcome, Failure):
             return Failed(**common, reason=outcome.reason, exit_code=outcome.exit_code)
@@ -110,9 +113,10 @@ def prepare(
 ) -> Plan:
     """Check all input before anything runs: records, images, folders, names.
 
-    A baseline that is not among the targets becomes the first row. On a CPU, rows have all usable cores unless the
-    options say how many. Where `data` is a copy in canonical form,
-    `made_from` has the files that it was made from, "data" and others by role: it is them that the results name.
+    Every target is a row at each of the options' bounds of the pictures; the baseline is a row within its own limits,
+    the first where it is not among the targets. On a CPU, rows have all usable cores unless the options say how many.
+    Where `data` is a copy in canonical form, `made_from` has the files that it was made from, "data" and others by
+    role: it is them that the results name.
 
     Raises:
         InputError: nothing to answer, more rounds than records or shards than pictures, a folder named twice, or too
@@ -120,7 +124,7 @@ def prepare(
         RecordError, ImageError: a record or its image is broken.
     """
     options = replace(options, threads=measured_threads(options.device, options.threads))
-    named, reference = with_baseline(targets, baseline)
+    named, reference = with_baseline(at_bounds(targets, options.max_pixels or ()), baseline)
     records, facts = matrix.check_records(data, options, watch)
     if options.rounds > len(records):
         raise InputError(f"--rounds {options.rounds}: there are only {len(records)} records to deal out")

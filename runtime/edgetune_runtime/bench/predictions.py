@@ -25,7 +25,8 @@ Target = tuple[Pixel, Pixel, Pixel, Pixel]
 class _Prediction:
     """What answers of both kinds have: `source` is the record's place, `text` what was asked, `raw` what was said.
 
-    `number` is the record's, from 1, in the whole set where a shard of it was answered.
+    `number` is the record's, from 1, in the whole set where a shard of it was answered; `image_tokens` is how many the
+    picture took.
     """
 
     source: str
@@ -35,6 +36,7 @@ class _Prediction:
     timings: Timings
     id: str | None = None
     number: OrAbsent[Number] = None
+    image_tokens: OrAbsent[Number] = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the scores for those who read the file."""

@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from edgetune_runtime.bench.figures import Differences, Grounding, Stages, Vqa
+from edgetune_runtime.bench.machine import Machine as Machine
+from edgetune_runtime.bench.options import Options as Options
+from edgetune_runtime.bench.power.meter import Power
 from edgetune_runtime.bench.predictions import Prediction
 from edgetune_runtime.errors import InputError, excerpt
 from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.records import Shard
 from edgetune_runtime.typed_json import (
     Bytes,
-    Change,
     Count,
     Number,
     OrAbsent,
@@ -36,182 +38,14 @@ from edgetune_runtime.typed_json import (
 SCHEMA: Literal[1] = 1
 
 
-def _check_order(**figures: float) -> None:
-    for (lower, low), (upper, high) in pairwise(figures.items()):
-        if low > high:
-            raise InputError(
-                f"its {lower} {low:g} is above its {upper} {high:g}", hint="measure again: no answers have such figures"
-            )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share, or a difference of shares, with its interval, and the records and pictures it rests on."""
-
-    value: Change
-    low: Change
-    high: Change
-    records: Number
-    images: Number
-
-    def __post_init__(self) -> None:
-        """Refuse an interval whose ends are the wrong way round."""
-        _check_order(low=self.low, high=self.high)
-
-
-@dataclass(frozen=True)
-class ScoreInterval:
-    """The same of a score that is no share: BLEU (0-100) and CIDEr-D (0-10)."""
-
-    value: float
-    low: float
-    high: float
-    records: Number
-    images: Number
-
-    def __post_init__(self) -> None:
-        """Refuse an interval whose ends are the wrong way round."""
-        _check_order(low=self.low, high=self.high)
-
-
-@dataclass(frozen=True)
-class AveragePrecision:
-    """COCO-style AP of boxes; all None, with the reason, where there is none."""
-
-    ap: Share | None
-    ap50: Share | None
-    ap75: Share | None
-    ap_small: Share | None
-    ap_medium: Share | None
-    ap_large: Share | None
-    ap_interval: Interval | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Grounding:
-    """Accuracies of answers with boxes (`metrics.GroundingScores`); None where no record counts for one.
-
-    `refused` counts all refusals, `refused_absent` those of absent objects, `unparsed` answers that are neither boxes
-    nor a refusal, `truncated` those that break off. `coco` is there when it was asked for.
-    """
-
-    samples: Number
-    present: Count
-    acc50: Share | None
-    acc75: Share | None
-    acc90: Share | None
-    miou: Share | None
-    refusal_accuracy: Share | None
-    refusal_precision: Share | None
-    false_refusals: Share | None
-    parse_failures: Share | None
-    acc50_interval: Interval | None
-    miou_interval: Interval | None
-    refusal_accuracy_interval: Interval | None
-    refusal_precision_interval: Interval | None
-    refused: Count
-    refused_absent: Count
-    unparsed: Count
-    truncated: Count
-    acc75_interval: Interval | None = None
-    acc90_interval: Interval | None = None
-    parse_failures_interval: Interval | None = None
-    coco: OrAbsent[AveragePrecision] = None
-
-
-@dataclass(frozen=True)
-class Vqa:
-    """Accuracies of answers in words; BLEU and CIDEr-D are there when they were asked for."""
-
-    samples: Number
-    accuracy: Share
-    accuracy_interval: Interval | None
-    anls: Share
-    anls_interval: Interval | None
-    exact: Share
-    exact_interval: Interval | None
-    bleu: OrAbsent[Annotated[float, Range(0)]] = None
-    bleu_signature: OrAbsent[str] = None
-    bleu_interval: OrAbsent[ScoreInterval] = None
-    cider: OrAbsent[Annotated[float, Range(0)]] = None
-    cider_interval: OrAbsent[ScoreInterval] = None
-
-
-@dataclass(frozen=True)
-class McNemarTest:
-    """Hits at IoU 0.5 that only the baseline and only the row has, and the exact two-sided p-value."""
-
-    only_baseline: Count
-    only_row: Count
-    p: Share
-
-
-@dataclass(frozen=True)
-class WorstBox:
-    """The record whose boxes are farthest from the baseline's."""
-
-    iou: Share
-    source: str
-
-
-@dataclass(frozen=True)
-class BoxDrift:
-    """How far boxes are from the baseline's, whatever the truth is: mean IoU, share below 0.9, and the worst."""
-
-    records: Number
-    iou: Share
-    iou_interval: Interval | None
-    moved: Share
-    moved_interval: Interval | None
-    worst: WorstBox
-
-
-@dataclass(frozen=True)
-class Differences:
-    """A row minus its baseline, record by record; None where no record has it, or one picture alone does."""
-
-    acc50: Interval | None
-    acc75: Interval | None
-    acc90: Interval | None
-    miou: Interval | None
-    vqa: Interval | None
-    mcnemar: McNemarTest | None
-    drift: BoxDrift | None
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """Seconds of a stage over the records."""
-
-    p50: Seconds
-    p95: Seconds
-    p99: Seconds
-
-    def __post_init__(self) -> None:
-        """Refuse percentiles that no times have: a higher one is never the shorter time."""
-        _check_order(p50=self.p50, p95=self.p95, p99=self.p99)
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Each stage of an answer (`timing.Timings`)."""
-
-    preprocess: Percentiles
-    vision: Percentiles
-    prefill: Percentiles
-    decode: Percentiles
-    total: Percentiles
-
-
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """What a worker's process cost: everything but the answers.
 
     `peak_rss_bytes` is the largest resident memory, `peak_gpu_bytes` the growth of the GPU's used memory (None without
     a driver), `cold_start_s` the time from process start to first answer, `others_cpu_share` the part of the CPU that
-    other processes took, `load_average` the machine's before and after. `self_check` is a bundle's: "none" where its
-    export compared nothing.
+    other processes took, `load_average` the machine's before and after, `power` energy and temperature while records
+    were answered. `self_check` is a bundle's: "none" where its export compared nothing.
     """
 
     engine: str
@@ -228,6 +62,7 @@ class Costs:
     warmup: OrAbsent[Count] = None
     load_average: OrAbsent[tuple[Seconds, Seconds]] = None
     self_check: OrAbsent[str] = None
+    power: OrAbsent[Power] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,14 +81,19 @@ class _Row:
     baseline: bool
     title: str | None = None
     machine: OrAbsent[str] = None
+    max_pixels: OrAbsent[Number] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(_Row, Costs):
-    """A row that ran. `delta` is there beside a baseline that ran, `answers` in the file of a device."""
+    """A row that ran. `delta` is there beside a baseline that ran, `answers` in the file of a device.
+
+    `image_tokens` is the median of the records' pictures.
+    """
 
     stages: Stages
     tokens_per_second: Seconds | None
+    image_tokens: OrAbsent[Annotated[float, Range(0, 1e12)]] = None
     ground: Grounding | None
     vqa: Vqa | None
     delta: OrAbsent[Differences] = None
@@ -271,63 +111,6 @@ class Failed(_Row):
 
 
 Row = Measured | Failed
-
-
-@dataclass(frozen=True)
-class Options:
-    """How rows are run; the same for all of them.
-
-    `rounds` deals the records out into that many parts and runs part after part, each over all targets, so that a
-    machine that slows down for a while slows all of them. `stall_s` ends a worker that answers nothing for so long.
-    Without `threads` the engine chooses, as it must on a GPU. `max_pixels` bounds the resized pictures of bundles; a
-    checkpoint has its own limits. `shard` is the part that is answered of the records that `limit` leaves.
-    """
-
-    limit: Number | None = None
-    device: str = "cpu"
-    threads: Number | None = None
-    warmup: Count = 2
-    rounds: Number = 1
-    max_new_tokens: Number = 128
-    stall_s: Seconds = 600.0
-    max_pixels: Number | None = None
-    shard: OrAbsent[Shard] = None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no measurement; not-a-number is smaller than nothing."""
-        if not 1 <= self.stall_s <= 1e9:
-            raise InputError(f"--stall {self.stall_s:g}: must be a number of seconds from 1 on")
-        if self.warmup < 0:
-            raise InputError(f"--warmup {self.warmup}: must be 0 or more")
-
-    def arguments(self, data: Path, part: int) -> list[str]:
-        """The arguments of a worker that runs round `part` (from 0) over `data`."""
-        limit = [] if self.limit is None else ["--limit", str(self.limit)]
-        shard = [] if self.shard is None else ["--shard", str(self.shard)]
-        return [
-            *("--data", str(data), "--device", self.device, "--warmup", str(self.warmup)),
-            *("--max-new-tokens", str(self.max_new_tokens), "--round", f"{part + 1}/{self.rounds}", *limit, *shard),
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name."""
-        found: dict[str, Any] = encode(self)
-        return found
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where rows were measured (`bench.machine.describe`); None where the system does not tell."""
-
-    cpu: str
-    gpu: str | None = None
-    arch: str | None = None
-    cores: Number | None = None
-    usable_cores: Number | None = None
-    memory_bytes: Bytes | None = None
-    governor: str | None = None
-    board: str | None = None
-    os: str | None = None
 
 
 @dataclass(frozen=True)

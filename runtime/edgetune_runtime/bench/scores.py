@@ -10,11 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune_runtime.bench import metrics
-from edgetune_runtime.bench.metrics import SampleScore
-from edgetune_runtime.bench.predictions import GroundPrediction, Prediction, VqaPrediction, grounding, questions
-from edgetune_runtime.bench.results import (
+from edgetune_runtime.bench.figures import (
     BoxDrift,
-    Costs,
     Differences,
     Grounding,
     Interval,
@@ -22,10 +19,12 @@ from edgetune_runtime.bench.results import (
     Percentiles,
     ScoreInterval,
     Stages,
-    Statistics,
     Vqa,
     WorstBox,
 )
+from edgetune_runtime.bench.metrics import SampleScore
+from edgetune_runtime.bench.predictions import GroundPrediction, Prediction, VqaPrediction, grounding, questions
+from edgetune_runtime.bench.results import Costs, Statistics
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.timing import STAGES
 
@@ -41,13 +40,15 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return what predictions come to, by the names of the fields of `results.Measured`.
 
     These are `stages`, percentiles of each stage's seconds over records; `tokens_per_second`, the median decode speed;
-    `ground` and `vqa`, accuracies in 0-1, None without such records.
+    `image_tokens`, the median of a picture's; `ground` and `vqa`, accuracies in 0-1, None without such records.
     """
     times = {stage: [getattr(each.timings, stage) for each in predictions] for stage in STAGES}
     speeds = [speed for each in predictions if (speed := each.timings.tokens_per_second) is not None]
+    lengths = [each.image_tokens for each in predictions if each.image_tokens is not None]
     return {
         "stages": Stages(**{stage: _percentiles(seconds) for stage, seconds in times.items()}),
         "tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "image_tokens": float(np.median(lengths)) if lengths else None,
         "ground": _ground(grounding(predictions)),
         "vqa": _vqa(questions(predictions)),
     }

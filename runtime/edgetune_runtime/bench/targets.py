@@ -12,6 +12,7 @@ from edgetune_runtime.bench.results import check_row_name
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.json_file import read_json_value
 from edgetune_runtime.manifest import MANIFEST
+from edgetune_runtime.pixels import area_text
 
 BUNDLE = "bundle"
 
@@ -28,6 +29,7 @@ class Target:
         adapter: LoRA adapter to apply to the checkpoint.
         title: what a bundle's manifest says it is, e.g. "onnx-int4-gptq-g128".
         chosen: the user chose the name, so it stays as it is.
+        max_pixels: largest area of the resized pictures; None for the folder's own.
     """
 
     name: str
@@ -37,6 +39,12 @@ class Target:
     adapter: Path | None = None
     title: str | None = None
     chosen: bool = False
+    max_pixels: int | None = None
+
+    @property
+    def bound(self) -> str:
+        """What the row's name ends with: the bound of its pictures, where there is one."""
+        return "" if self.max_pixels is None else f"@{area_text(self.max_pixels)}"
 
     def inputs(self) -> dict[str, Path]:
         """The folders that decide this row's result, by name."""
@@ -44,13 +52,19 @@ class Target:
 
     def command(self) -> list[str]:
         """The worker process, up to the arguments that all workers share."""
-        return [sys.executable, "-m", *self.worker]
+        bound = () if self.max_pixels is None else ("--max-pixels", str(self.max_pixels))
+        return [sys.executable, "-m", *self.worker, *bound]
 
 
-def identify_bundle(path: Path, *, engine: str | None = None, max_pixels: int | None = None) -> Target:
+def at_bounds(targets: Sequence[Target], bounds: Sequence[int]) -> list[Target]:
+    """Return each target once for every bound of its pictures, in pixels; without bounds as they are."""
+    return [replace(target, max_pixels=bound) for target in targets for bound in bounds] or list(targets)
+
+
+def identify_bundle(path: Path, *, engine: str | None = None) -> Target:
     """Return the target of a bundle, run by the runtime alone. Whether it is intact is the worker's to find out.
 
-    `engine` and `max_pixels` are as in `Session.load`.
+    `engine` is as in `Session.load`.
 
     Raises:
         InputError: the folder is missing or not a bundle.
@@ -59,8 +73,7 @@ def identify_bundle(path: Path, *, engine: str | None = None, max_pixels: int | 
         raise InputError(f"{path}: no such folder", hint="name a folder written by edgetune export")
     if not is_bundle(path):
         raise InputError(f"{path}: not a bundle (no manifest.json of edgetune export)")
-    told = {"--engine": engine, "--max-pixels": max_pixels}
-    choices = [word for name, value in told.items() if value is not None for word in (name, str(value))]
+    choices = () if engine is None else ("--engine", engine)
     worker = ("edgetune_runtime.bench.worker", "--bundle", str(path), *choices)
     return Target(path.resolve().name, path, BUNDLE, worker, title=_title(path))
 
@@ -94,7 +107,8 @@ def with_baseline(targets: Sequence[Target], baseline: Target | None) -> tuple[l
     rows, place = list(targets), None
     if baseline is not None:
         folder = baseline.path.resolve()
-        same = (i for i, target in enumerate(rows) if target.path.resolve() == folder and not target.adapter)
+        plain = [(i, target) for i, target in enumerate(rows) if not target.adapter and target.max_pixels is None]
+        same = (i for i, target in plain if target.path.resolve() == folder)
         place = next(same, None)
         if place is None:
             place = 0
@@ -107,7 +121,8 @@ def name_apart(targets: Sequence[Target]) -> list[Target]:
     """Give every target a name of its own.
 
     It is the folder's name. Where several have the same one it is what the bundle's manifest says it is, and where
-    that does not tell them apart either, the folder's name with as many parents in front as do.
+    that does not tell them apart either, the folder's name with as many parents in front as do. A bound of the pictures
+    stands behind it, as in "int4@400k".
 
     Raises:
         InputError: the same folder, or the same chosen name, appears twice, or a name cannot be one.
@@ -116,8 +131,10 @@ def name_apart(targets: Sequence[Target]) -> list[Target]:
     twice = next((target for target, own in zip(targets, tails, strict=True) if tails.count(own) > 1), None)
     if twice is not None:
         raise InputError(f"{twice.path}: named twice", hint="name every bundle or checkpoint once")
-    short = [target.name if target.chosen else own[-1] for target, own in zip(targets, tails, strict=True)]
-    titles = [target.title for target in targets]
+    short = [
+        target.name + target.bound if target.chosen else own[-1] for target, own in zip(targets, tails, strict=True)
+    ]
+    titles = [target.title and target.title + target.bound for target in targets]
     named: list[Target] = []
     for target, own, name, title in zip(targets, tails, short, titles, strict=True):
         if not target.chosen and short.count(name) > 1:
@@ -138,9 +155,9 @@ def name_apart(targets: Sequence[Target]) -> list[Target]:
 
 
 def _tail(target: Target) -> tuple[str, ...]:
-    """The parts of a target's path; an adapter makes another row of the same folder."""
+    """The parts of a target's path; an adapter or a bound of the pictures makes another row of the same folder."""
     *parents, name = target.path.resolve().parts
-    return (*parents, f"{name}+{target.adapter.resolve().name}" if target.adapter else name)
+    return (*parents, name + (f"+{target.adapter.resolve().name}" if target.adapter else "") + target.bound)
 
 
 def _read(path: Path) -> dict[str, Any]:

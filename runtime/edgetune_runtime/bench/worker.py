@@ -13,48 +13,62 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgetune_runtime import terminal
 from edgetune_runtime.answer import Runner
+from edgetune_runtime.bench.options import Options
+from edgetune_runtime.bench.power.meter import Meter
 from edgetune_runtime.bench.predictions import Box, GroundPrediction, Prediction, VqaPrediction
-from edgetune_runtime.bench.results import Options, Report
+from edgetune_runtime.bench.results import Report
 from edgetune_runtime.errors import EdgetuneError, InputError
 from edgetune_runtime.files import write_whole
+from edgetune_runtime.gpu import Gpu
+from edgetune_runtime.images.base import Preprocessing
+from edgetune_runtime.images.load import upright_size
 from edgetune_runtime.records import Record, Shard, read_records
 from edgetune_runtime.session import Session
 from edgetune_runtime.timing import CpuShare, GpuMemory, peak_rss, process_age
 from edgetune_runtime.typed_json import encode
 
-Load = Callable[[], Runner]
-"""Makes a model ready; what it takes is the load time."""
+Load = Callable[[], tuple[Runner, Preprocessing]]
+"""Makes a model ready and says how it takes pictures; what it takes is the load time."""
 
 
 def measure(
-    load: Load, records: Sequence[Record], *, warmup: int, max_new_tokens: int, progress: bool = False
+    load: Load,
+    records: Sequence[Record],
+    *,
+    warmup: int,
+    max_new_tokens: int,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Load a model, answer every record once, and return rows and costs by the names of the fields of `Report`.
 
     The first record is answered once right after loading, which gives the cold start (process start to first
-    answer), then `warmup` times unmeasured. The measured pass follows, in the order of the records. `progress`
-    prints the number of answers so far on standard output, one a line.
+    answer), then `warmup` times unmeasured. The measured pass follows, in the order of the records. Its energy includes
+    the GPU's unless `device` is the CPU. `progress` prints the number of answers so far on standard output, one a line.
     """
     cpu, gpu = CpuShare(), GpuMemory()
     load_before = os.getloadavg()
     started = time.perf_counter()
-    runner = load()
+    runner, preprocessing = load()
     load_s = time.perf_counter() - started
     predict(runner, records[0], max_new_tokens)
     cold_start_s = process_age()
     for _ in range(warmup):
         predict(runner, records[0], max_new_tokens)
     rows = []
-    for done, record in enumerate(records, 1):
-        rows.append(predict(runner, record, max_new_tokens))
-        gpu.sample()
-        if progress:
-            print(done, flush=True)
+    with Meter(gpu=None if device == "cpu" else Gpu()) as meter:
+        for done, record in enumerate(records, 1):
+            rows.append(predict(runner, record, max_new_tokens))
+            meter.tick()
+            gpu.sample()
+            if progress:
+                print(done, flush=True)
     return {
         "load_s": load_s,
         "cold_start_s": cold_start_s,
@@ -63,7 +77,11 @@ def measure(
         "warmup": warmup,
         "load_average": (load_before[0], os.getloadavg()[0]),
         "others_cpu_share": cpu.others(),
-        "rows": tuple(rows),
+        "power": meter.power(len(rows)),
+        "rows": tuple(
+            replace(row, image_tokens=preprocessing.plan(*upright_size(record.image)).image_tokens)
+            for row, record in zip(rows, records, strict=True)
+        ),
     }
 
 
@@ -128,6 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup", type=int, default=Options.warmup, help="unmeasured answers before the measured pass"
     )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens")
+    parser.add_argument("--max-pixels", type=int, help="largest area of the resized picture (default: its own)")
     parser.add_argument("--progress", action="store_true", help="print the number of answers so far")
 
 
@@ -147,6 +166,7 @@ def run(load: Load, options: argparse.Namespace, *, folders: Sequence[Path], hea
             records,
             warmup=options.warmup,
             max_new_tokens=options.max_new_tokens,
+            device=options.device,
             progress=options.progress,
         )
         size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
@@ -175,12 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgetune_runtime.bench.worker", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by edgetune export")
     parser.add_argument("--engine", help="an installed engine in place of the runtime's own for the format")
-    parser.add_argument("--max-pixels", type=int, help="largest area of the resized picture")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     header: dict[str, Any] = {"device": options.device, "threads": options.threads}
 
-    def load() -> Runner:
+    def load() -> tuple[Runner, Preprocessing]:
         # Every record must pay for its image, or a set with several phrases per picture would look faster than it is.
         session = Session.load(
             options.bundle,
@@ -193,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bundle = session.bundle
         header.update(format=bundle.format, engine=options.engine or bundle.format, precision=bundle.precision)
         header.update(self_check=bundle.self_check)
-        return session
+        return session, bundle.spec
 
     return run(load, options, folders=[options.bundle], header=header)
 

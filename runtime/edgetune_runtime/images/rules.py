@@ -49,6 +49,24 @@ def open_preprocessing(folder: Path, family: Resizing) -> Preprocessing:
     return rule.from_checkpoint(folder)
 
 
+def bounded(spec: Preprocessing, max_pixels: int, folder: Path) -> ImageSpec:
+    """Return a rule with another largest area of the resized picture, in pixels.
+
+    Args:
+        spec: the rule.
+        max_pixels: the area.
+        folder: whose rule it is, for the message.
+
+    Raises:
+        InputError: the rule has no such limit, or the area is too little for a picture.
+    """
+    if not isinstance(spec, ImageSpec):
+        raise InputError(
+            f"{folder}: max_pixels is a limit of smart resize, and its pictures are prepared by {spec.rule!r}"
+        )
+    return spec.bounded(max_pixels=max_pixels)
+
+
 def rule_from_dict(values: Any) -> Preprocessing:
     """Return the rule that `Preprocessing.to_dict` wrote down.
 

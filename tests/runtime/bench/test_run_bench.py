@@ -159,6 +159,7 @@ def test_an_engine_that_is_not_there_is_the_rows_reason(
         (["{bundle}", "{bundle}", "--output", "{out}/r.json"], "named twice"),
         (["{bundle}", "--output", "{out}/r.json", "--rounds", "9"], "--rounds 9: there are only 4 records"),
         (["{bundle}", "--output", "{out}/r.json", "--limit", "0"], "must be a whole number from 1 on"),
+        (["{bundle}", "--output", "{out}/r.json", "--max-pixels", "200k,4K"], "'4K' is not an area in pixels, such as"),
         (["{bundle}", "--output", "{out}/r.json", "--shard", "3/2"], "shard 3/2: there is no shard 3 of 2"),
         (["{bundle}", "--output", "{out}/r.json", "--shard", "1/3"], "shard 1/3: there are only 2 pictures to divide"),
         (["{bundle}", "--output", "{data}"], "eval.jsonl: exists"),
@@ -227,15 +228,19 @@ def test_pictures_are_bounded_on_a_device_and_at_the_desk(
     qwen3_vl_bundle: Path, data: Path, alone: dict[str, str], tmp_path: Path
 ) -> None:
     bound = 64 * 64
-    few = ("--data", str(data), "--limit", "1", "--max-pixels", str(bound), *SMALL)
+    few = ("--data", str(data), "--limit", "1", "--max-pixels", f"{bound},6k", *SMALL)
     done = bench(qwen3_vl_bundle, *few, "--output", tmp_path / "device.json", environment=alone)
     assert done.returncode == 0, done.stderr
     desk = tmp_path / "desk"
     arguments = ["bench", str(qwen3_vl_bundle), *few, "--output", str(desk)]
     assert CliRunner().invoke(cli, arguments).exit_code == 0
     here, there = read(desk / "results.json"), read(tmp_path / "device.json")
-    assert here["options"]["max_pixels"] == there["options"]["max_pixels"] == bound
-    assert f"pictures of at most {bound:,} pixels" in (desk / "report.html").read_text()
+    assert here["options"]["max_pixels"] == there["options"]["max_pixels"] == [bound, 6000]
+    for rows in (here["rows"], there["rows"]):
+        assert [row["name"] for row in rows] == [f"{qwen3_vl_bundle.name}@{size}" for size in ("4096", "6k")]
+        assert [(row["max_pixels"], row["image_tokens"]) for row in rows] == [(bound, 2), (6000, 4)]
+    page = (desk / "report.html").read_text()
+    assert "pictures of at most 4,096 and 6,000 pixels" in page and "Image-token budget" in page
 
     with Session.load(qwen3_vl_bundle, threads=1) as whole, Session.load(qwen3_vl_bundle, max_pixels=bound) as bounded:
         texts = [
@@ -244,7 +249,8 @@ def test_pictures_are_bounded_on_a_device_and_at_the_desk(
         ]
     assert texts[0] != texts[1]
     assert there["rows"][0]["answers"][0]["raw"] == texts[1]
-    assert json.loads(next((desk / "predictions").iterdir()).read_text())["raw"] == texts[1]
+    said = (desk / "predictions" / f"{qwen3_vl_bundle.name}@4096.jsonl").read_text()
+    assert json.loads(said)["raw"] == texts[1]
 
 
 def test_a_bound_over_the_bundles_own_is_the_rows_reason(
