@@ -135,7 +135,8 @@ class Reader:
             return self._images[key]
         clock.check()
         spec = self._bundle.spec
-        plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
+        raw = self._engine.shape.raw_pixels
+        plan, arrays = spec.plan(image.width, image.height), spec.arrays(image, raw=raw)
         started = time.perf_counter()
         self._put_aside()
         self._engine.forget()  # the encoder and the cache of the last answer need not be in memory together

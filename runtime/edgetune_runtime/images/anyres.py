@@ -202,7 +202,9 @@ class AnyResolution(Preprocessing):
         return self.normalise
 
     def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
-        """Return pixel_values float32, or raw uint8, [1 + tiles, 3, side, side], overview first, and image_sizes [1, 2].
+        """Return pixel_values float32 [1 + tiles, 3, side, side], overview first, and image_sizes [1, 2].
+
+        Raw, pixel_values are uint8.
 
         image_sizes (int64) is the original height and width, from which the model computes the unpadding.
         """

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -236,9 +236,9 @@ class NaFlex(Preprocessing):
     def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
         """Return what transformers' model takes of one image: its tiles row by row, then the thumbnail.
 
-        pixel_values is float32, or raw uint8, [tiles, max_patches, P·P·C]: patches row by row, each with its pixels row by row and
-        the channels of a pixel together, then zeros. pixel_attention_mask is int32 [tiles, max_patches], 1 where there
-        is a patch, and spatial_shapes int64 [tiles, 2], the rows and columns of patches.
+        pixel_values is float32, or raw uint8, [tiles, max_patches, P·P·C]: patches row by row, each with its pixels
+        row by row and the channels of a pixel together, then zeros. pixel_attention_mask is int32 [tiles,
+        max_patches], 1 where there is a patch, and spatial_shapes int64 [tiles, 2], the rows and columns of patches.
 
         Raises:
             ImageError: the image is not 8-bit RGB, or its size is refused (see `whole`).
@@ -266,8 +266,8 @@ class NaFlex(Preprocessing):
     def encoder_arrays(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Return what an exported vision encoder takes of several images: their patches alone, in the order of merging.
 
-        pixel_values is float32, or raw uint8, [patches, P·P·C]: tile after tile, the patches of one image token next to each other
-        row by row, tokens row by row. A patch keeps the order of `arrays`, which is that of the checkpoint's weight.
+        pixel_values is float32, or raw uint8, [patches, P·P·C]: tile after tile, the patches of one image token next
+        to each other row by row, tokens row by row. A patch keeps the order of `arrays`, which is that of the checkpoint's weight.
         image_grid_thw is int64 [tiles, 3]: 1, and the rows and columns of a tile's patches.
 
         Args:

@@ -106,7 +106,10 @@ class DynamicTiles(Preprocessing):
         return self.normalise
 
     def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
-        """Return pixel_values float32, or raw uint8, [tiles, 3, side, side]: row by row, then the whole picture as one tile."""
+        """Return pixel_values float32 [tiles, 3, side, side]: row by row, then the whole picture as one tile.
+
+        Raw they are uint8.
+        """
         check_rgb(image)
         side = self.side
         columns, rows = self.grid(image.width, image.height)
