@@ -16,7 +16,7 @@ from edgetune_core.checkpoint import HubCheckpoint
 from edgetune_export.graph import save_model
 from edgetune_export.vision.attention import FUSED, STANDARD
 from edgetune_export.vision.int8 import quantize_linears
-from edgetune_export.vision.pixels import fold, take_pixels
+from edgetune_export.vision.pixels import MIDDLE, fold, take_pixels
 from edgetune_export.vision.products import Dynamic, Product, Range, by_block, static, static_standard, weights_only
 from edgetune_export.vision.towers import tower_of
 from edgetune_export.vision.writer import VisionSource
@@ -113,7 +113,7 @@ def test_weights_are_written_once(tiny: Build, tmp_path: Path) -> None:
     both = Both(tiny("qwen3_vl"), tmp_path)
     usual, pixels = (onnx.load(path, load_external_data=False) for path in both.paths)
     own = {weight.name for weight in pixels.graph.initializer} - {weight.name for weight in usual.graph.initializer}
-    assert own == {"patch.weight_pixels", "patch.weight_offset"}
+    assert own == {"patch.weight_pixels", "patch.weight_offset", "pixels_middle"}
     places = {entry.value for weight in pixels.graph.initializer for entry in weight.external_data[:1]}
     assert places == {"vision.onnx.data"}
     assert not both.paths[1].with_name("pixels.onnx.data").exists()
@@ -155,7 +155,9 @@ def test_the_fold_is_exact(name: str, tiny: Build) -> None:
     weight, bias = generator.standard_normal((7, spec.patch_values)), generator.standard_normal(7)
     raw = generator.integers(0, 256, (5, spec.patch_values // spec.frames), np.uint8)
     folded, offset = fold(weight, bias, spec)
-    np.testing.assert_allclose(raw @ folded.T + offset, scaled(raw, spec) @ weight.T + bias, rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(
+        (raw - float(MIDDLE)) @ folded.T + offset, scaled(raw, spec) @ weight.T + bias, rtol=1e-12, atol=1e-11
+    )
 
 
 def test_a_graph_that_computes_with_pixels_is_left_alone(tiny: Build) -> None:

@@ -19,6 +19,10 @@ from edgetune_runtime.images.base import Preprocessing
 
 Wide = npt.NDArray[np.float64]
 
+MIDDLE = 128
+"""What is taken from each value first, for it is near the mean of every rule: sums of both signs lose less than those
+of 0 to 255, and engines that compute in bfloat16, as OpenVINO does, keep -128 to 127 as they are."""
+
 _MOVES = frozenset({"Slice", "Reshape", "Transpose"})
 """Operators between the input and the product that take any dtype, and leave values alone."""
 
@@ -33,8 +37,8 @@ def fold(weight: Wide, bias: Wide, spec: Preprocessing) -> tuple[Wide, Wide]:
         spec: the rule.
 
     Returns:
-        Weight [N, K / frames] over raw values, and bias: flat patches are by pixel and channel, those that are cut from
-        tiles by channel and pixel.
+        Weight [N, K / frames] over raw values less `MIDDLE`, and bias: flat patches are by pixel and channel, those that
+        are cut from tiles by channel and pixel.
     """
     if spec.by_pixel:
         by_pixel = weight.reshape(len(weight), -1, 3)
@@ -43,9 +47,10 @@ def fold(weight: Wide, bias: Wide, spec: Preprocessing) -> tuple[Wide, Wide]:
     scaling = spec.scaling
     mean, std = np.array(scaling.mean), np.array(scaling.std)
     folded = by_pixel * (scaling.rescale / std)
+    bias = bias + (by_pixel * ((MIDDLE * scaling.rescale - mean) / std)).sum(axis=(1, 2))
     if spec.patch_values is None:
         folded = folded.transpose(0, 2, 1)
-    return folded.reshape(len(weight), -1), bias - (by_pixel * (mean / std)).sum(axis=(1, 2))
+    return folded.reshape(len(weight), -1), bias
 
 
 def take_pixels(model: ir.Model, spec: Preprocessing) -> bool:
@@ -76,10 +81,12 @@ def take_pixels(model: ir.Model, spec: Preprocessing) -> bool:
         _initializer(graph, f"{weight.name}_{part}", array.astype(np.float32))
         for part, array in zip(("pixels", "offset"), fold(columns, bias, spec), strict=True)
     ]
+    middle = _initializer(graph, "pixels_middle", np.array(MIDDLE, np.float32))
     new = [ir.node("Cast", [states], {"to": ir.DataType.FLOAT})]
-    new.append(ir.node("Gemm", [new[0].outputs[0], *folded], {"transB": 1}))
+    new.append(ir.node("Sub", [*new[0].outputs, middle]))
+    new.append(ir.node("Gemm", [*new[1].outputs, *folded], {"transB": 1}))
     if weight.dtype != ir.DataType.FLOAT:
-        new.append(ir.node("Cast", new[1].outputs, {"to": weight.dtype}))
+        new.append(ir.node("Cast", new[-1].outputs, {"to": weight.dtype}))
     ir.convenience.replace_nodes_and_values(graph, product, old, new, product.outputs, new[-1].outputs)
     for value in (weight, *biases):
         if value.name is not None and not value.uses():

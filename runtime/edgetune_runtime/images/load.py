@@ -62,8 +62,11 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
     try:
         _check_size(image, name, max_image_pixels)
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright, name)
+        if image is source:
+            rgb = _to_rgb(ImageOps.exif_transpose(image), name)
+        else:
+            ImageOps.exif_transpose(image, in_place=True)  # nobody else has it, so it need not be copied
+            rgb = _to_rgb(image, name)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on broken files

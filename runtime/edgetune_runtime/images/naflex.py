@@ -267,8 +267,8 @@ class NaFlex(Preprocessing):
         """Return what an exported vision encoder takes of several images: their patches alone, in the order of merging.
 
         pixel_values is float32, or raw uint8, [patches, P·P·C]: tile after tile, the patches of one image token next
-        to each other row by row, tokens row by row. A patch keeps the order of `arrays`, which is that of the checkpoint's weight.
-        image_grid_thw is int64 [tiles, 3]: 1, and the rows and columns of a tile's patches.
+        to each other row by row, tokens row by row. A patch keeps the order of `arrays`, which is that of
+        the checkpoint's weight. image_grid_thw is int64 [tiles, 3]: 1, and the rows and columns of a tile's patches.
 
         Args:
             parts: the `arrays` of each image.
