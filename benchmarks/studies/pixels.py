@@ -1,9 +1,11 @@
 """What a picture costs before the vision encoder, and its first product there: normalised pixels beside raw ones.
 
-    python benchmarks/studies/pixels.py --bundle BUNDLE [--picture 1280x960] [--rounds 15] [--threads 1]
+    python benchmarks/studies/pixels.py --bundle BUNDLE [--picture 1280x960] [--max-pixels 1228800]
+        [--rounds 15] [--threads 1]
 
 The picture is a JPEG in memory. Both forms are made and encoded in turns of one run, so that other programs disturb
 both alike; medians in milliseconds, and the median of the rounds' ratios. The bundle is of format onnx, dialect ort.
+With --max-pixels pictures are resized as if it had been exported with this limit, also a larger one.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from edgetune_runtime.backends.onnx.engine import PIXELS
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.images.base import Arrays
 from edgetune_runtime.images.load import image_hash, load_image
+from edgetune_runtime.images.smart import ImageSpec
 
 FORMS = {"normalised": False, "raw": True}
 
@@ -46,11 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--picture", default="1280x960", metavar="WxH")
+    parser.add_argument("--max-pixels", type=int)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     file, bundle = jpeg(*map(int, options.picture.split("x"))), Bundle.load(options.bundle)
     spec, image = bundle.spec, load_image(file)
+    if options.max_pixels is not None:
+        assert isinstance(spec, ImageSpec), "max-pixels is a limit of smart resize"
+        spec = spec.bounded(max_pixels=options.max_pixels)
     roles = {"normalised": "vision", "raw": PIXELS}
     encoders = {form: VisionEncoder(bundle.files[role], Device("cpu"), options.threads) for form, role in roles.items()}
 
