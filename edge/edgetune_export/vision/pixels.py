@@ -37,8 +37,8 @@ def fold(weight: Wide, bias: Wide, spec: Preprocessing) -> tuple[Wide, Wide]:
         spec: the rule.
 
     Returns:
-        Weight [N, K / frames] over raw values less `MIDDLE`, and bias: flat patches are by pixel and channel, those that
-        are cut from tiles by channel and pixel.
+        Weight [N, K / frames] over raw values less `MIDDLE`, and bias: flat patches are by pixel and channel,
+        those that are cut from tiles by channel and pixel.
     """
     if spec.by_pixel:
         by_pixel = weight.reshape(len(weight), -1, 3)
