@@ -20,12 +20,17 @@ from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import ImageError, InputError
 from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, read_preprocessor
+from edgetune_runtime.images.load import ImageSource, load_enough
 
 # What transformers assumes when a config leaves these out; published configs often do.
 _RESCALE = 1 / 255
 _BICUBIC = 3
 
 MAX_ASPECT = 200
+
+DRAFT_MARGIN = 1.5
+"""Sides of a picture that was decoded smaller, at least, in those that the model sees: the rest is resized, for what
+JPEG's decoder makes smaller has no filter between its blocks."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,32 @@ class ImageSpec(Preprocessing):
         patches, geometry = raw_patches(image, self)
         return {"pixel_values": patches, "image_grid_thw": _grid(geometry, self)}
 
+    def draft(self, source: ImageSource) -> tuple[Image.Image, tuple[int, int]]:
+        """Return a picture at the size that the model sees, and its own width and height.
+
+        A large JPEG file is decoded smaller first (`load_enough`), which saves time; pixels are not those of a picture
+        that was decoded whole. Very long pictures, which have no such size (it would be resized once more), stay whole.
+
+        Raises:
+            ImageError: as `load_image` and `smart_resize`.
+        """
+
+        def seen(width: int, height: int) -> tuple[int, int] | None:
+            first = geometry_of(width, height, self)
+            size = first.resized_width, first.resized_height
+            again = geometry_of(*size, self)
+            return size if size == (again.resized_width, again.resized_height) else None
+
+        def enough(width: int, height: int) -> tuple[int, int]:
+            size = seen(width, height)
+            if size is None:
+                return width, height
+            return math.ceil(size[0] * DRAFT_MARGIN), math.ceil(size[1] * DRAFT_MARGIN)
+
+        image, own = load_enough(source, enough)
+        size = seen(*own)
+        return image if size is None else _fitted(image, size, self), own
+
     def bounded(self, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSpec:
         """Return the rule with other limits of the resized image's area, in pixels; None keeps one.
 
@@ -255,6 +286,11 @@ def geometry_of(width: int, height: int, spec: ImageSpec) -> Geometry:
     return Geometry(width, height, resized_width, resized_height)
 
 
+def _fitted(image: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
+    """Return a picture at a size, which may be its own."""
+    return image if size == image.size else image.resize(size, Image.Resampling(spec.resample))
+
+
 def raw_patches(image: Image.Image, spec: ImageSpec) -> tuple[npt.NDArray[np.uint8], Geometry]:
     """Cut an image from `load_image` into patches, and nothing else.
 
@@ -267,11 +303,9 @@ def raw_patches(image: Image.Image, spec: ImageSpec) -> tuple[npt.NDArray[np.uin
     """
     check_rgb(image)
     geometry = geometry_of(image.width, image.height, spec)
-    size = (geometry.resized_width, geometry.resized_height)
-    if size != image.size:
-        image = image.resize(size, resample=Image.Resampling(spec.resample))
+    image = _fitted(image, (geometry.resized_width, geometry.resized_height), spec)
     patch, merge = spec.patch_size, spec.merge_size
-    rows, columns = size[1] // spec.factor, size[0] // spec.factor
+    rows, columns = image.height // spec.factor, image.width // spec.factor
     # Rows of a patch's pixels lie in one piece before and after, so that this moves them as wholes.
     groups = np.asarray(image).reshape(rows, merge, patch, columns, merge, patch * 3)
     patches = groups.transpose(0, 3, 1, 4, 2, 5).reshape(rows * columns * merge**2, patch**2 * 3)
