@@ -430,6 +430,33 @@ def test_a_family_of_a_later_release_answers_the_same(qwen3_vl_bundle: Path, ses
             )
 
 
+def test_a_draft_of_a_large_file_gives_nearly_the_boxes(tiny_bundle: Path, tiny_scenes: Path) -> None:
+    """In pixels of the file's picture, which is four times as large as what is decoded of it."""
+    with (
+        Session.load(tiny_bundle, threads=1) as session,
+        Session.load(tiny_bundle, threads=1, draft=True) as drafting,
+    ):
+        found = []
+        for asked in questions(tiny_scenes):
+            image, file = Image.open(io.BytesIO(asked.picture)).convert("RGB"), io.BytesIO()
+            image.resize((4 * image.width, 4 * image.height)).save(file, "JPEG", quality=95)
+            whole, draft = (each.ground(file.getvalue(), asked.phrase) for each in (session, drafting))
+            assert len(whole) == len(draft)
+            found += [overlap(one.box, other.box) for one, other in zip(whole, draft, strict=True)]
+            again = drafting.answer(file.getvalue(), drafting.request(asked.phrase))
+            assert again.timings.vision == 0  # it is known by what was decoded, and by its own size
+    assert len(found) > 10
+    assert np.mean(found) > 0.95
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Intersection over union."""
+    sides = [min(one[2 + axis], other[2 + axis]) - max(one[axis], other[axis]) for axis in (0, 1)]
+    shared = max(sides[0], 0) * max(sides[1], 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return shared / (sum(areas) - shared)
+
+
 def without_raw_pixels(bundle: Path, folder: Path) -> Path:
     """A copy of a bundle as it was written before there was an encoder for raw pixels."""
     altered_manifest(bundle, folder, lambda told: told["files"].pop("vision_pixels"))
