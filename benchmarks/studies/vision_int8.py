@@ -101,7 +101,7 @@ def measure(job: ExportJob, backends: dict[str, OnnxBackend], records: list[Reco
         features = {}
         for name in order:
             began = time.perf_counter()
-            features[name] = backends[name].encode_images(job.checkpoint.spec.encoder_arrays(case.images))
+            features[name] = answers.encode(backends[name], [case])
             seconds[name].append(time.perf_counter() - began)
         exact = features["fp32"].embeddings
         for name, backend in backends.items():

@@ -24,10 +24,9 @@ from edgetune_export.graph import GraphBuilder, leave_out, save_model
 from edgetune_export.hf_checkpoint import write_checkpoint, write_json
 from edgetune_export.hf_config import awq_config, compressed_config, gptq_config
 from edgetune_export.job import ExportJob
-from edgetune_export.onnx_bundle import FILES, check_graphs
+from edgetune_export.onnx_bundle import FILES, check_graphs, files_in, write_vision
 from edgetune_export.readers import readers_of
 from edgetune_export.settings import Purpose
-from edgetune_export.vision.graph import build_vision
 from edgetune_runtime.backends.onnx.packed import read_weights
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.families.base import Modules
@@ -104,8 +103,7 @@ def _export(
         whole=server,
     )
     (work / "onnx").mkdir()
-    job.progress("vision")
-    save_model(build_vision(job), work / FILES["vision"], job.tell)
+    write_vision(job)
     job.progress("decoder")
     decoder, products = _write_decoder(job)
     job.progress("embeddings")
@@ -113,7 +111,7 @@ def _export(
     save_model(build_embed(job.decoder, options.table, shared), work / FILES["embed"], job.tell)
     filled = read_weights([work / name for name in names], layout, products, half=options.half, prefixes=prefixes)
     measured = check_graphs(job, filled)
-    graphs = dict(FILES)
+    graphs = files_in(work)
     if not lean:
         shutil.rmtree(work / "onnx")
         graphs = {"tokenizer": FILES["tokenizer"]}

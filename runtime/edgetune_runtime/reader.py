@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from edgetune_runtime.backends import Backend, ImageFeatures, Int
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.codec import grammar
@@ -24,6 +26,7 @@ from edgetune_runtime.decode import SPARE, Prompt, Step, check_count, greedy_ste
 from edgetune_runtime.errors import BundleError, Cancelled, InputError
 from edgetune_runtime.images.base import Pieces
 from edgetune_runtime.images.load import ImageSource, image_hash, load_image
+from edgetune_runtime.images.smart import ImageSpec
 from edgetune_runtime.prefixes import PrefixCache
 from edgetune_runtime.rope import prompt_positions
 from edgetune_runtime.timing import Timings
@@ -41,7 +44,7 @@ Held = tuple[Rules, Draft]
 class EncodedImage:
     """A picture after the vision encoder: its sizes, its part of a prompt, its grid of patches if it has one.
 
-    Its key is the hash of its pixels, or empty for a picture that is not kept.
+    Its key is its own size and the hash of its pixels, or empty for a picture that is not kept.
     """
 
     geometry: Geometry
@@ -93,18 +96,26 @@ class Reader:
         tokenizer: of the bundle.
         cached_images: how many pictures' features are kept.
         prefix_cache_mb: memory for what the decoder has read of earlier pictures.
+        draft: whether large JPEG files are decoded smaller, as `Session.load` says.
 
     Raises:
         BundleError: the manifest's token ids are not those of the tokenizer.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Backend, tokenizer: TextTokenizer, *, cached_images: int, prefix_cache_mb: int
+        self,
+        bundle: Bundle,
+        engine: Backend,
+        tokenizer: TextTokenizer,
+        *,
+        cached_images: int,
+        prefix_cache_mb: int,
+        draft: bool,
     ) -> None:
         _check_tokens(bundle, tokenizer)
         self._bundle, self._engine, self._tokenizer = bundle, engine, tokenizer
         self._stop = frozenset(bundle.eos)
-        self._cached_images = cached_images
+        self._cached_images, self._draft = cached_images, draft
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
         self._begun: EncodedImage | None = None  # with which the engine's sequence begins
         self._shared = 0  # tokens of it up to that picture's end
@@ -127,15 +138,17 @@ class Reader:
             ImageError: it cannot be used.
             Cancelled: nobody waits any more.
         """
-        image = load_image(source)
+        image, own = self._load(source)
         keep = keep and self._cached_images > 0
-        key = image_hash(image) if keep else ""
+        # Files of different sizes may be the same picture once they are decoded smaller.
+        key = f"{own[0]}x{own[1]} {image_hash(image)}" if keep else ""
         if key in self._images:
             self._images.move_to_end(key)
             return self._images[key]
         clock.check()
         spec = self._bundle.spec
-        plan, arrays = spec.plan(image.width, image.height), spec.arrays(image)
+        raw = self._engine.shape.raw_pixels
+        plan, arrays = spec.plan(*own), spec.arrays(image, raw=raw)
         started = time.perf_counter()
         self._put_aside()
         self._engine.forget()  # the encoder and the cache of the last answer need not be in memory together
@@ -156,6 +169,14 @@ class Reader:
             ):
                 self._images.popitem(last=False)
         return encoded
+
+    def _load(self, source: ImageSource) -> tuple[Image.Image, tuple[int, int]]:
+        """A picture to preprocess, and its own width and height."""
+        if self._draft:
+            assert isinstance(self._bundle.spec, ImageSpec)
+            return self._bundle.spec.draft(source)
+        image = load_image(source)
+        return image, image.size
 
     def prompt(self, encoded: EncodedImage | None, text: Any) -> Prompt:
         """The prompt with a picture, or None, and the user's whole words.

@@ -28,10 +28,10 @@ def export(checkpoint: Path, output: Path, *options: str) -> Path:
 
 
 def pictures(bundle: Bundle) -> dict[str, Any]:
-    """Two of different sizes, as the vision encoder takes them."""
+    """Two of different sizes, as the vision encoder takes them: pixels as they are."""
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, size, dtype=np.uint8) for size in ((96, 128, 3), (200, 64, 3))]
-    return dict(bundle.spec.encoder_arrays([bundle.spec.arrays(Image.fromarray(image)) for image in images]))
+    return dict(bundle.spec.encoder_arrays([bundle.spec.arrays(Image.fromarray(image), raw=True) for image in images]))
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
@@ -90,7 +90,7 @@ def test_both_engines_run_a_bundle_of_standard_operators(qwen3_vl: Path, weight_
 
 
 def test_operators_that_openvino_does_not_read_are_refused_with_the_option(qwen3_vl_bundle: Path) -> None:
-    with pytest.raises(BundleError, match=r"vision_encoder\.onnx: OpenVINO 20\S* cannot load it") as caught:
+    with pytest.raises(BundleError, match=r"vision_encoder_pixels\.onnx: OpenVINO 20\S* cannot load it") as caught:
         Session.load(qwen3_vl_bundle, engine="openvino")
     assert "--target openvino" in str(caught.value.hint)
 

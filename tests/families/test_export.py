@@ -76,6 +76,8 @@ def test_every_format_holds_the_weight_set(name: str, kind: str, calibrated: Set
         return
     run("export", "--checkpoint", checkpoint, "--output", bundle, *options)
     parity = Bundle.load(bundle).manifest["result"]["bundle"]["parity"]
+    # The dialect of other engines, and TensorRT, have normalised pixels alone.
+    assert ("vision_pixels" in Bundle.load(bundle).files) == (kind not in ("onnx plain", "trt"))
     # Three generated pictures and both records; a conversation is asked for its last answer, after two pictures.
     assert parity["exact"]["answers_equal"] == parity["exact"]["answers"] == 5
     assert (parity["drift"]["records"], parity["drift"]["source"]) == (2, str(talks))
@@ -190,6 +192,8 @@ def test_an_engine_of_packed_patches_refuses_tiles(calibrated: Sets, tmp_path: P
     run("export", "--checkpoint", checkpoint, "--weights", weights, "--format", "awq", "--output", tmp_path / "bundle")
     with pytest.raises(InputError, match="pictures of internvl are prepared by 'tiles'"):
         Session.load(tmp_path / "bundle", engine="triton")
+    with pytest.raises(InputError, match="draft is for smart resize, and its pictures are prepared by 'tiles'"):
+        Session.load(tmp_path / "bundle", draft=True)
     checkpoint, weights = calibrated("qwen3_5")
     run("export", "--checkpoint", checkpoint, "--weights", weights, "--format", "awq", "--output", tmp_path / "delta")
     with pytest.raises(InputError, match="the engine triton has no linear attention"):

@@ -22,6 +22,7 @@ from edgetune_runtime import Session
 from edgetune_runtime.backends import load_backend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError, ImageError, InputError, MissingDependency
+from served import questions
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
 SIZES = [(160, 120), (333, 90), (71, 400), (128, 128)]  # width, height in pixels
@@ -433,16 +434,89 @@ def test_a_family_of_a_later_release_answers_the_same(qwen3_vl_bundle: Path, ses
             )
 
 
+def test_a_draft_of_a_large_file_gives_nearly_the_boxes(tiny_bundle: Path, tiny_scenes: Path) -> None:
+    """In pixels of the file's picture, which is four times as large as what is decoded of it."""
+    with (
+        Session.load(tiny_bundle, threads=1) as session,
+        Session.load(tiny_bundle, threads=1, draft=True) as drafting,
+    ):
+        found = []
+        for asked in questions(tiny_scenes):
+            image, file = Image.open(io.BytesIO(asked.picture)).convert("RGB"), io.BytesIO()
+            image.resize((4 * image.width, 4 * image.height)).save(file, "JPEG", quality=95)
+            whole, draft = (each.ground(file.getvalue(), asked.phrase) for each in (session, drafting))
+            assert len(whole) == len(draft)
+            found += [overlap(one.box, other.box) for one, other in zip(whole, draft, strict=True)]
+            again = drafting.answer(file.getvalue(), drafting.request(asked.phrase))
+            assert again.timings.vision == 0  # it is known by what was decoded, and by its own size
+    assert len(found) > 10
+    assert np.mean(found) > 0.95
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Intersection over union."""
+    sides = [min(one[2 + axis], other[2 + axis]) - max(one[axis], other[axis]) for axis in (0, 1)]
+    shared = max(sides[0], 0) * max(sides[1], 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return shared / (sum(areas) - shared)
+
+
+def without_raw_pixels(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle as it was written before there was an encoder for raw pixels."""
+    altered_manifest(bundle, folder, lambda told: told["files"].pop("vision_pixels"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["onnx/vision_encoder_pixels.onnx"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "onnx/vision_encoder_pixels.onnx").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bundle_without_the_encoder_for_raw_pixels_answers_the_same(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bundle = request.getfixturevalue(f"{family}_bundle")
+    with (
+        Session.load(bundle, threads=1) as session,
+        Session.load(without_raw_pixels(bundle, tmp_path / "older"), threads=1) as older,
+    ):
+        for size in SIZES:
+            told, expected = (each.answer(picture(*size), "Where is the owl?") for each in (session, older))
+            assert told.text == expected.text
+
+
+def test_raw_pixels_give_the_boxes_of_normalised_ones(tiny_bundle: Path, tiny_scenes: Path, tmp_path: Path) -> None:
+    """To a pixel: in a trained model's int8 encoder a value at the border of two codes may fall on either side."""
+    with (
+        Session.load(tiny_bundle, threads=1) as session,
+        Session.load(without_raw_pixels(tiny_bundle, tmp_path / "older"), threads=1) as older,
+    ):
+        found = 0
+        for asked in questions(tiny_scenes):
+            ours, theirs = (each.ground(asked.picture, asked.phrase) for each in (session, older))
+            assert [one.label for one in ours] == [one.label for one in theirs]
+            np.testing.assert_allclose([one.box for one in ours], [one.box for one in theirs], atol=1)
+            found += len(ours)
+    assert found > 10
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda told: told["image"].update(patch_size=8, merge_size=4), "make patches of .* but the vision encoder"),
-        (lambda told: told["image"].update(temporal_patch_size=1), "make patches of .* but the vision encoder"),
+        (
+            lambda told: (told["files"].pop("vision_pixels"), told["image"].update(temporal_patch_size=1)),
+            "make patches of .* but the vision encoder",
+        ),
         (lambda told: told["model"].update(layers=99), "model.layers is 99 in the manifest"),
         (lambda told: told["model"].update(hidden=99), "model.hidden is 99"),
         (lambda told: told["model"].update(deepstack=0), "model.deepstack is 0"),
         (lambda told: told["model"].update(vocabulary=10**6), "model.vocabulary is 1000000"),
-        (lambda told: told["files"].update(vision=told["files"]["decoder"]), "has no input pixel_values"),
+        (
+            lambda told: told["files"].update(dict.fromkeys(("vision", "vision_pixels"), told["files"]["decoder"])),
+            "has no input pixel_values",
+        ),
+        (lambda told: told["files"].update(vision_pixels=told["files"]["decoder"]), "cannot load it"),
         (lambda told: told["files"].update(decoder=told["files"]["vision"]), "has no input inputs_embeds"),
         (lambda told: told["files"].update(embed=told["files"]["vision"]), "has no input input_ids"),
         (lambda told: told["files"].update(tokenizer="config.json"), "not a tokenizer"),

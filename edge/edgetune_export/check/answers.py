@@ -43,8 +43,14 @@ class Answers:
 
     def ask(self, backend: Backend, case: Case) -> Sample:
         """A backend's greedy answer to a case."""
-        image = backend.encode_images(self._checkpoint.spec.encoder_arrays(case.images))
+        image = self.encode(backend, [case])
         return self.go_on(backend, case, (image.embeddings, *image.deepstack), [])
+
+    def encode(self, backend: Backend, cases: Sequence[Case]) -> ImageFeatures:
+        """What a backend's vision encoder makes of the pictures of cases, in one call."""
+        raw = backend.shape.raw_pixels
+        pictures = [arrays for case in cases for arrays in (case.raw if raw else case.images)]
+        return backend.encode_images(self._checkpoint.spec.encoder_arrays(pictures))
 
     def go_on(self, backend: Backend, case: Case, features: tuple[Float, ...], words: Sequence[int]) -> Sample:
         """Its answer that begins with given tokens, about image features that it has encoded."""

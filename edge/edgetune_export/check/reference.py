@@ -58,6 +58,7 @@ class Case:
     Attributes:
         name: what it is called.
         images: the model's arrays of each picture.
+        raw: the same with pixels as they are.
         arrays: of all pictures, as transformers takes them together.
         geometry: of the first.
         token_ids: the prompt.
@@ -66,6 +67,7 @@ class Case:
 
     name: str
     images: tuple[Arrays, ...]
+    raw: tuple[Arrays, ...]
     arrays: Arrays
     geometry: Geometry
     token_ids: npt.NDArray[np.int64]
@@ -157,9 +159,10 @@ def record_cases(
 
 def _asked(sample: Conversed, spec: Preprocessing) -> Case:
     """The last question of a record or conversation, after all that was said and shown before."""
-    images = tuple(spec.arrays(load_image(image)) for image in sample.images)
+    pictures = [load_image(image) for image in sample.images]
+    images, raw = (tuple(spec.arrays(picture, raw=raw) for picture in pictures) for raw in (False, True))
     ids = np.array(sample.last_prompt_ids, np.int64)
-    return Case(sample.record.source, images, spec.join(images), sample.geometry, ids, _RECORD_TOKENS)
+    return Case(sample.record.source, images, raw, spec.join(images), sample.geometry, ids, _RECORD_TOKENS)
 
 
 def make_case(checkpoint: OpenCheckpoint, name: str, image: Image.Image, text: str, new_tokens: int) -> Case:
@@ -173,7 +176,7 @@ def make_case(checkpoint: OpenCheckpoint, name: str, image: Image.Image, text: s
         image_token=checkpoint.tokens["image"],
         allowed=grammar.tags(family.box_format.style),
     )
-    return Case(name, (arrays,), spec.join([arrays]), plan.geometry, ids, new_tokens)
+    return Case(name, (arrays,), (spec.arrays(image, raw=True),), spec.join([arrays]), plan.geometry, ids, new_tokens)
 
 
 def test_image(width: int, height: int, seed: int) -> Image.Image:

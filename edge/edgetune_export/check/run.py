@@ -67,8 +67,7 @@ class SelfCheck:
         asked = [*pictures, *records]
         with closing(load()) as shipped:
             own = [self._answers.ask(shipped, case) for case in asked]
-            together = self._checkpoint.spec.encoder_arrays([image for case in pictures for image in case.images])
-            packed = shipped.encode_images(together)
+            packed = self._answers.encode(shipped, pictures)
         keeps = not self._rounds
         reference = Reference(self._checkpoint.streamed, self._checkpoint, keeps_states=keeps, tell=self._tell)
         theirs = reference.read(asked, [sample.tokens for sample in own])

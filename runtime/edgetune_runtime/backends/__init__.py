@@ -122,6 +122,8 @@ def _check_shape(bundle: Bundle, shape: ModelShape) -> None:
                 hint="export the bundle again",
             )
     pixels = bundle.spec.patch_values
+    if pixels is not None and shape.raw_pixels:
+        pixels //= bundle.spec.frames  # the encoder repeats them
     if None not in (pixels, shape.pixels) and pixels != shape.pixels:
         raise BundleError(
             f"{bundle.folder}: image.patch_size and temporal_patch_size make patches of {pixels} values, but the "

@@ -72,6 +72,7 @@ class ModelShape:
         kv_heads: heads of keys and values in a layer's cache.
         head_dim: channels of a head.
         pixels: values of a row of `pixel_values`, or None where rows are no flat patches or nobody knows.
+        raw_pixels: whether `pixel_values` are uint8 as in the picture, which the encoder itself normalises.
     """
 
     hidden: int
@@ -81,6 +82,7 @@ class ModelShape:
     kv_heads: int
     head_dim: int
     pixels: int | None = None
+    raw_pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ class Backend(ABC):
         """Run the vision encoder.
 
         Args:
-            images: what `Preprocessing.encoder_arrays` gives for the bundle's rule, of one image or several.
+            images: what `Preprocessing.encoder_arrays` gives for the bundle's rule, of one image or several, made of
+                raw `arrays` where the shape says `raw_pixels`.
 
         Returns:
             Features of all image tokens, in the order of the images.
@@ -173,15 +176,16 @@ class Backend(ABC):
         """
         self._require_open()
         pixels, grids = images["pixel_values"], images.get("image_grid_thw")
-        if pixels.dtype != np.float32:
-            raise InputError(f"pixel_values must be float32, got {pixels.dtype}")
+        wanted = np.uint8 if self.shape.raw_pixels else np.float32
+        if pixels.dtype != wanted:
+            raise InputError(f"pixel_values must be {wanted.__name__} for this encoder, got {pixels.dtype}")
         if grids is not None:
             if grids.dtype != np.int64 or grids.ndim != 2 or grids.shape[1:] != (3,) or not len(grids):
                 raise InputError(f"image_grid_thw must be int64 [N, 3], got {grids.dtype} {list(grids.shape)}")
             rows, width = int(grids.prod(axis=1).sum()), self.shape.pixels
             if pixels.ndim != 2 or len(pixels) != rows or width not in (None, pixels.shape[1]):
-                wanted = f"[{rows}, {'C' if width is None else width}]"
-                raise InputError(f"pixel_values must be {wanted} for the images' grids, got {list(pixels.shape)}")
+                shape = f"[{rows}, {'C' if width is None else width}]"
+                raise InputError(f"pixel_values must be {shape} for the images' grids, got {list(pixels.shape)}")
         features = self.encode_images_impl(images)
         hidden, arrays = self.shape.hidden, (features.embeddings, *features.deepstack)
         if len(features.deepstack) != self.shape.deepstack or any(array.shape[1:] != (hidden,) for array in arrays):

@@ -196,8 +196,15 @@ class AnyResolution(Preprocessing):
             columns, rows = int(columns // shrink), int(rows // shrink)
         return _Grid(*kept, wide // across, rows, columns)
 
-    def arrays(self, image: Image.Image) -> Arrays:
+    @property
+    def scaling(self) -> Normalise:
+        """The rule's own."""
+        return self.normalise
+
+    def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
         """Return pixel_values float32 [1 + tiles, 3, side, side], overview first, and image_sizes [1, 2].
+
+        Raw, pixel_values are uint8.
 
         image_sizes (int64) is the original height and width, from which the model computes the unpadding.
         """
@@ -211,7 +218,7 @@ class AnyResolution(Preprocessing):
         tiles = [padded.crop((x, y, x + side, y + side)) for x, y in corners]
         overview = image.resize((side, side), self.resample)
         return {
-            "pixel_values": self.normalise([overview, *tiles]),
+            "pixel_values": self.normalise([overview, *tiles], raw=raw),
             "image_sizes": np.array([[image.height, image.width]], np.int64),
         }
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import ImageError, InputError
+from edgetune_runtime.images.config import Normalise
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The image part of a transformers model's keyword arguments, by name."""
@@ -47,10 +48,13 @@ class Preprocessing(ABC):
     Attributes:
         rule: the rule's name in bundles and among the facts of families.
         typed_tokens: whether the model is also told which tokens are image tokens (mm_token_type_ids).
+        by_pixel: whether a flat patch holds one pixel's channels after the other's, in place of one channel after the
+            other.
     """
 
     rule: ClassVar[str]
     typed_tokens: ClassVar[bool] = False
+    by_pixel: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -68,6 +72,16 @@ class Preprocessing(ABC):
         return None
 
     @property
+    def frames(self) -> int:
+        """How often a flat patch holds the picture: towers for films see it as so many equal frames."""
+        return 1
+
+    @property
+    @abstractmethod
+    def scaling(self) -> Normalise:
+        """How 8-bit values become the model's."""
+
+    @property
     def remark(self) -> str | None:
         """What a user should know where the checkpoint's own files ask for something else than is done; or None."""
         return None
@@ -81,8 +95,13 @@ class Preprocessing(ABC):
         """
 
     @abstractmethod
-    def arrays(self, image: Image.Image) -> Arrays:
+    def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
         """Return the model's arrays for one image from `load_image`; each row of axis 0 belongs to it.
+
+        Args:
+            image: upright, 8-bit RGB.
+            raw: give pixel_values as uint8, neither rescaled nor normalised, for encoders that do the rest
+                (`ModelShape.raw_pixels`). Flat patches then hold one frame, pixel by pixel; tiles have their shape.
 
         Raises:
             ImageError: the image is not 8-bit RGB, or its size is refused.

@@ -243,10 +243,10 @@ class Normalise:
         mean, std = (np.array(values, np.float32)[:, None] * scale for values in (self.mean, self.std))
         return cast("npt.NDArray[np.float32]", (np.arange(256, dtype=np.float32) - mean) / std)
 
-    def __call__(self, images: list[Image.Image]) -> npt.NDArray[np.float32]:
-        """Return images of one size as float32 [N, 3, H, W]."""
+    def __call__(self, images: list[Image.Image], *, raw: bool = False) -> npt.NDArray[np.float32 | np.uint8]:
+        """Return images of one size as float32 [N, 3, H, W], or as uint8 what they are (`raw`)."""
         rgb = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)  # [N, 3, H, W] uint8
-        return np.ascontiguousarray(self.table()[np.arange(3)[:, None, None], rgb])
+        return np.ascontiguousarray(rgb if raw else self.table()[np.arange(3)[:, None, None], rgb])
 
     @property
     def background(self) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ import struct
 import threading
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -54,16 +55,44 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
     Raises:
         ImageError: no such file, not an image, truncated, empty, too many pixels, float pixels, or none of these forms.
     """
+    return load_enough(source, None, max_image_pixels=max_image_pixels)[0]
+
+
+def load_enough(
+    source: ImageSource,
+    enough: Callable[[int, int], tuple[int, int]] | None,
+    *,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return a picture as `load_image` does, a JPEG file no larger than is needed, and its own width and height.
+
+    The decoder of JPEG makes a half, a quarter or an eighth of each side at once ("draft mode"), in less time. Other
+    pictures stay what they are.
+
+    Args:
+        source: as of `load_image`.
+        enough: told the upright picture's own width and height, returns those (pixels) that the sides may not fall
+            below; None decodes the whole picture.
+        max_image_pixels: as of `load_image`.
+
+    Raises:
+        ImageError: as `load_image`, or from `enough`.
+    """
     if not isinstance(source, Image.Image) and hasattr(source, "__array__"):
-        return _from_array(cast(SupportsArray, source), max_image_pixels)
+        array = _from_array(cast(SupportsArray, source), max_image_pixels)
+        return array, array.size
     source = _resolved(source)
     name = str(source) if isinstance(source, Path) else "image"
     image = source if isinstance(source, Image.Image) else _open(source, name, max_image_pixels)
     try:
         _check_size(image, name, max_image_pixels)
+        own = None if enough is None or image is source else _draft(image, enough)
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright, name)
+        if image is source:
+            rgb = _to_rgb(ImageOps.exif_transpose(image), name)
+        else:
+            ImageOps.exif_transpose(image, in_place=True)  # nobody else has it, so it need not be copied
+            rgb = _to_rgb(image, name)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
@@ -71,7 +100,18 @@ def load_image(source: ImageSource, *, max_image_pixels: int = MAX_IMAGE_PIXELS)
     finally:
         if image is not source:
             image.close()
-    return rgb
+    return rgb, own or rgb.size
+
+
+def _draft(image: Image.Image, enough: Callable[[int, int], tuple[int, int]]) -> tuple[int, int] | None:
+    """Let a JPEG file that was opened be decoded smaller; returns its own upright size, None for other formats."""
+    if image.format != "JPEG":
+        return None
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    own = (image.height, image.width) if turned else image.size
+    width, height = enough(*own)
+    image.draft(image.mode, (height, width) if turned else (width, height))
+    return own
 
 
 def _resolved(source: Any) -> Path | bytes | Image.Image:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,7 @@ class NaFlex(Preprocessing):
     normalise: Normalise
 
     rule: ClassVar[str] = "naflex"
+    by_pixel: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_sizes(self, "patch_size", "downsample_factor", "min_image_tokens", "max_image_tokens")
@@ -227,12 +228,17 @@ class NaFlex(Preprocessing):
             pieces += [_THUMBNAIL, self._tokens(*self.whole(width, height))]
         return ImagePlan(Geometry(width, height, columns * side, rows * side), (*pieces, _END))
 
-    def arrays(self, image: Image.Image) -> Arrays:
+    @property
+    def scaling(self) -> Normalise:
+        """The rule's own."""
+        return self.normalise
+
+    def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
         """Return what transformers' model takes of one image: its tiles row by row, then the thumbnail.
 
-        pixel_values is float32 [tiles, max_patches, P·P·C]: patches row by row, each with its pixels row by row and
-        the channels of a pixel together, then zeros. pixel_attention_mask is int32 [tiles, max_patches], 1 where there
-        is a patch, and spatial_shapes int64 [tiles, 2], the rows and columns of patches.
+        pixel_values is float32, or raw uint8, [tiles, max_patches, P·P·C]: patches row by row, each with its pixels
+        row by row and the channels of a pixel together, then zeros. pixel_attention_mask is int32 [tiles,
+        max_patches], 1 where there is a patch, and spatial_shapes int64 [tiles, 2], the rows and columns of patches.
 
         Raises:
             ImageError: the image is not 8-bit RGB, or its size is refused (see `whole`).
@@ -247,8 +253,8 @@ class NaFlex(Preprocessing):
             stretched = image.resize((columns * side, rows * side), self.resample)
             corners = [(column * side, row * side) for row in range(rows) for column in range(columns)]
             tiles = [*(stretched.crop((x, y, x + side, y + side)) for x, y in corners), *tiles]
-        table = self.normalise.fused_table()
-        values = np.zeros((len(tiles), self.max_patches, self.patch_values), np.float32)
+        table = None if raw else self.normalise.fused_table()
+        values = np.zeros((len(tiles), self.max_patches, self.patch_values), np.uint8 if raw else np.float32)
         mask = np.zeros(values.shape[:2], np.int32)
         shapes = np.array([(tile.height, tile.width) for tile in tiles], np.int64) // self.patch_size
         for index, tile in enumerate(tiles):
@@ -260,9 +266,9 @@ class NaFlex(Preprocessing):
     def encoder_arrays(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Return what an exported vision encoder takes of several images: their patches alone, in the order of merging.
 
-        pixel_values is float32 [patches, P·P·C]: tile after tile, the patches of one image token next to each other
-        row by row, tokens row by row. A patch keeps the order of `arrays`, which is that of the checkpoint's weight.
-        image_grid_thw is int64 [tiles, 3]: 1, and the rows and columns of a tile's patches.
+        pixel_values is float32, or raw uint8, [patches, P·P·C]: tile after tile, the patches of one image token next
+        to each other row by row, tokens row by row. A patch keeps the order of `arrays`, which is that of
+        the checkpoint's weight. image_grid_thw is int64 [tiles, 3]: 1, and the rows and columns of a tile's patches.
 
         Args:
             parts: the `arrays` of each image.
@@ -280,9 +286,9 @@ class NaFlex(Preprocessing):
         """Return the image tokens of a tile or a whole picture, whose sides are multiples of `token_pixels`."""
         return width // self.token_pixels * (height // self.token_pixels)
 
-    def _patches(self, tile: Image.Image, table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return a tile's normalised patches, float32 [rows * columns, P·P·C]."""
-        size = self.patch_size
-        pixels = table[np.arange(3), np.asarray(tile)]  # [H, W, 3] float32
-        grid = pixels.reshape(tile.height // size, size, tile.width // size, size, 3)
-        return cast("npt.NDArray[np.float32]", grid.transpose(0, 2, 1, 3, 4).reshape(-1, self.patch_values))
+    def _patches(self, tile: Image.Image, table: npt.NDArray[np.float32] | None) -> npt.NDArray[Any]:
+        """Return a tile's patches [rows * columns, P·P·C]: float32 by a table of normalisation, or uint8 without."""
+        size, pixels = self.patch_size, np.asarray(tile)  # [H, W, 3] uint8
+        values = pixels if table is None else table[np.arange(3), pixels]
+        grid = values.reshape(tile.height // size, size, tile.width // size, size, 3)
+        return grid.transpose(0, 2, 1, 3, 4).reshape(-1, self.patch_values)

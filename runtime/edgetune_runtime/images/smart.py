@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,17 @@ from edgetune_runtime.codec.geometry import Geometry
 from edgetune_runtime.errors import ImageError, InputError
 from edgetune_runtime.images.base import Arrays, ImagePlan, Preprocessing, check_rgb, check_sizes
 from edgetune_runtime.images.config import Normalise, read_preprocessor
+from edgetune_runtime.images.load import ImageSource, load_enough
 
 # What transformers assumes when a config leaves these out; published configs often do.
 _RESCALE = 1 / 255
 _BICUBIC = 3
 
 MAX_ASPECT = 200
+
+DRAFT_MARGIN = 1.5
+"""Sides of a picture that was decoded smaller, at least, in those that the model sees: the rest is resized, for what
+JPEG's decoder makes smaller has no filter between its blocks."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class ImageSpec(Preprocessing):
             raise InputError(f"min_pixels {self.min_pixels} is over max_pixels {self.max_pixels}")
         if type(self.resample) is not int or self.resample not in set(Image.Resampling):
             raise InputError(f"resample {self.resample!r} is no filter of Pillow")
-        Normalise(self.mean, self.std, self.rescale)  # checks them
+        _ = self.scaling  # checks them
 
     @property
     def factor(self) -> int:
@@ -145,6 +150,16 @@ class ImageSpec(Preprocessing):
         return self.max_pixels // self.factor**2
 
     @property
+    def frames(self) -> int:
+        """How often a patch holds the picture."""
+        return self.temporal_patch_size
+
+    @property
+    def scaling(self) -> Normalise:
+        """How 8-bit values become the model's."""
+        return Normalise(self.mean, self.std, self.rescale)
+
+    @property
     def patch_values(self) -> int:
         """Channels, frames, rows and columns of one patch."""
         return 3 * self.temporal_patch_size * self.patch_size**2
@@ -154,9 +169,38 @@ class ImageSpec(Preprocessing):
         geometry = geometry_of(width, height, self)
         return ImagePlan(geometry, (geometry.resized_width * geometry.resized_height // self.factor**2,))
 
-    def arrays(self, image: Image.Image) -> Arrays:
-        """Return pixel_values float32 [patches, C·T·P·P] and image_grid_thw int64 [1, 3]."""
-        return preprocess(image, self).arrays
+    def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
+        """Return pixel_values float32 [patches, C·T·P·P], or raw uint8 [patches, P·P·C], and image_grid_thw [1, 3]."""
+        if not raw:
+            return preprocess(image, self).arrays
+        patches, geometry = raw_patches(image, self)
+        return {"pixel_values": patches, "image_grid_thw": _grid(geometry, self)}
+
+    def draft(self, source: ImageSource) -> tuple[Image.Image, tuple[int, int]]:
+        """Return a picture at the size that the model sees, and its own width and height.
+
+        A large JPEG file is decoded smaller first (`load_enough`), which saves time; pixels are not those of a picture
+        that was decoded whole. Very long pictures, which have no such size (it would be resized once more), stay whole.
+
+        Raises:
+            ImageError: as `load_image` and `smart_resize`.
+        """
+
+        def seen(width: int, height: int) -> tuple[int, int] | None:
+            first = geometry_of(width, height, self)
+            size = first.resized_width, first.resized_height
+            again = geometry_of(*size, self)
+            return size if size == (again.resized_width, again.resized_height) else None
+
+        def enough(width: int, height: int) -> tuple[int, int]:
+            size = seen(width, height)
+            if size is None:
+                return width, height
+            return math.ceil(size[0] * DRAFT_MARGIN), math.ceil(size[1] * DRAFT_MARGIN)
+
+        image, own = load_enough(source, enough)
+        size = seen(*own)
+        return image if size is None else _fitted(image, size, self), own
 
     def bounded(self, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSpec:
         """Return the rule with other limits of the resized image's area, in pixels; None keeps one.
@@ -242,30 +286,48 @@ def geometry_of(width: int, height: int, spec: ImageSpec) -> Geometry:
     return Geometry(width, height, resized_width, resized_height)
 
 
-def preprocess(image: Image.Image, spec: ImageSpec) -> Pixels:
-    """Turn an image from `load_image` into the vision encoder's input.
+def _fitted(image: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
+    """Return a picture at a size, which may be its own."""
+    return image if size == image.size else image.resize(size, Image.Resampling(spec.resample))
+
+
+def raw_patches(image: Image.Image, spec: ImageSpec) -> tuple[npt.NDArray[np.uint8], Geometry]:
+    """Cut an image from `load_image` into patches, and nothing else.
+
+    Returns:
+        uint8 [grid_h * grid_w, patch * patch * 3]: rows in the order of `Pixels.pixel_values`, and within one the
+        patch's pixels row by row, the channels of each together. And the sizes.
 
     Raises:
         ImageError: the image is not 8-bit RGB, or its size is refused (see `smart_resize`).
     """
     check_rgb(image)
     geometry = geometry_of(image.width, image.height, spec)
-    size = (geometry.resized_width, geometry.resized_height)
-    rgb = np.asarray(image.resize(size, resample=Image.Resampling(spec.resample)))  # [H, W, 3] uint8
-
+    image = _fitted(image, (geometry.resized_width, geometry.resized_height), spec)
     patch, merge = spec.patch_size, spec.merge_size
-    grid_h, grid_w = size[1] // patch, size[0] // patch
-    groups = rgb.reshape(grid_h // merge, merge, patch, grid_w // merge, merge, patch, 3)
-    patches = groups.transpose(0, 3, 1, 4, 6, 2, 5)  # [gh, gw, merge, merge, 3, patch, patch]
+    rows, columns = image.height // spec.factor, image.width // spec.factor
+    # Rows of a patch's pixels lie in one piece before and after, so that this moves them as wholes.
+    groups = np.asarray(image).reshape(rows, merge, patch, columns, merge, patch * 3)
+    patches = groups.transpose(0, 3, 1, 4, 2, 5).reshape(rows * columns * merge**2, patch**2 * 3)
+    return patches, geometry
 
-    table = Normalise(spec.mean, spec.std, spec.rescale).table()
-    values = table[np.arange(3)[:, None, None], patches]  # [gh, gw, merge, merge, 3, patch, patch] float32
-    # An image is a clip of one frame: the encoder's temporal patch sees it repeated.
-    repeated = np.repeat(values[:, :, :, :, :, None], spec.temporal_patch_size, axis=5)
-    pixel_values = np.ascontiguousarray(repeated.reshape(grid_h * grid_w, -1))
-    return Pixels(
-        pixel_values=cast("npt.NDArray[np.float32]", pixel_values),
-        grid_thw=np.array([[1, grid_h, grid_w]], dtype=np.int64),
-        geometry=geometry,
-        image_tokens=grid_h * grid_w // merge**2,
-    )
+
+def preprocess(image: Image.Image, spec: ImageSpec) -> Pixels:
+    """Turn an image from `load_image` into the vision encoder's input.
+
+    Raises:
+        ImageError: the image is not 8-bit RGB, or its size is refused (see `smart_resize`).
+    """
+    raw, geometry = raw_patches(image, spec)
+    patches, table = raw.reshape(len(raw), -1, 3), spec.scaling.table()
+    values = np.empty((len(raw), 3, spec.frames, patches.shape[1]), np.float32)
+    for channel in range(3):
+        # An image is a clip of one frame: the encoder's temporal patch sees it repeated.
+        values[:, channel] = table[channel][patches[:, None, :, channel]]
+    return Pixels(values.reshape(len(raw), -1), _grid(geometry, spec), geometry, len(raw) // spec.merge_size**2)
+
+
+def _grid(geometry: Geometry, spec: ImageSpec) -> npt.NDArray[np.int64]:
+    """Return the patches in time, height and width."""
+    high, wide = geometry.resized_height // spec.patch_size, geometry.resized_width // spec.patch_size
+    return np.array([[1, high, wide]], np.int64)

@@ -109,8 +109,13 @@ class SplitTiles(Preprocessing):
         final = self.sizes(width, height)[1]
         return ImagePlan(Geometry(width, height, *final), self._pieces(final[0] // self.side, final[1] // self.side))
 
-    def arrays(self, image: Image.Image) -> Arrays:
-        """Return pixel_values float32 [tiles, 3, side, side], row by row, the overview last.
+    @property
+    def scaling(self) -> Normalise:
+        """The rule's own."""
+        return self.normalise
+
+    def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
+        """Return pixel_values float32, or raw uint8, [tiles, 3, side, side], row by row, the overview last.
 
         transformers' pixel_attention_mask, which leaves out padding, is all ones for tiles of one size, and the model
         takes its absence for that.
@@ -124,7 +129,7 @@ class SplitTiles(Preprocessing):
             corners = [(x, y) for y in range(0, final[1], side) for x in range(0, final[0], side)]
             tiles = [whole.crop((x, y, x + side, y + side)) for x, y in corners]
             whole = whole.resize((side, side), self.resample)
-        return {"pixel_values": self.normalise([*tiles, whole])}
+        return {"pixel_values": self.normalise([*tiles, whole], raw=raw)}
 
     def join(self, parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Return pixel_values float32 [1, tiles, 3, side, side].

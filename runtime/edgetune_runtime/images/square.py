@@ -89,11 +89,16 @@ class PaddedSquare(Preprocessing):
         inside = Geometry(width, height, max(1, round(width * scale)), max(1, round(height * scale)))
         return ImagePlan(inside, (self.most_tokens,))
 
-    def arrays(self, image: Image.Image) -> Arrays:
-        """Return pixel_values float32 [1, 3, side, side]."""
+    @property
+    def scaling(self) -> Normalise:
+        """The rule's own."""
+        return self.normalise
+
+    def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
+        """Return pixel_values float32, or raw uint8, [1, 3, side, side]."""
         check_rgb(image)
         longest = max(image.size)
         square = Image.new("RGB", (longest, longest), self.normalise.background)
         # Whole pixels, the smaller half first: so do the original code and the codec.
         square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
-        return {"pixel_values": self.normalise([square.resize((self.side, self.side), self.resample)])}
+        return {"pixel_values": self.normalise([square.resize((self.side, self.side), self.resample)], raw=raw)}

@@ -100,8 +100,16 @@ class DynamicTiles(Preprocessing):
         tokens = self.tile_tokens * _with_thumbnail(columns * rows)
         return ImagePlan(Geometry(width, height, columns * self.side, rows * self.side), ("<img>", tokens, "</img>"))
 
-    def arrays(self, image: Image.Image) -> Arrays:
-        """Return pixel_values float32 [tiles, 3, side, side]: row by row, then the whole picture as one tile."""
+    @property
+    def scaling(self) -> Normalise:
+        """The rule's own."""
+        return self.normalise
+
+    def arrays(self, image: Image.Image, *, raw: bool = False) -> Arrays:
+        """Return pixel_values float32 [tiles, 3, side, side]: row by row, then the whole picture as one tile.
+
+        Raw they are uint8.
+        """
         check_rgb(image)
         side = self.side
         columns, rows = self.grid(image.width, image.height)
@@ -110,7 +118,7 @@ class DynamicTiles(Preprocessing):
         tiles = [stretched.crop((x, y, x + side, y + side)) for x, y in corners]
         if len(tiles) > 1:
             tiles.append(image.resize((side, side), self.resample))
-        return {"pixel_values": self.normalise(tiles)}
+        return {"pixel_values": self.normalise(tiles, raw=raw)}
 
 
 def _with_thumbnail(tiles: int) -> int:

@@ -28,6 +28,7 @@ class VisionEncoder:
 
     Attributes:
         pixels: values of a row of `pixel_values`, None where rows are no flat patches.
+        raw: whether `pixel_values` are uint8 as in the picture, which the graph itself normalises.
 
     Raises:
         BundleError: onnxruntime cannot load it, or it takes no pixels.
@@ -36,8 +37,10 @@ class VisionEncoder:
 
     def __init__(self, path: Path, device: Device, threads: int | None, mapped: MappedWeights | None = None) -> None:
         self._session: Any = open_graph(path, device, threads, arena=True, mapped=mapped)
-        shape = require_input(self._session, "pixel_values", path).shape
+        pixels = require_input(self._session, "pixel_values", path)
+        shape = pixels.shape
         self.pixels: int | None = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+        self.raw: bool = pixels.type == "tensor(uint8)"
         self._settings = onnxruntime().RunOptions()
         if device.kind == "cpu":
             self._settings.add_run_config_entry(*SHRINK)

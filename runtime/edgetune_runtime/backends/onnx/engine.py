@@ -29,11 +29,17 @@ PREFILL_CHUNK = 512
 """Tokens of a prompt that a CPU reads at a time, so that the memory it takes does not grow with the prompt."""
 
 
+PIXELS = "vision_pixels"
+"""Role among a bundle's files of the vision encoder that takes pixels as they are."""
+
+
 class Encoder(Protocol):
     """What encodes pictures."""
 
     pixels: int | None
     """Values of a row of `pixel_values`, None where rows are no flat patches."""
+    raw: bool
+    """Whether `pixel_values` are uint8 as in the picture."""
 
     def __call__(self, images: Arrays) -> ImageFeatures:
         """Encode images, whose arrays have the names of the graph's inputs."""
@@ -44,6 +50,8 @@ class OnnxBackend(Backend):
 
     Args:
         vision: path of vision_encoder.onnx.
+        pixels: path of the same encoder for uint8 pixels, which shares the other's data file and is run in its place;
+            None where a bundle has none.
         embed: path of embed_tokens.onnx.
         decoder: path of decoder_model_merged.onnx.
         device: "cpu", "cuda" or "cuda:N".
@@ -65,6 +73,7 @@ class OnnxBackend(Backend):
         vision: Path,
         embed: Path,
         decoder: Path,
+        pixels: Path | None = None,
         device: str = "cpu",
         threads: int | None = None,
         weights: Mapping[str, Array] | None = None,
@@ -73,7 +82,7 @@ class OnnxBackend(Backend):
         place = Device.parse(device)
         self._mapped = [MappedWeights(path) for path in (vision, decoder)]
         with ThreadPoolExecutor(3) as pool:  # onnxruntime prepares a graph's weights outside of Python's lock
-            encoder = pool.submit(self.open_encoder, vision, place, threads, self._mapped[0])
+            encoder = pool.submit(self.open_encoder, pixels or vision, place, threads, self._mapped[0])
             graphs = (
                 pool.submit(open_graph, embed, Device("cpu"), 1),  # a look-up: neither a trip to the GPU nor threads
                 pool.submit(open_graph, decoder, place, threads, weights, accuracy_level, mapped=self._mapped[1]),
@@ -84,7 +93,7 @@ class OnnxBackend(Backend):
                 for file in self._mapped:
                     file.let_go()
         self._vision, (self._embed, self._decoder) = encoder.result(), (graph.result() for graph in graphs)
-        super().__init__(_shape(self._vision.pixels, self._decoder, decoder))
+        super().__init__(_shape(self._vision, self._decoder, decoder))
         require_input(self._embed, "input_ids", embed)
         self._binding = self._decoder.io_binding()
         self._inputs = Inputs(self._decoder, self._binding)
@@ -238,10 +247,11 @@ def graphs_of(bundle: Bundle, device: str) -> dict[str, Any]:
             hint="export with --target cuda",
         )
     level = INT8_ACTIVATIONS if bundle.accuracy_level is None else bundle.accuracy_level
-    return {role: bundle.files[role] for role in ("vision", "embed", "decoder")} | {"accuracy_level": level}
+    graphs = {role: bundle.files[role] for role in ("vision", "embed", "decoder")}
+    return {**graphs, "pixels": bundle.files.get(PIXELS), "accuracy_level": level}
 
 
-def _shape(pixels: int | None, decoder: Any, path: Path) -> ModelShape:
+def _shape(encoder: Encoder, decoder: Any, path: Path) -> ModelShape:
     """What the graphs say of the model; the first past key tells of the cache."""
     caches = [node.name for node in decoder.get_inputs() if node.name.startswith("past_key_values.")]
     # Layers of linear attention have a state in place of keys and values.
@@ -260,5 +270,6 @@ def _shape(pixels: int | None, decoder: Any, path: Path) -> ModelShape:
         layers=len({name.split(".")[1] for name in caches}),
         kv_heads=kv_heads,
         head_dim=head_dim,
-        pixels=pixels,
+        pixels=encoder.pixels,
+        raw_pixels=encoder.raw,
     )

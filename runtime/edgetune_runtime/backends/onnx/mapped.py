@@ -21,7 +21,7 @@ class MappedWeights:
     It must be kept for as long as a session that it was given to.
 
     Args:
-        graph: path of the graph, beside NAME.data.
+        graph: path of the graph, beside NAME.data; graphs of one model may share such a file.
     """
 
     def __init__(self, graph: Path) -> None:

@@ -30,6 +30,7 @@ class OpenvinoEncoder:
 
     Attributes:
         pixels: values of a row of `pixel_values`, None where rows are no flat patches.
+        raw: whether `pixel_values` are uint8 as in the picture, which the graph itself normalises.
 
     Raises:
         BundleError: OpenVINO cannot load the graph.
@@ -58,7 +59,9 @@ class OpenvinoEncoder:
             ) from error
         self._request = model.create_infer_request()
         self._outputs = [port.any_name for port in model.outputs]
-        shape = model.input("pixel_values").partial_shape
+        pixels = model.input("pixel_values")
+        self.raw: bool = pixels.element_type == openvino.Type.u8
+        shape = pixels.partial_shape
         flat = len(shape) == 2 and shape[1].is_static
         self.pixels: int | None = shape[1].get_length() if flat else None
 
