@@ -21,13 +21,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.constexpr_function
-def _unit(part: int, bits: int) -> int:
-    """The u of `_one_and`."""
+def unit(part: int, bits: int) -> int:
+    """The u of `one_and`."""
     return 16 if bits == 4 and part % 2 == 1 else 256
 
 
 @triton.jit
-def _one_and(words, one, PART: tl.constexpr, BITS: tl.constexpr):
+def one_and(words, one, PART: tl.constexpr, BITS: tl.constexpr):
     """The floats 1 + c/u of one code c of every word; `one` is the bits of 1.0.
 
     They come as an argument since the machine's three-way logic instruction has room for one constant, the mask.
@@ -132,14 +132,14 @@ def linear_kernel(
                 products += words.to(tl.float32) * x[None, :]
                 up_products += up_words.to(tl.float32) * x[None, :]
             else:
-                scaled = x * _unit(part, BITS)
+                scaled = x * unit(part, BITS)
                 if ZERO < 0:
                     sums += x
                     offsets += scaled
                 else:
-                    offsets += x * (_unit(part, BITS) + ZERO)
-                products += _one_and(words, one, part, BITS) * scaled[None, :]
-                up_products += _one_and(up_words, one, part, BITS) * scaled[None, :]
+                    offsets += x * (unit(part, BITS) + ZERO)
+                products += one_and(words, one, part, BITS) * scaled[None, :]
+                up_products += one_and(up_words, one, part, BITS) * scaled[None, :]
         place = line // WORDS + (start + group)[None, :]
         known = here & (start + group < GROUPS)[None, :]
         total += _scaled(products, offsets, sums, scales, zeros, place, known, BITS, ZERO)

@@ -6,10 +6,13 @@ and again without asking the host.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 
 from edgetune_runtime.backends.triton.attention_kernel import attention_kernel
+from edgetune_runtime.backends.triton.graph import Graph
 from edgetune_runtime.backends.triton.linear_kernel import dequantize_kernel, linear_kernel
 from edgetune_runtime.backends.triton.model import Cache, Decoder
 from edgetune_runtime.backends.triton.packing import PackedLinear
@@ -62,34 +65,22 @@ class Step:
         self._arrived = empty(sizes.heads, dtype=torch.int32)
         programs = triton.cdiv(sizes.vocabulary, _tile(decoder.head, False)[0])
         self._best, self._best_row = empty(programs), empty(programs, dtype=torch.int32)
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        changed = (self.states, self.positions, self.past, self.token)
+        self._forward = Graph(partial(self._launch, greedy=False), device, changed)
+        self._greedy = Graph(partial(self._launch, greedy=True), device, changed)
 
     def forward(self) -> None:
         """From `states`, `positions` and `past` to `logits`; the cache grows by one, `past` is the caller's."""
-        self._replay(greedy=False)
+        self._forward.replay()
 
     def greedy(self) -> None:
         """From `token` to the most likely next one, in `token` and `tokens`; `positions` and `past` advance."""
-        self._replay(greedy=True)
+        self._greedy.replay()
 
-    def _replay(self, greedy: bool) -> None:
-        if self._decoder.device.type != "cuda":  # Triton's interpreter
-            self._launch(greedy)
-            return
-        if greedy not in self._graphs:
-            kept = [part.clone() for part in (self.states, self.positions, self.past, self.token)]
-            stream = torch.cuda.Stream(self._decoder.device)
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # compiles the kernels, which a capture cannot
-                self._launch(greedy)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._launch(greedy)
-            self._graphs[greedy] = graph
-            for part, before in zip((self.states, self.positions, self.past, self.token), kept, strict=True):
-                part.copy_(before)
-        self._graphs[greedy].replay()
+    def prepare(self) -> None:
+        """Record both."""
+        self._forward.prepare()
+        self._greedy.prepare()
 
     def _launch(self, greedy: bool) -> None:
         decoder, sizes = self._decoder, self._decoder.sizes
@@ -136,7 +127,7 @@ class Step:
         linear_kernel[(triton.cdiv(rows, block_rows),)](
             inputs, norm, layer.weight, layer.scales, layer.zeros, layer.bias, residual, out,
             self._best, self._best_row, rows, self._decoder.sizes.norm_eps, ONE,
-            GROUPS=int(layer.weight.shape[1]), GROUP=layer.group, WORDS=words, BITS=layer.bits, ZERO=_zero(layer),
+            GROUPS=int(layer.weight.shape[1]), GROUP=layer.group, WORDS=words, BITS=layer.bits, ZERO=zero_of(layer),
             NORM=norm is not None, GLU=glu, BIAS=layer.bias is not None, RESIDUAL=residual is not None, BEST=best,
             BLOCK_ROWS=block_rows, BLOCK_GROUPS=128 * warps // words, **self._options(warps),
         )  # fmt: skip
@@ -155,13 +146,14 @@ def dequantize(layer: PackedLinear, dtype: torch.dtype) -> torch.Tensor:
     groups, block = layer.scales.numel(), 64
     dequantize_kernel[(triton.cdiv(groups, block),)](
         layer.weight, layer.scales, layer.zeros, dense,
-        GROUP=layer.group, WORDS=int(layer.weight.shape[2]), BITS=layer.bits, ZERO=_zero(layer), BLOCK=block,
+        GROUP=layer.group, WORDS=int(layer.weight.shape[2]), BITS=layer.bits, ZERO=zero_of(layer), BLOCK=block,
         groups=groups,
     )  # fmt: skip
     return dense
 
 
-def _zero(layer: PackedLinear) -> int:
+def zero_of(layer: PackedLinear) -> int:
+    """A layer's one zero point, or -1 where each group has its own."""
     return layer.zero if layer.zeros is None else -1
 
 

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("triton")  # which only Linux has
 
+from edgetune_runtime.backends.triton.fused import Fused
 from edgetune_runtime.backends.triton.model import Cache, Decoder, Layer, Sizes, forward
 from edgetune_runtime.backends.triton.packing import PackedLinear, dense, pack, stack
 from edgetune_runtime.backends.triton.step import SHORTEST, Step, dequantize
@@ -107,14 +108,14 @@ def assert_steps(decoder: Decoder, *, past: int, steps: int) -> None:
     for number in range(steps):
         embedding = decoder.embedding[token][None]
         places = torch.tensor([[50], [51], [52]], device=DEVICE) + number
-        expected = forward(decoder, plain, past + number, embedding, places)
+        expected = forward(decoder, plain, past + number, embedding, places)[0]
         step.greedy()
         assert_close(step.logits, expected)
         token = int(expected.argmax())
         assert int(step.token) == int(step.tokens[past + number]) == token
     states = torch.randn(decoder.sizes.hidden, generator=generator).to(DEVICE)
     places = torch.tensor([3, 70, 20], device=DEVICE)
-    expected = forward(decoder, plain, past + steps, states[None], places[:, None])
+    expected = forward(decoder, plain, past + steps, states[None], places[:, None])[0]
     step.states.copy_(states)
     step.positions.copy_(places)
     assert int(step.past) == past + steps
@@ -122,6 +123,34 @@ def assert_steps(decoder: Decoder, *, past: int, steps: int) -> None:
     assert_close(step.logits, expected)
     assert_close(fused.keys, plain.keys)
     assert_close(fused.values, plain.values)
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "dense"])
+@pytest.mark.parametrize(("past", "count", "deepstack"), [(0, 70, 1), (9, 2, 0), (70, 20, 1)])
+def test_several_tokens_compute_what_the_plain_pass_computes(name: str, past: int, count: int, deepstack: int) -> None:
+    """Of which 70 are more than products read packed weights for."""
+    if name not in ("int4 g32", "dense") and count != 2:
+        pytest.skip("takes its time in the interpreter")
+    decoder = random_decoder(FORMATS.get(name), heads=2, kv_heads=1, size=32, norms=deepstack == 1, bias=True)
+    generator = torch.Generator().manual_seed(0)
+    plain, fused = (Cache.empty(decoder, past + count) for _ in range(2))
+    passes = Fused(decoder, fused, 1)
+
+    def drawn(count: int) -> torch.Tensor:
+        return torch.randn(count, decoder.sizes.hidden, generator=generator).to(DEVICE)
+
+    if past:
+        places, states = torch.randint(0, 40, (3, past), generator=generator).to(DEVICE), drawn(past)
+        for cache in (plain, fused):
+            forward(decoder, cache, 0, states, places)
+    for _ in range(2):  # the second time with what the first left behind
+        states, added = drawn(count), [drawn(count) for _ in range(deepstack)]
+        places = torch.randint(0, 40, (3, count), generator=generator).to(DEVICE)
+        at = [count - 1, 0]
+        expected = forward(decoder, plain, past, states, places, added, at=at)
+        assert_close(passes.forward(past, states, places, added, at=at), expected)
+        assert_close(fused.keys, plain.keys)
+        assert_close(fused.values, plain.values)
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
