@@ -1,7 +1,7 @@
 """The product of a packed matrix with a few vectors, each weight read once: tensor cores multiply, so unpacking is all.
 
-Codes become floats as in `linear_kernel`: behind the exponent bits of 1.0 the code c is 1 + c/u, so a weight
-(c - z)·s is one multiply-add, f·(u·s) - (u + z)·s, and is then rounded to what tensor cores take.
+A code is never converted to a float: put behind the exponent bits of 1.0, the code c of 4 bits is the float 1 + c/16
+(upper half of a byte) or 1 + c/256 (lower half), from which a weight is a multiply-add and a product away.
 """
 
 from __future__ import annotations
@@ -9,7 +9,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from edgetune_runtime.backends.triton.linear_kernel import one_and, unit
+
+@triton.constexpr_function
+def _unit(part: int, bits: int) -> int:
+    """The u of `_one_and`."""
+    return 16 if bits == 4 and part % 2 == 1 else 256
+
+
+@triton.jit
+def _one_and(words, one, PART: tl.constexpr, BITS: tl.constexpr):
+    """The floats 1 + c/u of one code c of every word; `one` is the bits of 1.0.
+
+    They come as an argument since the machine's three-way logic instruction has room for one constant, the mask.
+    """
+    byte: tl.constexpr = PART // 2 if BITS == 4 else PART
+    if byte == 0:  # to the top of a float's fraction, bits 15 to 22
+        moved = words << 15
+    elif byte == 1:
+        moved = words << 7
+    elif byte == 2:
+        moved = words >> 1
+    else:
+        moved = words >> 9
+    mask: tl.constexpr = 0x007F8000 if BITS == 8 else (0x00780000 if PART % 2 else 0x00078000)
+    return ((moved & mask) | one).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -61,7 +84,7 @@ def matrix_kernel(
             if BITS == 16:
                 value = words.to(dtype)
             else:
-                value = (one_and(words, one, part, BITS) * unit(part, BITS) - (unit(part, BITS) + zero)) * scale
+                value = (_one_and(words, one, part, BITS) * _unit(part, BITS) - (_unit(part, BITS) + zero)) * scale
                 value = value.to(dtype)
             total = tl.dot(value, x, total, input_precision="ieee")
     to = out + token[None, :].to(tl.int64) * rows + row[:, None]

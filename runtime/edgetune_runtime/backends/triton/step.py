@@ -18,16 +18,13 @@ from edgetune_runtime.backends.triton.model import Cache, Decoder
 from edgetune_runtime.backends.triton.packing import PackedLinear
 from edgetune_runtime.backends.triton.token_kernels import begin_kernel, pick_kernel
 
-ONE = 0x3F800000
-"""The bits of 1.0."""
-
-SPLITS = 8
+SPLITS = 32
 """Ranges that attention cuts the cache into: with 16 heads about as many programs as the GPU has multiprocessors."""
 
-SHORTEST = 128
+SHORTEST = 32
 """Tokens under which joining the ranges' results costs more than reading them one after the other."""
 
-ATTENTION_TILE, ATTENTION_WARPS = 64, 8
+ATTENTION_TILE, ATTENTION_WARPS = 32, 2
 """Tokens that a program of attention reads at once, and its warps."""
 
 
@@ -63,7 +60,7 @@ class Step:
         self._part_out = empty(sizes.heads, SPLITS, sizes.head_dim)
         self._part_top, self._part_sum = (empty(sizes.heads, SPLITS) for _ in range(2))
         self._arrived = empty(sizes.heads, dtype=torch.int32)
-        programs = triton.cdiv(sizes.vocabulary, _tile(decoder.head, False)[0])
+        programs = triton.cdiv(sizes.vocabulary, _tile(decoder.head)[0])
         self._best, self._best_row = empty(programs), empty(programs, dtype=torch.int32)
         changed = (self.states, self.positions, self.past, self.token)
         self._forward = Graph(partial(self._launch, greedy=False), device, changed)
@@ -91,15 +88,7 @@ class Step:
         )  # fmt: skip
         for number, layer in enumerate(decoder.layers):
             self._linear(layer.qkv, self.states, self._qkv, norm=layer.input_norm)
-            attention_kernel[(sizes.heads, SPLITS)](
-                self._qkv, layer.q_norm, layer.k_norm, self._cos, self._sin,
-                self._cache.keys[number], self._cache.values[number], self.past, self._mixed,
-                self._part_out, self._part_top, self._part_sum, self._arrived,
-                self._cache.capacity, sizes.norm_eps,
-                HEADS=sizes.heads, KV_HEADS=sizes.kv_heads, HALF=sizes.head_dim // 2,
-                QK_NORM=layer.q_norm is not None, SPLITS=SPLITS, SHORTEST=SHORTEST,
-                TILE=ATTENTION_TILE, **self._options(ATTENTION_WARPS),
-            )  # fmt: skip
+            self._attend(number)
             self._linear(layer.out, self._mixed, self.states, residual=self.states)
             self._linear(layer.gate_up, self.states, self._active, norm=layer.post_norm, glu=True)
             self._linear(layer.down, self._active, self.states, residual=self.states)
@@ -107,8 +96,20 @@ class Step:
         if greedy:
             pick_kernel[(1,)](
                 self._best, self._best_row, len(self._best), self.token, self.tokens, self.positions, self.past,
-                BLOCK=block, **self._options(8),
+                BLOCK=4096, **self._options(8),
             )  # fmt: skip
+
+    def _attend(self, number: int) -> None:
+        sizes, layer = self._decoder.sizes, self._decoder.layers[number]
+        attention_kernel[(sizes.heads, SPLITS)](
+            self._qkv, layer.q_norm, layer.k_norm, self._cos, self._sin,
+            self._cache.keys[number], self._cache.values[number], self.past, self._mixed,
+            self._part_out, self._part_top, self._part_sum, self._arrived,
+            self._cache.capacity, sizes.norm_eps,
+            HEADS=sizes.heads, KV_HEADS=sizes.kv_heads, HALF=sizes.head_dim // 2,
+            QK_NORM=layer.q_norm is not None, SPLITS=SPLITS, SHORTEST=SHORTEST,
+            TILE=ATTENTION_TILE, **self._options(ATTENTION_WARPS),
+        )  # fmt: skip
 
     def _linear(
         self,
@@ -122,14 +123,15 @@ class Step:
         best: bool = False,
     ) -> None:
         rows = layer.rows // 2 if glu else layer.rows
-        block_rows, warps = _tile(layer, glu)
+        block_rows, warps, thread_words = _tile(layer)
         words = int(layer.weight.shape[2])
         linear_kernel[(triton.cdiv(rows, block_rows),)](
             inputs, norm, layer.weight, layer.scales, layer.zeros, layer.bias, residual, out,
-            self._best, self._best_row, rows, self._decoder.sizes.norm_eps, ONE,
+            self._best, self._best_row, rows, self._decoder.sizes.norm_eps,
             GROUPS=int(layer.weight.shape[1]), GROUP=layer.group, WORDS=words, BITS=layer.bits, ZERO=zero_of(layer),
             NORM=norm is not None, GLU=glu, BIAS=layer.bias is not None, RESIDUAL=residual is not None, BEST=best,
-            BLOCK_ROWS=block_rows, BLOCK_GROUPS=128 * warps // words, **self._options(warps),
+            BLOCK_ROWS=block_rows, BLOCK_GROUPS=max(1, 32 * thread_words * warps // words),
+            ASM=self._decoder.device.type == "cuda", **self._options(warps),
         )  # fmt: skip
 
     def _options(self, warps: int) -> dict[str, int | bool]:
@@ -157,16 +159,13 @@ def zero_of(layer: PackedLinear) -> int:
     return layer.zero if layer.zeros is None else -1
 
 
-def _tile(layer: PackedLinear, glu: bool) -> tuple[int, int]:
-    """Rows and warps of a program: the fastest of those tried on an H200 for the layers of a 1.7B decoder.
+def _tile(layer: PackedLinear) -> tuple[int, int, int]:
+    """Rows and warps of a program, and a thread's words of a row: the fastest of those tried on an H200 for the layers of a 1.7B decoder.
 
-    A thread takes 4 words of every row, so that what it reads of the input serves all rows; more rows need more
-    registers than there are, and fewer make more programs for small layers.
+    What a thread reads of the input serves all rows; more rows need more registers than there are, and fewer make more
+    programs for small layers.
     """
-    if glu:
-        return 4, 1
-    if layer.rows > 32768:  # a head
-        return 8, 1
-    if layer.columns > 4096:
-        return 4, 8
-    return (8 if layer.rows >= 4096 else 4), 2
+    if layer.scales is None:
+        return 16, 1, 4
+    words = int(layer.weight.shape[1] * layer.weight.shape[2])
+    return 16, min(8, max(1, triton.next_power_of_2(words) // 128)), 4
