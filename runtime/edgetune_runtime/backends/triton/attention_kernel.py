@@ -3,6 +3,9 @@
 A program takes one query head and a range of the cache (flash decoding); the last of a head's programs to arrive joins
 their results. Within a program every place of a tile keeps its own running softmax, so that threads meet only once, at
 the end: a step is too short for more.
+
+Memory would rest meanwhile. So programs also ask for the weights of the products to come, which then are in the GPU's
+second cache when they are read.
 """
 
 from __future__ import annotations
@@ -28,6 +31,23 @@ def _head(vector, gain, cos, sin, eps, HALF: tl.constexpr, NORM: tl.constexpr):
 
 
 @triton.jit
+def _prefetch(weight, words, program, programs):
+    """Ask for a program's share of a weight of int32 words, in lines of 128 bytes."""
+    lines = words // 32
+    share = tl.cdiv(lines, programs)
+    for start in range(program * share, (program + 1) * share, 32):
+        line = tl.minimum(start + tl.arange(0, 32), lines - 1).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [(weight + line * 32).to(tl.int64)],
+            tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def _cached(keys, values, base, start, end, SIZE: tl.constexpr, TILE: tl.constexpr):
     """Halves of keys and values [TILE, HALF] from `start` on, before `end`."""
     token = start + tl.arange(0, TILE)
@@ -45,8 +65,9 @@ def _cached(keys, values, base, start, end, SIZE: tl.constexpr, TILE: tl.constex
 @triton.jit
 def attention_kernel(
     qkv, q_norm, k_norm, cos, sin, keys, values, past, out, part_out, part_top, part_sum, arrived, capacity, eps,
+    gate_up, gate_up_words, down, down_words,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr,
-    SPLITS: tl.constexpr, SHORTEST: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, SHORTEST: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Program (h, s): query head h over the s-th range of the cache.
 
@@ -60,6 +81,7 @@ def attention_kernel(
         part_out: float32 [HEADS, SPLITS, 2·HALF], scratch.
         part_top: float32 [HEADS, SPLITS], scratch; `part_sum` likewise.
         arrived: int32 [HEADS], zero before and after.
+        gate_up: int32 [gate_up_words], weights that are asked for with ASM; `down` likewise.
         SHORTEST: tokens under which a range is not divided further, a multiple of TILE.
     """
     head = tl.program_id(0)
@@ -69,16 +91,20 @@ def attention_kernel(
     half = tl.arange(0, HALF)
     if PDL:
         gdc_launch_dependents()
+    if ASM:
+        program = head * SPLITS + split
+        _prefetch(gate_up, gate_up_words, program, HEADS * SPLITS)
+        _prefetch(down, down_words, program, HEADS * SPLITS)
     # All this was there before the step's first kernel, which waited for it and ended before the others began.
     place = tl.load(past)
     total = place + 1
     reach = tl.maximum(tl.cdiv(tl.cdiv(total, SPLITS), TILE) * TILE, SHORTEST)
     first = split * reach
     base = kv.to(tl.int64) * capacity * size + half
-    key_low, key_high, value_low, value_high = _cached(keys, values, base, first, place, size, TILE)
-    if PDL:
-        gdc_wait()
     if first < total:
+        key_low, key_high, value_low, value_high = _cached(keys, values, base, first, place, size, TILE)
+        if PDL:
+            gdc_wait()
         last = tl.minimum(first + reach, total)
         c = tl.load(cos + half)
         s = tl.load(sin + half)

@@ -7,10 +7,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from edgetune_runtime.backends.base import Arrays, Float, GreedyBackend, ImageFeatures, Int, ModelShape
 from edgetune_runtime.backends.triton.model import Cache, Decoder, forward
+from edgetune_runtime.backends.triton.packing import PackedLinear
 from edgetune_runtime.backends.triton.vision import Tower, load_vision
 from edgetune_runtime.backends.triton.weights import PackedCheckpoint, read_decoder
 from edgetune_runtime.bundle import Bundle
@@ -43,6 +45,8 @@ class TorchBackend(GreedyBackend):
     """
 
     formats = tuple(LAYOUTS)
+    speculates = True
+    branches = True
 
     def __init__(
         self, decoder: Decoder, tower: Tower | None = None, *, deepstack: int = 0, max_length: int = 0
@@ -62,6 +66,7 @@ class TorchBackend(GreedyBackend):
         self._table = decoder.embedding.cpu()  # a look-up on the host is faster than a trip to the GPU
         self._cache = Cache.empty(decoder, 0)
         self._fused: Fused | None = None
+        self._several = decoder  # what passes over several tokens read
         self._max_length = max_length
 
     @classmethod
@@ -131,11 +136,13 @@ class TorchBackend(GreedyBackend):
         if decoder.device.type != "cuda":
             self._cache = Cache.empty(decoder, capacity)
             return
+        if self._several is decoder:
+            self._several = _kernels().unpacked(decoder)
         free, _ = torch.cuda.mem_get_info(decoder.device)
         if Cache.nbytes(decoder, self._max_length) <= free * CACHE_SHARE:
             capacity = max(capacity, self._max_length)
         self._cache = Cache.empty(decoder, capacity)
-        self._fused = _kernels().Fused(decoder, self._cache, self.shape.deepstack)
+        self._fused = _kernels().Fused(decoder, self._several, self._cache, self.shape.deepstack, self._answer_head())
         with torch.inference_mode():
             self._fused.prepare()
 
@@ -147,9 +154,23 @@ class TorchBackend(GreedyBackend):
         """Append tokens and return the last one's logits."""
         return self._forward(self.length, embeddings, positions, deepstack)[0]
 
-    def forward_at_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: Sequence[int]) -> Float:
+    def forward_at_impl(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
+    ) -> Float:
         """Append tokens in one pass and return the logits after some of them."""
-        return self._forward(self.length, embeddings, positions, deepstack, at)
+        return self._forward(self.length, embeddings, positions, deepstack, at=at)
+
+    def answers_at_impl(
+        self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
+    ) -> Float:
+        """As `forward_at_impl`, with the head's outputs for the answer's tokens alone."""
+        return self._forward(self.length, embeddings, positions, deepstack, at=at, answers=True)
+
+    def branches_at_impl(
+        self, embeddings: Float, positions: Int, sees: npt.NDArray[np.bool_], at: tuple[int, ...], answers: bool
+    ) -> Float:
+        """Append tokens of which each sees some of those before it."""
+        return self._forward(self.length, embeddings, positions, at=at, sees=torch.from_numpy(sees), answers=answers)
 
     @torch.inference_mode()
     def _forward(
@@ -158,13 +179,23 @@ class TorchBackend(GreedyBackend):
         embeddings: Float,
         positions: Int,
         deepstack: Sequence[Float] = (),
+        *,
         at: Sequence[int] = (-1,),
+        sees: torch.Tensor | None = None,
+        answers: bool = False,
     ) -> Float:
         """The logits [len(at), V] after tokens that follow the first `past` of the cache."""
         states, places, *added = (torch.from_numpy(array) for array in (embeddings, positions, *deepstack))
         if self._fused is not None:
-            return _host(self._fused.forward(past, states, places, added, at=at))
-        return _host(forward(self._decoder, self._cache, past, states, places, added, at=at))
+            return _host(self._fused.forward(past, states, places, added, at=at, sees=sees, answers=answers))
+        head = self._answer_head() if answers else None
+        return _host(forward(self._decoder, self._cache, past, states, places, added, at=at, sees=sees, head=head))
+
+    def _answer_head(self) -> PackedLinear | None:
+        """The head's outputs for `answer_tokens`, or None without any."""
+        if not len(self.answer_tokens):
+            return None
+        return self._decoder.head.outputs(torch.from_numpy(self.answer_tokens).to(self._decoder.device))
 
     def greedy_impl(self, token: int, position: int, count: int, stop: Collection[int]) -> list[int]:
         """Choose tokens where they are computed; the host looks only every `CHUNK` of them."""
@@ -179,7 +210,7 @@ class TorchBackend(GreedyBackend):
 
     def close_impl(self) -> None:
         """Drop the weights, the cache and its recorded steps."""
-        del self._fused, self._cache, self._decoder, self._tower, self._table
+        del self._fused, self._cache, self._decoder, self._several, self._tower, self._table
 
     def _steps(self, past: int, token: int, position: int, count: int) -> list[int]:
         """The tokens after the first `past` of the cache and `token`, without regard to stop tokens."""

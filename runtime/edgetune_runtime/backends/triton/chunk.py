@@ -1,8 +1,8 @@
 """Several tokens in one pass on a CUDA device: a prompt, or tokens that are known already. A CUDA graph a size.
 
-Sizes are rounded up, so that few graphs serve all prompts; how many tokens there really are stands on the device. Up to
-`FEW` tokens a product reads the packed weight once. For more, a weight is unpacked in front of its product, which then
-is torch's: unpacking reads and writes each weight once, whatever the number of tokens.
+Sizes are rounded up, so that few graphs serve all prompts; how many tokens there really are stands on the device.
+Products are torch's where the decoder's weights are unpacked. Where they are packed, a product of up to `FEW` tokens
+reads them once; for more, a weight is unpacked in front of its product.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import torch
 import triton
 
-from edgetune_runtime.backends.triton.chunk_kernels import add_norm_kernel, glu_kernel, place_kernel, read_kernel
+from edgetune_runtime.backends.triton.chunk_kernels import (
+    add_norm_kernel,
+    glu_kernel,
+    join_kernel,
+    place_kernel,
+    read_kernel,
+)
 from edgetune_runtime.backends.triton.graph import Graph, Pool
 from edgetune_runtime.backends.triton.matrix_kernel import matrix_kernel
 from edgetune_runtime.backends.triton.model import Cache, Decoder
@@ -28,8 +34,11 @@ SMALL = (16, 32, 64)
 STEP = 128
 """Larger sizes are multiples of this."""
 
-FEW = 32
+FEW = 16
 """Tokens up to which a product reads packed weights."""
+
+SPLITS = 8
+"""Ranges that attention of sizes in `SMALL` cuts the cache into, whose tokens alone are too few for a GPU."""
 
 
 def chunk_size(count: int) -> int:
@@ -41,7 +50,7 @@ class Chunk:
     """Reads up to `size` tokens into a cache.
 
     Args:
-        decoder: the model.
+        decoder: the model, its weights packed or not.
         cache: written.
         size: one that `chunk_size` gives.
         deepstack: after how many layers features are added.
@@ -53,6 +62,8 @@ class Chunk:
         positions: int64 [3, size].
         past: int64 [1], tokens in the cache.
         count: int64 [1], tokens to append.
+        sees: uint8 [size, capacity], which tokens each new one sees, where `chosen` is not 0; else all before it.
+        chosen: int64 [1].
     """
 
     def __init__(
@@ -67,15 +78,25 @@ class Chunk:
         self.states = empty(size, sizes.hidden, dtype=torch.float32)
         self.features = [empty(size, sizes.hidden, dtype=torch.float32) for _ in range(deepstack)]
         self.positions = empty(3, size, dtype=torch.int64)
-        self.past, self.count = (empty(1, dtype=torch.int64) for _ in range(2))
+        self.past, self.count, self.chosen = (empty(1, dtype=torch.int64) for _ in range(3))
+        self.sees = empty(size, cache.capacity, dtype=torch.uint8)
         self._normed = empty(size, sizes.hidden)
         self._queries = empty(size, sizes.heads * sizes.head_dim)
         self._mixed = empty(size, sizes.heads * sizes.head_dim)
         self._active = empty(size, sizes.intermediate)
+        self._splits = SPLITS if size in SMALL else 1
+        shape = (self._splits, size, sizes.heads) if self._splits > 1 else (0, 0, 0)
+        self._part_out = empty(*shape, sizes.head_dim, dtype=torch.float32)
+        self._part_top, self._part_sum = (empty(*shape, dtype=torch.float32) for _ in range(2))
         self._graph = Graph(self._launch, decoder.device, (self.states,), pool)
 
     def read(
-        self, past: int, embeddings: torch.Tensor, positions: torch.Tensor, deepstack: Sequence[torch.Tensor]
+        self,
+        past: int,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        deepstack: Sequence[torch.Tensor],
+        sees: torch.Tensor | None = None,
     ) -> None:
         """Append tokens, at most `size`; `logits` then tells what follows each.
 
@@ -84,6 +105,7 @@ class Chunk:
             embeddings: float32 [S, hidden], on any device.
             positions: int64 [3, S].
             deepstack: float32 [S, hidden] for each of `features`.
+            sees: bool [S, past + S], or None where each token sees all before it.
         """
         count = len(embeddings)
         self.states[:count].copy_(embeddings)
@@ -91,6 +113,9 @@ class Chunk:
         self.positions[:, :count].copy_(positions)
         for held, features in zip(self.features, deepstack, strict=True):
             held[:count].copy_(features)
+        if sees is not None:
+            self.sees[:count, : past + count].copy_(sees)
+        self.chosen.fill_(sees is not None)
         self.past.fill_(past)
         self.count.fill_(count)
         self._graph.replay()
@@ -100,14 +125,13 @@ class Chunk:
         self.count.fill_(0)
         self._graph.prepare()
 
-    def logits(self, at: Sequence[int]) -> torch.Tensor:
-        """Float32 [len(at), V] after tokens of the last `read`."""
-        normed = self._normed[torch.tensor(at, device=self._normed.device)]
-        out = torch.empty(len(at), self._decoder.sizes.vocabulary, dtype=torch.float32, device=normed.device)
+    def logits(self, head: PackedLinear, at: Sequence[int]) -> torch.Tensor:
+        """Float32 [len(at), N] of a head's outputs, after tokens of the last `read`."""
+        normed = self._normed[torch.tensor(at, dtype=torch.int64, device=self._normed.device)]
+        out = torch.empty(len(at), head.rows, dtype=torch.float32, device=normed.device)
         for start in range(0, len(at), SMALL[0]):
-            part = normed[start : start + SMALL[0]]
-            multiply(self._decoder.head, part, out[start : start + SMALL[0]])
-        return out if self._decoder.head.bias is None else out + self._decoder.head.bias
+            multiply(head, normed[start : start + SMALL[0]], out[start : start + SMALL[0]])
+        return out if head.bias is None else out + head.bias
 
     def _launch(self) -> None:
         product: torch.Tensor | None = None
@@ -134,10 +158,17 @@ class Chunk:
             BIAS=layer.qkv.bias is not None, QK_NORM=layer.q_norm is not None, num_warps=1,
         )  # fmt: skip
         rows = min(self._size, 64)
-        read_kernel[(triton.cdiv(self._size, rows), sizes.heads)](
-            self._queries, keys, values, self.past, self.count, self._mixed, self._size, cache.capacity,
-            HEADS=sizes.heads, KV_HEADS=sizes.kv_heads, SIZE=sizes.head_dim, ROWS=rows, TILE=64, num_warps=4,
+        read_kernel[(triton.cdiv(self._size, rows), sizes.heads, self._splits)](
+            self._queries, keys, values, self.past, self.count, self.sees, self.chosen, self._mixed,
+            self._part_out, self._part_top, self._part_sum, self._size, cache.capacity,
+            HEADS=sizes.heads, KV_HEADS=sizes.kv_heads, SIZE=sizes.head_dim, ROWS=rows, TILE=64, SPLITS=self._splits,
+            num_warps=4,
         )  # fmt: skip
+        if self._splits > 1:
+            join_kernel[(self._size, sizes.heads)](
+                self._part_out, self._part_top, self._part_sum, self._mixed, self._size,
+                HEADS=sizes.heads, SIZE=sizes.head_dim, SPLITS=self._splits, num_warps=1,
+            )  # fmt: skip
 
     def _add_norm(
         self,
@@ -155,7 +186,9 @@ class Chunk:
 
     def _product(self, layer: PackedLinear, inputs: torch.Tensor, *, biased: bool = True) -> torch.Tensor:
         """The layer's output [size, N]; without its bias where who asked adds it."""
-        if len(inputs) <= FEW:
+        if layer.scales is None:
+            out = inputs @ layer.dense(inputs.dtype).T
+        elif len(inputs) <= FEW:
             out = torch.empty(len(inputs), layer.rows, dtype=inputs.dtype, device=inputs.device)
             multiply(layer, inputs, out)
         else:
@@ -170,8 +203,8 @@ def multiply(layer: PackedLinear, inputs: torch.Tensor, out: torch.Tensor) -> No
     matrix_kernel[(triton.cdiv(layer.rows, block_rows),)](
         inputs, layer.weight, layer.scales, layer.zeros, out, layer.rows, len(inputs), ONE,
         GROUPS=int(layer.weight.shape[1]), GROUP=layer.group, WORDS=words, BITS=layer.bits, ZERO=zero_of(layer),
-        TOKENS=max(16, triton.next_power_of_2(len(inputs))), BLOCK_ROWS=block_rows, BLOCK_GROUPS=max(1, block_words // words),
-        num_warps=warps, num_stages=stages,
+        TOKENS=max(16, triton.next_power_of_2(len(inputs))), BLOCK_ROWS=block_rows,
+        BLOCK_GROUPS=max(1, block_words // words), num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 

@@ -102,16 +102,23 @@ def place_kernel(
 
 @triton.jit
 def read_kernel(
-    queries, keys, values, past, count, out, tokens, capacity,
+    queries, keys, values, past, count, sees, chosen, out, part_out, part_top, part_sum, tokens, capacity,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Attention of new tokens over the cache, which has them already; program (b, h): ROWS tokens of query head h.
+    """Attention of new tokens over the cache, which has them already; program (b, h, s): ROWS tokens of query head h.
+
+    With several SPLITS a program reads the s-th range of the cache, and `join_kernel` joins what they found.
 
     Tensors:
         queries: float [tokens, HEADS·SIZE], scaled by log2(e) / sqrt(SIZE).
         keys: float [KV_HEADS, capacity, SIZE]; `values` likewise.
         past: int64 [1]; `count` likewise.
-        out: float [tokens, HEADS·SIZE].
+        sees: uint8 [tokens, capacity], whether a token sees another before it; asked where `chosen` is not 0.
+        chosen: int64 [1].
+        out: float [tokens, HEADS·SIZE], written without splits.
+        part_out: float32 [SPLITS, tokens, HEADS·SIZE], written with splits.
+        part_top: float32 [SPLITS, tokens, HEADS], written with splits; `part_sum` likewise.
         TILE: tokens of the cache read at once.
     """
     head = tl.program_id(1)
@@ -123,17 +130,26 @@ def read_kernel(
     query = tl.load(queries + line, mask=here[:, None], other=0.0)
     before = tl.load(past)
     new = tl.load(count)
+    asked = here & (tl.load(chosen + row * 0) != 0)
     end = before + tl.minimum(new, tl.program_id(0) * ROWS + ROWS)
     top = tl.full([ROWS], -1e30, tl.float32)  # finite: a difference of two infinities is no number
     weight = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, SIZE], tl.float32)
-    for start in range(0, end, TILE):
+    first = 0
+    last = end
+    if SPLITS > 1:
+        reach = tl.cdiv(tl.cdiv(end, SPLITS), TILE) * TILE
+        first = tl.program_id(2) * reach
+        last = tl.minimum(first + reach, end)
+    for start in range(first, last, TILE):
         token = start + tl.arange(0, TILE)
-        inside = token < end
+        inside = token < last
         cached = kv * capacity * SIZE + token[:, None].to(tl.int64) * SIZE + column[None, :]
         key = tl.load(keys + cached, mask=inside[:, None], other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision="ieee")
         seen = inside[None, :] & (token[None, :] <= before + row[:, None])
+        line_sees = sees + row[:, None].to(tl.int64) * capacity + token[None, :]
+        seen &= tl.load(line_sees, mask=seen & asked[:, None], other=1) != 0
         score = tl.where(seen, score, -1e30)
         higher = tl.maximum(top, tl.max(score, 1))
         share = tl.where(seen, tl.exp2(score - higher[:, None]), 0.0)
@@ -142,8 +158,31 @@ def read_kernel(
         value = tl.load(values + cached, mask=inside[:, None], other=0.0)
         mixed = tl.dot(share.to(value.dtype), value, mixed * shrink[:, None], input_precision="ieee")
         top = higher
-    mixed = mixed / tl.maximum(weight, 1e-30)[:, None]
-    tl.store(out + line, mixed.to(out.dtype.element_ty), mask=here[:, None])
+    if SPLITS > 1:
+        slot = (tl.program_id(2) * tokens + row) * HEADS + head
+        tl.store(part_top + slot, top, mask=here)
+        tl.store(part_sum + slot, weight, mask=here)
+        tl.store(part_out + slot[:, None].to(tl.int64) * SIZE + column[None, :], mixed, mask=here[:, None])
+    else:
+        mixed = mixed / tl.maximum(weight, 1e-30)[:, None]
+        tl.store(out + line, mixed.to(out.dtype.element_ty), mask=here[:, None])
+
+
+@triton.jit
+def join_kernel(
+    part_out, part_top, part_sum, out, tokens, HEADS: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr
+):  # fmt: skip
+    """Join what `read_kernel` found in ranges of the cache; program (t, h): head h of token t."""
+    split = tl.arange(0, SPLITS)
+    column = tl.arange(0, SIZE)
+    slot = (split * tokens + tl.program_id(0)) * HEADS + tl.program_id(1)
+    top = tl.load(part_top + slot)
+    factor = tl.exp2(top - tl.max(top, 0))
+    weight = tl.sum(tl.load(part_sum + slot) * factor, 0)
+    parts = tl.load(part_out + slot[:, None].to(tl.int64) * SIZE + column[None, :])
+    mixed = tl.sum(parts * factor[:, None], 0) / tl.maximum(weight, 1e-30)
+    line = (tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)) * SIZE + column
+    tl.store(out + line, mixed.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -159,4 +198,6 @@ def glu_kernel(gate_up, out, intermediate, BLOCK: tl.constexpr):
     here = place < intermediate
     gate = tl.load(gate_up + token * 2 * intermediate + place, mask=here, other=0.0).to(tl.float32)
     up = tl.load(gate_up + token * 2 * intermediate + intermediate + place, mask=here, other=0.0).to(tl.float32)
-    tl.store(out + token * intermediate + place, (up * gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty), mask=here)
+    tl.store(
+        out + token * intermediate + place, (up * gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty), mask=here
+    )

@@ -148,13 +148,12 @@ def linear_kernel(
     words, scale, zero = _tile(weight, scales, zeros, row, here, 0, GROUPS, WORDS, BITS, ZERO, BLOCK_GROUPS)
     up_words, up_scale, up_zero = words, scale, zero
     if GLU:
-        up_words, up_scale, up_zero = _tile(
-            weight, scales, zeros, up, here, 0, GROUPS, WORDS, BITS, ZERO, BLOCK_GROUPS
-        )
+        up_words, up_scale, up_zero = _tile(weight, scales, zeros, up, here, 0, GROUPS, WORDS, BITS, ZERO, BLOCK_GROUPS)
     parts: tl.constexpr = GROUP // WORDS
     gains = ()
     for part in tl.static_range(parts):
-        gains = gains + (_gain(norm, word // WORDS * GROUP + word % WORDS + part * WORDS, columns, NORM),)
+        column = word // WORDS * GROUP + word % WORDS + part * WORDS
+        gains = gains + (_gain(norm, column, columns, NORM),)  # noqa: RUF005 - Triton has no stars
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -185,12 +184,12 @@ def linear_kernel(
                 squares += x * x
                 x *= gains[part]
             top = tl.maximum(top, tl.abs(x))
-            gained = gained + (x,)
+            gained = gained + (x,)  # noqa: RUF005
         if start + BLOCK_GROUPS < GROUPS:
             gains = ()
             for part in tl.static_range(parts):
                 column = first_column + BLOCK_GROUPS * GROUP + part * WORDS
-                gains = gains + (_gain(norm, column, columns, NORM),)
+                gains = gains + (_gain(norm, column, columns, NORM),)  # noqa: RUF005 - Triton has no stars
         if BITS == 16:
             total += _grouped(words.to(tl.float32) * gained[0][None, :], BLOCK_GROUPS)
             if GLU:

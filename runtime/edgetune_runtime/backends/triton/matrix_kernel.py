@@ -35,7 +35,7 @@ def _one_and(words, one, PART: tl.constexpr, BITS: tl.constexpr):
     return ((moved & mask) | one).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # else 1 and 16 would be compiled anew, in the middle of an answer
 def matrix_kernel(
     inputs, weight, scales, zeros, out, rows, tokens, one,
     GROUPS: tl.constexpr, GROUP: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,

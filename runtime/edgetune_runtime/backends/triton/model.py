@@ -1,4 +1,4 @@
-"""The decoder as the engine holds it, and one pass over it in plain torch: what runs without a GPU, and holds kernels to account.
+"""The decoder as the engine holds it, and one pass over it in plain torch, which runs without a GPU.
 
 Every supported family is RMSNorm, rotary embedding, grouped-query attention and SwiGLU, with optional biases, q/k norms
 and DeepStack. The residual stream, norms and attention scores are float32; products are in the weights' dtype.
@@ -6,8 +6,8 @@ and DeepStack. The residual stream, norms and attention scores are float32; prod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -67,6 +67,19 @@ class Decoder:
         """Where it is."""
         return self.embedding.device
 
+    @property
+    def products(self) -> list[PackedLinear]:
+        """The linear layers of all blocks."""
+        return [each for layer in self.layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+
+    def with_products(self, products: Iterable[PackedLinear]) -> Decoder:
+        """The same with other linear layers in the place of `products`, in their order."""
+        rest = iter(products)
+        layers = [
+            replace(layer, qkv=next(rest), out=next(rest), gate_up=next(rest), down=next(rest)) for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers))
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -107,6 +120,8 @@ def forward(
     deepstack: Sequence[torch.Tensor] = (),
     *,
     at: Sequence[int] = (-1,),
+    sees: torch.Tensor | None = None,
+    head: PackedLinear | None = None,
 ) -> torch.Tensor:
     """Append tokens to a cache that holds `past` and return logits float32 [len(at), V].
 
@@ -118,6 +133,8 @@ def forward(
         positions: [3, S].
         deepstack: float32 [S, hidden] to add after each of the first layers.
         at: after which of these tokens logits are wanted, for the head is the largest product.
+        sees: bool [S, past + S], which of all tokens up to itself each new one sees; None for all.
+        head: in place of the decoder's, such as some rows of it.
     """
     sizes = decoder.sizes
     count = len(embeddings)
@@ -126,6 +143,8 @@ def forward(
     cos, sin = angles.cos(), angles.sin()
     # Token i of these sees what was there before and the first i + 1 of these.
     seen = torch.ones(count, past + count, dtype=torch.bool, device=decoder.device).tril(past)
+    if sees is not None:
+        seen &= sees
 
     def linear(layer: PackedLinear, states: torch.Tensor) -> torch.Tensor:
         product = functional.linear(states.to(decoder.dtype), layer.dense(decoder.dtype)).float()
@@ -160,4 +179,4 @@ def forward(
         states = states + linear(layer.down, functional.silu(gate) * up)
         if number < len(deepstack):
             states = states + deepstack[number]
-    return linear(decoder.head, norm(states[list(at)], decoder.norm))
+    return linear(decoder.head if head is None else head, norm(states[list(at)], decoder.norm))

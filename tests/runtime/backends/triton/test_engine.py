@@ -112,6 +112,39 @@ def test_greedy_ends_at_a_stop_token_and_goes_on_from_there(gptq: Path) -> None:
     assert backend.greedy(stop, 6 + cut, count=40 - cut, stop=()) == whole[cut:]
 
 
+def test_several_tokens_in_one_pass_tell_what_they_tell_one_by_one(gptq: Path) -> None:
+    bundle = Bundle.load(gptq)
+    backend = load_backend(bundle, engine="triton")
+    ids, places = np.arange(20, 28), np.tile(np.arange(8), (3, 1))
+    backend.reserve(8)
+    singly = np.stack([backend.forward(backend.embed(ids[[n]]), places[:, [n]]).copy() for n in range(8)])
+    backend.rewind(2)
+    told = backend.forward_at(backend.embed(ids[2:]), places[:, 2:], at=[0, 3, 5])
+    np.testing.assert_allclose(told, singly[[2, 5, 7]], atol=1e-4)
+    assert bundle.grammar is not None and backend.length == 8
+    backend.rewind(2)
+    told = backend.answers_at(backend.embed(ids[2:]), places[:, 2:], at=[1])
+    np.testing.assert_allclose(told, singly[[3]][:, bundle.grammar.tokens], atol=1e-4)
+    backend.rewind(2)
+    assert backend.forward_at(backend.embed(ids[2:]), places[:, 2:], at=[]).shape == (0, backend.shape.vocabulary)
+
+
+def test_continuations_side_by_side_are_what_they_are_alone(gptq: Path) -> None:
+    backend = load_backend(Bundle.load(gptq), engine="triton")
+    trunk, lines = np.arange(20, 26), [np.arange(30, 33), np.arange(40, 44)]
+    alone = []
+    for line in lines:
+        backend.reserve(20)
+        backend.forward(backend.embed(trunk), np.tile(np.arange(6), (3, 1)))
+        alone.append(backend.forward(backend.embed(line), np.tile(6 + np.arange(len(line)), (3, 1))).copy())
+    backend.branch(6)
+    positions = np.concatenate([6 + np.arange(len(line)) for line in lines])
+    owners = np.repeat([0, 1], [len(line) for line in lines])
+    embeddings, rows = backend.embed(np.concatenate(lines)), np.tile(positions, (3, 1))
+    told = backend.branches_at(embeddings, rows, owners, at=[2, 6], answers=False)
+    np.testing.assert_allclose(told, np.stack(alone), atol=1e-4)
+
+
 @pytest.mark.parametrize("count", [1, 2, 17, 40])
 def test_the_runtimes_loop_takes_the_tokens_that_the_engine_chooses(gptq: Path, count: int) -> None:
     backend = TorchBackend.load(Bundle.load(gptq), device="cpu", threads=None)
