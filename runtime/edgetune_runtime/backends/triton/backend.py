@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from edgetune_runtime.backends.base import Arrays, Float, GreedyBackend, ImageFeatures, Int, ModelShape
+from edgetune_runtime.backends.triton.graph import current
 from edgetune_runtime.backends.triton.model import Cache, Decoder, forward
 from edgetune_runtime.backends.triton.packing import PackedLinear
 from edgetune_runtime.backends.triton.vision import Tower, load_vision
@@ -117,9 +118,11 @@ class TorchBackend(GreedyBackend):
         """Run the vision tower."""
         if self._tower is None:
             raise InputError("this model was loaded without its vision tower")
-        features = self._tower.encode(*(torch.from_numpy(images[name]) for name in ("pixel_values", "image_grid_thw")))
-        host = torch.empty(features.shape, dtype=torch.float32, pin_memory=features.is_cuda)
-        embeddings, *deepstack = host.copy_(features).numpy()
+        with current(self._tower.device):
+            pixels, grids = (torch.from_numpy(images[name]) for name in ("pixel_values", "image_grid_thw"))
+            features = self._tower.encode(pixels, grids)
+            host = torch.empty(features.shape, dtype=torch.float32, pin_memory=features.is_cuda)
+            embeddings, *deepstack = host.copy_(features).numpy()
         return ImageFeatures(embeddings, tuple(deepstack))
 
     def embed_impl(self, token_ids: Int) -> Float:
@@ -136,6 +139,12 @@ class TorchBackend(GreedyBackend):
         if decoder.device.type != "cuda":
             self._cache = Cache.empty(decoder, capacity)
             return
+        with current(decoder.device):
+            self._prepare(capacity)
+
+    def _prepare(self, capacity: int) -> None:
+        """Make a cache on the GPU and record the passes that write it."""
+        decoder = self._decoder
         if self._several is decoder:
             self._several = _kernels().unpacked(decoder)
         free, _ = torch.cuda.mem_get_info(decoder.device)
@@ -152,7 +161,8 @@ class TorchBackend(GreedyBackend):
 
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """Append tokens and return the last one's logits."""
-        return self._forward(self.length, embeddings, positions, deepstack)[0]
+        logits: Float = self._forward(self.length, embeddings, positions, deepstack)[0]
+        return logits
 
     def forward_at_impl(
         self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
@@ -187,7 +197,8 @@ class TorchBackend(GreedyBackend):
         """The logits [len(at), V] after tokens that follow the first `past` of the cache."""
         states, places, *added = (torch.from_numpy(array) for array in (embeddings, positions, *deepstack))
         if self._fused is not None:
-            return _host(self._fused.forward(past, states, places, added, at=at, sees=sees, answers=answers))
+            with current(self._decoder.device):
+                return _host(self._fused.forward(past, states, places, added, at=at, sees=sees, answers=answers))
         head = self._answer_head() if answers else None
         return _host(forward(self._decoder, self._cache, past, states, places, added, at=at, sees=sees, head=head))
 
@@ -222,11 +233,12 @@ class TorchBackend(GreedyBackend):
                 found.append(token)
             return found
         step = self._fused.step
-        step.token.fill_(token)
-        step.positions.fill_(position)
-        step.past.fill_(past)
-        for _ in range(count):
-            step.greedy()
+        with current(self._decoder.device):
+            step.token.fill_(token)
+            step.positions.fill_(position)
+            step.past.fill_(past)
+            for _ in range(count):
+                step.greedy()
         return [int(one) for one in step.tokens[past : past + count].tolist()]
 
 

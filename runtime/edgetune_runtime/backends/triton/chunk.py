@@ -54,6 +54,7 @@ class Chunk:
         cache: written.
         size: one that `chunk_size` gives.
         deepstack: after how many layers features are added.
+        branches: whether `read` is told what tokens see.
         pool: memory that recorded passes share, which run one at a time.
 
     Attributes:
@@ -62,12 +63,19 @@ class Chunk:
         positions: int64 [3, size].
         past: int64 [1], tokens in the cache.
         count: int64 [1], tokens to append.
-        sees: uint8 [size, capacity], which tokens each new one sees, where `chosen` is not 0; else all before it.
-        chosen: int64 [1].
+        sees: uint8 [size, capacity] with `branches`: which tokens each new one sees, where `chosen` is not 0.
+        chosen: int64 [1]; 0 where each sees all before it.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: Cache, size: int, deepstack: int = 0, *, pool: Pool | None = None
+        self,
+        decoder: Decoder,
+        cache: Cache,
+        size: int,
+        deepstack: int = 0,
+        *,
+        branches: bool = False,
+        pool: Pool | None = None,
     ) -> None:
         self._decoder, self._cache, self._size = decoder, cache, size
         sizes = decoder.sizes
@@ -79,7 +87,7 @@ class Chunk:
         self.features = [empty(size, sizes.hidden, dtype=torch.float32) for _ in range(deepstack)]
         self.positions = empty(3, size, dtype=torch.int64)
         self.past, self.count, self.chosen = (empty(1, dtype=torch.int64) for _ in range(3))
-        self.sees = empty(size, cache.capacity, dtype=torch.uint8)
+        self.sees = empty(size if branches else 0, cache.capacity, dtype=torch.uint8)
         self._normed = empty(size, sizes.hidden)
         self._queries = empty(size, sizes.heads * sizes.head_dim)
         self._mixed = empty(size, sizes.heads * sizes.head_dim)

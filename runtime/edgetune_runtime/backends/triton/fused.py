@@ -10,7 +10,7 @@ import torch
 from edgetune_runtime.backends.triton.chunk import SMALL, Chunk, chunk_size
 from edgetune_runtime.backends.triton.graph import new_pool
 from edgetune_runtime.backends.triton.model import Cache, Decoder
-from edgetune_runtime.backends.triton.packing import PackedLinear, dense
+from edgetune_runtime.backends.triton.packing import DENSE_GROUP, PackedLinear, dense
 from edgetune_runtime.backends.triton.step import Step, dequantize
 
 RECORDED = 8
@@ -19,13 +19,15 @@ RECORDED = 8
 
 UNPACKED_SHARE = 0.25
 """Of the free memory: what a second copy of the blocks' weights may take, unpacked into 16 bits. It costs four times
-the packed one, and saves a pass over several tokens from unpacking them again."""
+the packed one, and spares a pass over several tokens from unpacking them again."""
 
 
 def unpacked(decoder: Decoder) -> Decoder:
     """The decoder that passes over several tokens read: with weights unpacked if memory allows, else the same."""
     packed = [layer for layer in decoder.products if layer.scales is not None]
     size = sum(layer.rows * layer.columns for layer in packed) * decoder.dtype.itemsize
+    if any(layer.columns % DENSE_GROUP for layer in packed):
+        return decoder
     if decoder.device.type != "cuda" or size > torch.cuda.mem_get_info(decoder.device)[0] * UNPACKED_SHARE:
         return decoder
     products = (
@@ -61,8 +63,8 @@ class Fused:
         self._pool = new_pool(decoder.device)
         self._answer_head = answer_head
         self.step = Step(decoder, cache, answer_head)
-        self._small = {size: Chunk(several, cache, size, pool=self._pool) for size in SMALL}
-        self._chunks: OrderedDict[tuple[int, bool], Chunk] = OrderedDict()
+        self._small = {size: Chunk(several, cache, size, branches=True, pool=self._pool) for size in SMALL}
+        self._chunks: OrderedDict[tuple[int, bool, bool], Chunk] = OrderedDict()
 
     def prepare(self) -> None:
         """Record what every answer needs. Chunks of pictures are recorded when their size is known, at the first."""
@@ -98,19 +100,19 @@ class Fused:
             else:
                 step.forward()
             return (step.answers if answers else step.logits).expand(len(at), -1)
-        chunk = self._chunk(chunk_size(len(embeddings)), bool(deepstack))
+        chunk = self._chunk(chunk_size(len(embeddings)), deepstack=bool(deepstack), branches=sees is not None)
         chunk.read(past, embeddings, positions, deepstack, sees)
         head = self._answer_head if answers else self._decoder.head
         assert head is not None
         return chunk.logits(head, [place % len(embeddings) for place in at])
 
-    def _chunk(self, size: int, deepstack: bool) -> Chunk:
+    def _chunk(self, size: int, *, deepstack: bool, branches: bool) -> Chunk:
         if size in self._small and not deepstack:
             return self._small[size]
-        key = size, deepstack
+        key = size, deepstack, branches
         if key not in self._chunks:
             layers = self._deepstack if deepstack else 0
-            self._chunks[key] = Chunk(self._several, self._cache, size, layers, pool=self._pool)
+            self._chunks[key] = Chunk(self._several, self._cache, size, layers, branches=branches, pool=self._pool)
             while len(self._chunks) > RECORDED:
                 self._chunks.popitem(last=False)
         self._chunks.move_to_end(key)

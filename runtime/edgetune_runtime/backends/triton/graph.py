@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
-Pool = tuple[int, int]
-"""Memory of recorded work, as torch names it."""
+Pool = Any
+"""Memory of recorded work, by torch's handle."""
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one, on which kernels are launched and work is recorded; nothing elsewhere."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def new_pool(device: torch.device) -> Pool | None:

@@ -27,7 +27,7 @@ ROUND = tl.constexpr(12582912.0)
 @triton.constexpr_function
 def _limit(bits: int, group: int) -> int:
     """The largest q: 16 bits, or fewer where a group's sum would exceed 32."""
-    return min(32767, (2**31 - 1) // ((2**bits - 1) * group))
+    return min(32767, (2**31 - 1) // (((1 << bits) - 1) * group))
 
 
 @triton.jit
