@@ -18,6 +18,8 @@ from edgetune_runtime.backends.triton.graph import Graph, Pool, new_pool
 from edgetune_runtime.backends.triton.weights import PackedCheckpoint
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import BundleError
+from edgetune_runtime.images.config import Normalise
+from edgetune_runtime.images.smart import ImageSpec
 
 RECORDED = 4
 """Sizes of pictures whose graphs are kept, those used last; each has buffers of its own, some 30 MB."""
@@ -42,7 +44,10 @@ def load_vision(bundle: Bundle, checkpoint: PackedCheckpoint, device: torch.devi
     tower.to(device).eval().requires_grad_(False)
     for parameter in tower.parameters():  # and no buffers: frequencies of positions stay as exact as they are
         parameter.data = parameter.data.to(dtype)
-    return Tower(tower)
+    spec = bundle.spec
+    assert isinstance(spec, ImageSpec)  # which the engine asks for
+    values = torch.from_numpy(Normalise(spec.mean, spec.std, spec.rescale).table())
+    return Tower(tower, values, spec.temporal_patch_size)
 
 
 class PatchProduct(nn.Module):
@@ -75,19 +80,23 @@ class Tower:
 
     Args:
         module: the tower of transformers.
+        values: float32 [3, 256], what the 8-bit values of each channel become for it.
+        frames: how often a patch holds the picture.
 
     Attributes:
         device: where it is.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, values: torch.Tensor, frames: int) -> None:
         patches: Any = module.patch_embed
         if isinstance(patches.proj, nn.Conv3d):
             module.patch_embed = PatchProduct(patches.proj)
         self._module: Any = module
         parameter = next(module.parameters())
         self.device, self._dtype = parameter.device, parameter.dtype
-        self._recorded: OrderedDict[bytes, Recorded] = OrderedDict()
+        self._values, self._frames = values.to(self.device).flatten(), frames
+        self._channels = 256 * torch.arange(3, device=self.device)
+        self._recorded: OrderedDict[tuple[torch.dtype, bytes], Recorded] = OrderedDict()
         self._pool = new_pool(self.device)
 
     @torch.inference_mode()
@@ -95,13 +104,14 @@ class Tower:
         """Features of all image tokens; valid until the next call.
 
         Args:
-            pixels: any dtype [P, C], on the host.
+            pixels: on the host, floats [P, C] as the tower takes them; or uint8 [P, pixels · 3] as they are in the
+                picture, one frame, the channels of each pixel together.
             grids: int64 [N, 3], on the host.
 
         Returns:
             [1 + DeepStack layers, tokens, H] in the tower's dtype: what stands for the tokens, and what is added later.
         """
-        key = grids.numpy().tobytes()
+        key = pixels.dtype, grids.numpy().tobytes()
         if key not in self._recorded:
             self._recorded[key] = Recorded(self, pixels, grids, self._pool)
             while len(self._recorded) > RECORDED:
@@ -114,8 +124,15 @@ class Tower:
 
     def run(self, pixels: torch.Tensor, grids: torch.Tensor, tables: dict[str, torch.Tensor]) -> torch.Tensor:
         """As `encode`, with pixels on the tower's device, and what `tables` gives for the grids."""
+        if pixels.dtype == torch.uint8:
+            pixels = self._normalised(pixels)
         told = self._module(pixels.to(self._dtype), grid_thw=grids, **tables)
         return torch.stack([told.pooler_output, *(getattr(told, "deepstack_features", None) or ())])
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """From uint8 [P, pixels · 3] to float32 [P, 3 · frames · pixels]."""
+        values = self._values[pixels.view(len(pixels), -1, 3).long() + self._channels].transpose(1, 2)  # [P, 3, pixels]
+        return values[:, :, None].expand(-1, -1, self._frames, -1).flatten(1)
 
     def tables(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the tower would compute of the grids in every call: places, windows and where segments end.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
@@ -18,9 +19,12 @@ from edgetune_export.checkpoint import open_checkpoint
 from edgetune_runtime import Session
 from edgetune_runtime.backends import GreedyBackend, load_backend
 from edgetune_runtime.backends.triton.backend import TorchBackend
+from edgetune_runtime.backends.triton.vision import load_vision
+from edgetune_runtime.backends.triton.weights import PackedCheckpoint
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.decode import Prompt, greedy, prefill, step
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.images.smart import ImageSpec, preprocess
 from edgetune_runtime.quant.blocks import BlockFormat
 from reference import apply_weights, greedy_sample, load_model
 from weight_sets import build_weight_set
@@ -78,6 +82,24 @@ def test_qwen2_5_vl_of_mixed_widths_computes_what_transformers_computes(qwen2_5_
     backend = TorchBackend.load(bundle, device="cpu", threads=1)
     for sample in reference(qwen2_5_vl, weights):
         assert_computes(backend, qwen2_5_vl, sample)
+
+
+def test_a_tower_makes_the_same_of_a_pictures_own_bytes(qwen3_vl: Path, weight_set: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(export(qwen3_vl, weight_set, tmp_path / "bundle", "gptq"))
+    with PackedCheckpoint(bundle) as checkpoint:
+        tower = load_vision(bundle, checkpoint, torch.device("cpu"), torch.float32)
+    spec = bundle.spec
+    assert isinstance(spec, ImageSpec)
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    prepared = preprocess(Image.fromarray(rgb), spec)
+    size = prepared.geometry.resized_width, prepared.geometry.resized_height
+    resized = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling(spec.resample)))
+    patch, merge = spec.patch_size, spec.merge_size
+    groups = resized.reshape(size[1] // spec.factor, merge, patch, size[0] // spec.factor, merge, patch, 3)
+    own = torch.from_numpy(groups.transpose(0, 3, 1, 4, 2, 5, 6).reshape(len(prepared.pixel_values), -1).copy())
+    grids = torch.from_numpy(prepared.grid_thw)
+    told = tower.encode(torch.from_numpy(prepared.pixel_values), grids).clone()
+    assert torch.equal(tower.encode(own, grids), told)
 
 
 @pytest.fixture(scope="module")
