@@ -9,6 +9,7 @@ process of its own, they take turns, batch 1, and medians are compared:
 
     ours             the runtime's decode loop: tokens stay on the GPU, the host looks every 16
     ours, logits     step by step, logits go to the host at every token
+    ours, random     as ours with random codes: of all engines the one that needs no peer and no checkpoint
     genai            generate_next_token with the builder's default int4 kernels
     genai, fpA_intB  the same graph with onnxruntime's other int4 kernels (session option ep.cuda.fpa_intb_gemm)
     genai, fp16      the unquantized model in float16
@@ -31,9 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda_models import build_checkpoint, build_peer, our_backend
+from cuda_models import build_checkpoint, build_peer, our_backend, random_backend
 
-ENGINES = ("ours", "ours, logits", "genai", "genai, fpA_intB", "genai, fp16", "transformers")
+RANDOM = "ours, random"
+ENGINES = ("ours", "ours, logits", RANDOM, "genai", "genai, fpA_intB", "genai, fp16", "transformers")
 PROMPT_TOKENS = 64
 
 Run = Callable[[Any, int], tuple[list[int], float]]
@@ -43,19 +45,22 @@ Run = Callable[[Any, int], tuple[list[int], float]]
 def main() -> None:
     """Build, run the engines in turns and print a JSON report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     if "--serve" in sys.argv:  # a worker process of ours
-        serve(*sys.argv[2:4])
+        serve(*sys.argv[2:5])
         return
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        build_checkpoint(folder / "checkpoint", options.tokenizer, options.layers)
-        build_peer(folder)
+        if set(options.engines) != {RANDOM}:
+            if options.tokenizer is None:
+                parser.error("--tokenizer is needed to build the peer's model")
+            build_checkpoint(folder / "checkpoint", options.tokenizer, options.layers)
+            build_peer(folder)
         if "genai, fp16" in options.engines:
             build_peer(folder, "fp16", "peer_fp16")
         print(json.dumps(compare(folder, options), indent=2))
@@ -63,7 +68,7 @@ def main() -> None:
 
 def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens/s by run and medians; an engine that fails is reported with its last words."""
-    workers = {name: Worker(name, folder) for name in options.engines}
+    workers = {name: Worker(name, folder, options.layers) for name in options.engines}
     speeds: dict[str, list[float]] = {name: [] for name in workers}
     tokens: dict[str, list[int]] = {}
     failed: dict[str, str] = {}
@@ -79,7 +84,7 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 tokens[name] = reply["tokens"]
     for worker in workers.values():
         worker.close()
-    first = tokens.get("ours", [])
+    first = tokens.get("ours", tokens.get(RANDOM, []))
     return {
         "layers": options.layers,
         "prompt_tokens": PROMPT_TOKENS,
@@ -97,9 +102,9 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 class Worker:
     """A process that holds one engine and runs it on demand."""
 
-    def __init__(self, engine: str, folder: Path) -> None:
+    def __init__(self, engine: str, folder: Path, layers: int) -> None:
         self._errors = folder / f"{engine}.log"
-        command = [sys.executable, __file__, "--serve", engine, str(folder)]
+        command = [sys.executable, __file__, "--serve", engine, str(folder), str(layers)]
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -123,12 +128,13 @@ class Worker:
             self._process.communicate()
 
 
-def serve(engine: str, place: str) -> None:
+def serve(engine: str, place: str, layers: str) -> None:
     """Answer every line on stdin, a number of tokens, with one generation."""
     folder = Path(place)
     load = {
         "ours": load_ours,
         "ours, logits": load_logits,
+        RANDOM: lambda folder: load_ours(folder, random_backend(int(layers))),
         "genai": load_peer,
         "genai, fpA_intB": lambda folder: load_peer(folder, fpa_intb=True),
         "genai, fp16": lambda folder: load_peer(folder, "peer_fp16"),
@@ -149,11 +155,11 @@ def timed(tokens: Iterator[int]) -> tuple[list[int], float]:
     return found, time.perf_counter() - started
 
 
-def load_ours(folder: Path) -> Run:
-    """The runtime's loop over our engine."""
+def load_ours(folder: Path, backend: Any = None) -> Run:
+    """The runtime's loop over our engine, with the peer's weights unless it is given."""
     from edgetune_runtime.decode import greedy
 
-    backend = our_backend(folder)
+    backend = backend or our_backend(folder)
 
     def run(prompt: Any, count: int) -> tuple[list[int], float]:
         return timed(greedy(backend, text(prompt), stop=(), max_new_tokens=count, max_length=4096))

@@ -1,4 +1,7 @@
-"""What cuda_decode.py runs: a random Qwen3 checkpoint, the peer's int4 model of it, and ours with the same weights."""
+"""What cuda_decode.py runs: a random Qwen3 checkpoint, the peer's int4 model of it, and ours with the same weights.
+
+Or ours alone, with random codes: what a step takes does not depend on values.
+"""
 
 from __future__ import annotations
 
@@ -127,3 +130,41 @@ def our_backend(folder: Path, device: str = "cuda") -> TorchBackend:
     rope = rope_matrix(Rope(THETA, (size // 2, 0, 0), False, size, size)).to(place)
     table = tensors["model.embed_tokens.weight"].to(place, torch.float16)
     return TorchBackend(Decoder(sizes, torch.float16, rope, table, blocks, norm("model.norm"), linear("lm_head")))
+
+
+def random_backend(layers: int, device: str = "cuda") -> TorchBackend:
+    """Our engine with random codes in the same format, symmetric in groups of `GROUP`, the head too."""
+    place, hidden, size = torch.device(device), SIZES["hidden_size"], SIZES["head_dim"]
+    heads, kv_heads = SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
+    generator = torch.Generator(place).manual_seed(0)
+
+    def linear(rows: int, columns: int) -> PackedLinear:
+        groups = columns // GROUP
+        words = torch.randint(
+            -(2**31), 2**31, (rows, groups, GROUP // 8), dtype=torch.int32, device=place, generator=generator
+        )
+        scales = torch.rand(rows, groups, device=place, generator=generator) / (4 * columns**0.5)
+        return PackedLinear(words, 4, GROUP, scales.half(), None, 8)
+
+    def gain(length: int) -> torch.Tensor:
+        return torch.ones(length, device=place)
+
+    def block() -> Layer:
+        inner = SIZES["intermediate_size"]
+        return Layer(
+            input_norm=gain(hidden),
+            qkv=linear((heads + 2 * kv_heads) * size, hidden),
+            q_norm=gain(size),
+            k_norm=gain(size),
+            out=linear(hidden, heads * size),
+            post_norm=gain(hidden),
+            gate_up=linear(2 * inner, hidden),
+            down=linear(hidden, inner),
+        )
+
+    sizes = Sizes(layers, hidden, SIZES["intermediate_size"], heads, kv_heads, size, SIZES["vocab_size"], NORM_EPS)
+    rope = rope_matrix(Rope(THETA, (size // 2, 0, 0), False, size, size)).to(place)
+    table = torch.randn(SIZES["vocab_size"], hidden, dtype=torch.float16, device=place, generator=generator)
+    blocks = tuple(block() for _ in range(layers))
+    head = linear(SIZES["vocab_size"], hidden)
+    return TorchBackend(Decoder(sizes, torch.float16, rope, table, blocks, gain(hidden), head), max_length=4096)

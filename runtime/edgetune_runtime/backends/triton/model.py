@@ -1,4 +1,4 @@
-"""The decoder as the engine holds it, and one pass over it in plain torch: prefill, and every step where no GPU is.
+"""The decoder as the engine holds it, and one pass over it in plain torch, which runs without a GPU.
 
 Every supported family is RMSNorm, rotary embedding, grouped-query attention and SwiGLU, with optional biases, q/k norms
 and DeepStack. The residual stream, norms and attention scores are float32; products are in the weights' dtype.
@@ -6,8 +6,9 @@ and DeepStack. The residual stream, norms and attention scores are float32; prod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch.nn import functional
@@ -66,6 +67,19 @@ class Decoder:
         """Where it is."""
         return self.embedding.device
 
+    @property
+    def products(self) -> list[PackedLinear]:
+        """The linear layers of all blocks."""
+        return [each for layer in self.layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+
+    def with_products(self, products: Iterable[PackedLinear]) -> Decoder:
+        """The same with other linear layers in the place of `products`, in their order."""
+        rest = iter(products)
+        layers = [
+            replace(layer, qkv=next(rest), out=next(rest), gate_up=next(rest), down=next(rest)) for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers))
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -77,19 +91,23 @@ class Cache:
     @classmethod
     def empty(cls, decoder: Decoder, capacity: int) -> Cache:
         """Room for `capacity` tokens."""
-        sizes = decoder.sizes
-        shape = (sizes.layers, sizes.kv_heads, capacity, sizes.head_dim)
+        shape = cls._shape(decoder.sizes, capacity)
         keys, values = (torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
         return cls(keys, values)
+
+    @classmethod
+    def nbytes(cls, decoder: Decoder, capacity: int) -> int:
+        """What room for `capacity` tokens takes."""
+        return 2 * decoder.dtype.itemsize * prod(cls._shape(decoder.sizes, capacity))
+
+    @staticmethod
+    def _shape(sizes: Sizes, capacity: int) -> tuple[int, int, int, int]:
+        return sizes.layers, sizes.kv_heads, capacity, sizes.head_dim
 
     @property
     def capacity(self) -> int:
         """Most tokens."""
         return int(self.keys.shape[2])
-
-
-Dense = Callable[[PackedLinear, torch.dtype], torch.Tensor]
-"""How a packed weight becomes a matrix [N, K]."""
 
 
 @torch.inference_mode()
@@ -101,9 +119,11 @@ def forward(
     positions: torch.Tensor,
     deepstack: Sequence[torch.Tensor] = (),
     *,
-    dense: Dense = PackedLinear.dense,
+    at: Sequence[int] = (-1,),
+    sees: torch.Tensor | None = None,
+    head: PackedLinear | None = None,
 ) -> torch.Tensor:
-    """Append tokens to a cache that holds `past` and return the last one's logits, float32 [V].
+    """Append tokens to a cache that holds `past` and return logits float32 [len(at), V].
 
     Args:
         decoder: the model.
@@ -112,7 +132,9 @@ def forward(
         embeddings: float32 [S, hidden].
         positions: [3, S].
         deepstack: float32 [S, hidden] to add after each of the first layers.
-        dense: unpacks a weight.
+        at: after which of these tokens logits are wanted, for the head is the largest product.
+        sees: bool [S, past + S], which of all tokens up to itself each new one sees; None for all.
+        head: in place of the decoder's, such as some rows of it.
     """
     sizes = decoder.sizes
     count = len(embeddings)
@@ -121,9 +143,11 @@ def forward(
     cos, sin = angles.cos(), angles.sin()
     # Token i of these sees what was there before and the first i + 1 of these.
     seen = torch.ones(count, past + count, dtype=torch.bool, device=decoder.device).tril(past)
+    if sees is not None:
+        seen &= sees
 
     def linear(layer: PackedLinear, states: torch.Tensor) -> torch.Tensor:
-        product = functional.linear(states.to(decoder.dtype), dense(layer, decoder.dtype)).float()
+        product = functional.linear(states.to(decoder.dtype), layer.dense(decoder.dtype)).float()
         return product if layer.bias is None else product + layer.bias
 
     def norm(states: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
@@ -155,5 +179,4 @@ def forward(
         states = states + linear(layer.down, functional.silu(gate) * up)
         if number < len(deepstack):
             states = states + deepstack[number]
-    # Only the last token's logits are ever used, and the head is the largest product.
-    return linear(decoder.head, norm(states[-1:], decoder.norm))[0]
+    return linear(decoder.head if head is None else head, norm(states[list(at)], decoder.norm))

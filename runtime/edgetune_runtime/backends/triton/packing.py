@@ -62,6 +62,12 @@ class PackedLinear:
         scales, zeros, bias = moved
         return replace(self, weight=self.weight.to(device), scales=scales, zeros=zeros, bias=bias)
 
+    def outputs(self, rows: torch.Tensor) -> PackedLinear:
+        """The layer with these outputs alone; int64, on the layer's device."""
+        chosen = (None if part is None else part[rows] for part in (self.scales, self.zeros, self.bias))
+        scales, zeros, bias = chosen
+        return replace(self, weight=self.weight[rows], scales=scales, zeros=zeros, bias=bias)
+
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [N, K] that the codes stand for, computed in float32 and rounded to `dtype`."""
         if self.scales is None:

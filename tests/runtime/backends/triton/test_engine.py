@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edgetune.cli import cli
 from edgetune_core.weightset import WeightSet
@@ -18,9 +19,12 @@ from edgetune_export.checkpoint import open_checkpoint
 from edgetune_runtime import Session
 from edgetune_runtime.backends import GreedyBackend, load_backend
 from edgetune_runtime.backends.triton.backend import TorchBackend
+from edgetune_runtime.backends.triton.vision import load_vision
+from edgetune_runtime.backends.triton.weights import PackedCheckpoint
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.decode import Prompt, greedy, prefill, step
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
+from edgetune_runtime.images.smart import ImageSpec, preprocess
 from edgetune_runtime.quant.blocks import BlockFormat
 from reference import apply_weights, greedy_sample, load_model
 from weight_sets import build_weight_set
@@ -80,6 +84,24 @@ def test_qwen2_5_vl_of_mixed_widths_computes_what_transformers_computes(qwen2_5_
         assert_computes(backend, qwen2_5_vl, sample)
 
 
+def test_a_tower_makes_the_same_of_a_pictures_own_bytes(qwen3_vl: Path, weight_set: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(export(qwen3_vl, weight_set, tmp_path / "bundle", "gptq"))
+    with PackedCheckpoint(bundle) as checkpoint:
+        tower = load_vision(bundle, checkpoint, torch.device("cpu"), torch.float32)
+    spec = bundle.spec
+    assert isinstance(spec, ImageSpec)
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    prepared = preprocess(Image.fromarray(rgb), spec)
+    size = prepared.geometry.resized_width, prepared.geometry.resized_height
+    resized = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling(spec.resample)))
+    patch, merge = spec.patch_size, spec.merge_size
+    groups = resized.reshape(size[1] // spec.factor, merge, patch, size[0] // spec.factor, merge, patch, 3)
+    own = torch.from_numpy(groups.transpose(0, 3, 1, 4, 2, 5, 6).reshape(len(prepared.pixel_values), -1).copy())
+    grids = torch.from_numpy(prepared.grid_thw)
+    told = tower.encode(torch.from_numpy(prepared.pixel_values), grids).clone()
+    assert torch.equal(tower.encode(own, grids), told)
+
+
 @pytest.fixture(scope="module")
 def gptq(qwen3_vl: Path, weight_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPTQ bundle whose graphs compute in float32, so that the lean runtime's answers can be the same."""
@@ -110,6 +132,39 @@ def test_greedy_ends_at_a_stop_token_and_goes_on_from_there(gptq: Path) -> None:
     assert start() == first
     assert backend.greedy(first, 6, count=40, stop={stop}) == whole[:cut]
     assert backend.greedy(stop, 6 + cut, count=40 - cut, stop=()) == whole[cut:]
+
+
+def test_several_tokens_in_one_pass_tell_what_they_tell_one_by_one(gptq: Path) -> None:
+    bundle = Bundle.load(gptq)
+    backend = load_backend(bundle, engine="triton")
+    ids, places = np.arange(20, 28), np.tile(np.arange(8), (3, 1))
+    backend.reserve(8)
+    singly = np.stack([backend.forward(backend.embed(ids[[n]]), places[:, [n]]).copy() for n in range(8)])
+    backend.rewind(2)
+    told = backend.forward_at(backend.embed(ids[2:]), places[:, 2:], at=[0, 3, 5])
+    np.testing.assert_allclose(told, singly[[2, 5, 7]], atol=1e-4)
+    assert bundle.grammar is not None and backend.length == 8
+    backend.rewind(2)
+    told = backend.answers_at(backend.embed(ids[2:]), places[:, 2:], at=[1])
+    np.testing.assert_allclose(told, singly[[3]][:, bundle.grammar.tokens], atol=1e-4)
+    backend.rewind(2)
+    assert backend.forward_at(backend.embed(ids[2:]), places[:, 2:], at=[]).shape == (0, backend.shape.vocabulary)
+
+
+def test_continuations_side_by_side_are_what_they_are_alone(gptq: Path) -> None:
+    backend = load_backend(Bundle.load(gptq), engine="triton")
+    trunk, lines = np.arange(20, 26), [np.arange(30, 33), np.arange(40, 44)]
+    alone = []
+    for line in lines:
+        backend.reserve(20)
+        backend.forward(backend.embed(trunk), np.tile(np.arange(6), (3, 1)))
+        alone.append(backend.forward(backend.embed(line), np.tile(6 + np.arange(len(line)), (3, 1))).copy())
+    backend.branch(6)
+    positions = np.concatenate([6 + np.arange(len(line)) for line in lines])
+    owners = np.repeat([0, 1], [len(line) for line in lines])
+    embeddings, rows = backend.embed(np.concatenate(lines)), np.tile(positions, (3, 1))
+    told = backend.branches_at(embeddings, rows, owners, at=[2, 6], answers=False)
+    np.testing.assert_allclose(told, np.stack(alone), atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 17, 40])

@@ -10,9 +10,10 @@ import torch
 
 pytest.importorskip("triton")  # which only Linux has
 
+from edgetune_runtime.backends.triton.fused import Fused
 from edgetune_runtime.backends.triton.model import Cache, Decoder, Layer, Sizes, forward
 from edgetune_runtime.backends.triton.packing import PackedLinear, dense, pack, stack
-from edgetune_runtime.backends.triton.step import SHORTEST, Step, dequantize
+from edgetune_runtime.backends.triton.step import SHORTEST, SPLITS, Step, dequantize
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.quant.blocks import BlockFormat, round_to_nearest
 
@@ -84,7 +85,7 @@ def test_a_step_computes_what_the_plain_pass_computes(name: str) -> None:
     assert_steps(decoder, past=5, steps=1)
 
 
-@pytest.mark.parametrize("past", [0, SHORTEST - 1, SHORTEST, 5 * SHORTEST // 2])
+@pytest.mark.parametrize("past", [0, SHORTEST - 1, SHORTEST, 5 * SHORTEST // 2, SPLITS * SHORTEST + 7])
 def test_attention_over_one_and_several_ranges_of_the_cache(past: int) -> None:
     decoder = random_decoder(FORMATS["int8 g64"], heads=2, kv_heads=1, size=32, norms=False, bias=False)
     assert_steps(decoder, past=past, steps=1)
@@ -107,14 +108,14 @@ def assert_steps(decoder: Decoder, *, past: int, steps: int) -> None:
     for number in range(steps):
         embedding = decoder.embedding[token][None]
         places = torch.tensor([[50], [51], [52]], device=DEVICE) + number
-        expected = forward(decoder, plain, past + number, embedding, places)
+        expected = forward(decoder, plain, past + number, embedding, places)[0]
         step.greedy()
         assert_close(step.logits, expected)
         token = int(expected.argmax())
         assert int(step.token) == int(step.tokens[past + number]) == token
     states = torch.randn(decoder.sizes.hidden, generator=generator).to(DEVICE)
     places = torch.tensor([3, 70, 20], device=DEVICE)
-    expected = forward(decoder, plain, past + steps, states[None], places[:, None])
+    expected = forward(decoder, plain, past + steps, states[None], places[:, None])[0]
     step.states.copy_(states)
     step.positions.copy_(places)
     assert int(step.past) == past + steps
@@ -124,8 +125,61 @@ def assert_steps(decoder: Decoder, *, past: int, steps: int) -> None:
     assert_close(fused.values, plain.values)
 
 
+@pytest.mark.parametrize("name", [*FORMATS, "dense"])
+@pytest.mark.parametrize(
+    ("past", "count", "deepstack", "unpacked"),
+    [(0, 70, 1, False), (9, 2, 0, False), (70, 20, 1, False), (9, 2, 0, True)],
+)
+def test_several_tokens_compute_what_the_plain_pass_computes(
+    name: str, past: int, count: int, deepstack: int, unpacked: bool
+) -> None:
+    """Of which 20 are more than products read packed weights for, and 70 more than attention cuts the cache for."""
+    if name not in ("int4 g32", "dense") and (count != 2 or unpacked):
+        pytest.skip("takes its time in the interpreter")
+    decoder = random_decoder(FORMATS.get(name), heads=2, kv_heads=1, size=32, norms=deepstack == 1, bias=True)
+    generator = torch.Generator().manual_seed(0)
+    plain, fused = (Cache.empty(decoder, past + count) for _ in range(2))
+    passes = Fused(decoder, decoder.with_products(unpack(decoder)) if unpacked else decoder, fused, 1)
+
+    def drawn(count: int) -> torch.Tensor:
+        return torch.randn(count, decoder.sizes.hidden, generator=generator).to(DEVICE)
+
+    if past:
+        places, states = torch.randint(0, 40, (3, past), generator=generator).to(DEVICE), drawn(past)
+        for cache in (plain, fused):
+            forward(decoder, cache, 0, states, places)
+    sees = None
+    if past and not deepstack:
+        sees = (torch.rand(count, past + count, generator=generator) < 0.5).to(DEVICE)
+        sees[torch.arange(count), past + torch.arange(count)] = True
+    for _ in range(2):  # the second time with what the first left behind
+        states, added = drawn(count), [drawn(count) for _ in range(deepstack)]
+        places = torch.randint(0, 40, (3, count), generator=generator).to(DEVICE)
+        at = [count - 1, 0]
+        expected = forward(decoder, plain, past, states, places, added, at=at, sees=sees)
+        assert_close(passes.forward(past, states, places, added, at=at, sees=sees), expected)
+        assert_close(fused.keys, plain.keys)
+        assert_close(fused.values, plain.values)
+
+
+def unpack(decoder: Decoder) -> list[PackedLinear]:
+    return [dense(layer.dense(torch.float32), layer.bias) for layer in decoder.products]
+
+
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert float((actual - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_some_outputs_of_the_head_are_those_of_the_whole_head() -> None:
+    decoder = random_decoder(FORMATS["int4 g32"], heads=2, kv_heads=1, size=32, norms=True, bias=False)
+    rows = torch.tensor([40, 3, 17], device=DEVICE)
+    passes = Fused(decoder, decoder, Cache.empty(decoder, 8), 0, decoder.head.outputs(rows))
+    states = torch.randn(3, decoder.sizes.hidden, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    for count in (1, 3):
+        places = torch.arange(count, device=DEVICE).expand(3, -1)
+        at = [count - 1]
+        whole = passes.forward(0, states[:count], places, at=at).clone()
+        assert_close(passes.forward(0, states[:count], places, at=at, answers=True), whole[:, rows])
 
 
 def test_equal_logits_give_the_first_token() -> None:
