@@ -63,22 +63,10 @@ def begin(backend: Backend, prompt: Prompt, *, room: int, known: int = 0) -> Non
     if known == 0:
         backend.reserve(len(prompt.token_ids) + room)
         if prompt.shared:
-            _read_pictures(backend, prompt, prompt.shared)
+            assert prompt.image is not None
+            part = slice(prompt.shared)
+            backend.read_pictures(prompt.token_ids[part], prompt.positions[:, part], prompt.image_token, prompt.image)
             backend.keep()
-
-
-def _read_pictures(backend: Backend, prompt: Prompt, end: int) -> None:
-    """Append the prompt up to its pictures' end."""
-    ids = prompt.token_ids[:end]
-    embeddings, places = backend.embed(ids), ids == prompt.image_token
-    assert prompt.image is not None
-    embeddings[places] = prompt.image.embeddings
-    deepstack = []
-    for features in prompt.image.deepstack:
-        dense = np.zeros_like(embeddings)
-        dense[places] = features
-        deepstack.append(dense)
-    backend.forward_at(embeddings, prompt.positions[:, :end], deepstack, at=())
 
 
 def step(backend: Backend, token: int, position: int) -> Float:

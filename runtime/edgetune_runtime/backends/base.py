@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -49,10 +49,12 @@ class ImageFeatures:
     Attributes:
         embeddings: stand in for the image tokens' embeddings.
         deepstack: added after the first decoder layers, one array a layer.
+        kept: the same where the engine computed it, if it reads them from there.
     """
 
     embeddings: Float
     deepstack: tuple[Float, ...]
+    kept: Any = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -294,6 +296,26 @@ class Backend(ABC):
         self.length += count
         return logits
 
+    def read_pictures(self, token_ids: Int, positions: Int, image_token: int, image: ImageFeatures) -> None:
+        """Append a part of a prompt in which image features stand in the places of image tokens.
+
+        Args:
+            token_ids: int64 [S].
+            positions: int64 [3, S].
+            image_token: id of the tokens whose places they are.
+            image: features, as many as there are places.
+
+        Raises:
+            InputError: as `embed` and `forward`, or there are more or fewer places than features.
+        """
+        places = token_ids == image_token
+        if int(places.sum()) != len(image.embeddings):
+            raise InputError(f"{int(places.sum())} image tokens for {len(image.embeddings)} features of images")
+        self._require_room(len(token_ids))
+        start = self.length
+        self.read_pictures_impl(token_ids, positions, places, image)
+        self.length = start + len(token_ids)
+
     def forward_at(
         self, embeddings: Float, positions: Int, deepstack: Sequence[Float] = (), *, at: Sequence[int]
     ) -> Float:
@@ -424,6 +446,19 @@ class Backend(ABC):
     @abstractmethod
     def forward_impl(self, embeddings: Float, positions: Int, deepstack: Sequence[Float]) -> Float:
         """As `forward`; the sequence has `length` tokens before."""
+
+    def read_pictures_impl(
+        self, token_ids: Int, positions: Int, places: npt.NDArray[np.bool_], image: ImageFeatures
+    ) -> None:
+        """As `read_pictures`; `places` [S] are those of the features. By default they are put there on the host."""
+        embeddings = self.embed(token_ids)
+        embeddings[places] = image.embeddings
+        deepstack = []
+        for features in image.deepstack:
+            dense = np.zeros_like(embeddings)
+            dense[places] = features
+            deepstack.append(dense)
+        self.forward_at(embeddings, positions, deepstack, at=())
 
     def forward_at_impl(
         self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]

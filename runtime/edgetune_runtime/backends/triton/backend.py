@@ -61,6 +61,7 @@ class TorchBackend(GreedyBackend):
                 layers=sizes.layers,
                 kv_heads=sizes.kv_heads,
                 head_dim=sizes.head_dim,
+                raw_pixels=tower is not None,
             )
         )
         self._decoder, self._tower = decoder, tower
@@ -123,7 +124,24 @@ class TorchBackend(GreedyBackend):
             features = self._tower.encode(pixels, grids)
             host = torch.empty(features.shape, dtype=torch.float32, pin_memory=features.is_cuda)
             embeddings, *deepstack = host.copy_(features).numpy()
-        return ImageFeatures(embeddings, tuple(deepstack))
+            kept = features.clone() if features.is_cuda else None
+        return ImageFeatures(embeddings, tuple(deepstack), kept)
+
+    @torch.inference_mode()
+    def read_pictures_impl(
+        self, token_ids: Int, positions: Int, places: npt.NDArray[np.bool_], image: ImageFeatures
+    ) -> None:
+        """Put features in their places where they are: on the GPU, if it has encoded the picture."""
+        if self._fused is None or image.kept is None:
+            super().read_pictures_impl(token_ids, positions, places, image)
+            return
+        device = self._decoder.device
+        with current(device):
+            ids, where = (torch.from_numpy(array).to(device) for array in (token_ids, np.flatnonzero(places)))
+            states = self._decoder.embedding[ids].float()
+            states[where] = image.kept[0].float()
+            added = [torch.zeros_like(states).index_copy_(0, where, features.float()) for features in image.kept[1:]]
+            self._fused.forward(self.length, states, torch.from_numpy(positions), added, at=())
 
     def embed_impl(self, token_ids: Int) -> Float:
         """Look up token embeddings."""

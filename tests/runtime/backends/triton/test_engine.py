@@ -48,10 +48,10 @@ def reference(checkpoint: Path, weights: Path) -> list[Sample]:
 
 def assert_computes(backend: TorchBackend, checkpoint: Path, sample: Sample) -> None:
     """Features, logits at every step and greedy tokens are the reference's."""
-    image = backend.encode_images(sample.case.arrays)
+    opened = open_checkpoint(checkpoint)
+    image = backend.encode_images(opened.spec.encoder_arrays(sample.case.raw))
     for actual, expected in zip((image.embeddings, *image.deepstack), sample.features, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-4 * max(1, np.abs(expected).max()))
-    opened = open_checkpoint(checkpoint)
     answers = Answers(opened)
     prompt = answers.prompt(sample.case, image)
     ours = answers.go_on(backend, sample.case, (image.embeddings, *image.deepstack), sample.tokens)
