@@ -175,6 +175,14 @@ SHAPES: dict[str, Shape] = {
         tied=True,
         rotary=(8, 12, 12),
     ),
+    "tiny-qwen3-vl": _qwen3(
+        {"vocab_size": 2048, "hidden_size": 384, "intermediate_size": 768, "num_hidden_layers": 6}
+        | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64},
+        {"depth": 8, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 4}
+        | {"num_position_embeddings": 256, "deepstack_visual_indexes": [2, 5]},
+        tied=True,
+        rotary=(12, 10, 10),
+    ),
     "small-qwen3-vl": _qwen3(
         _SMALL | _SMALL_HEADS | {"head_dim": 16},
         _SMALL_TOWER | {"deepstack_visual_indexes": [1, 2]},
@@ -189,7 +197,8 @@ SHAPES: dict[str, Shape] = {
     ),
     **TILE_SHAPES,
 }
-"""Published sizes by the model's name on the hub, one for small machines (0.29 B), and two for tests, of no model."""
+"""Published sizes by the model's name on the hub, one for small machines (0.29 B), that of examples/tiny/model, and two for tests,
+of no model."""
 
 
 def config_of(shape: Shape, ids: dict[str, int] | None = None) -> Any:
