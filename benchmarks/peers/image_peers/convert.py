@@ -124,7 +124,7 @@ def _llamacpp(job: Job, folder: Path) -> None:
 
 def _genai(job: Job, folder: Path) -> None:
     python = environments.python(job.environments, "genai")
-    _run(python, HERE / "write_genai.py", model(job, "edgetune"), folder, job.threads, job.context)
+    _run(python, HERE / "write_genai.py", model(job, "edgetune"), folder, job.context)
 
 
 CONVERTERS: dict[str, Callable[[Job, Path], None]] = {

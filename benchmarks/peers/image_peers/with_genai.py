@@ -6,6 +6,7 @@ prompt's beginning for another prompt.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from answering import Peer, Told, prompt, serve, since
 
 def load(settings: dict[str, Any]) -> Peer:
     """The model, and how it answers."""
-    model = onnxruntime_genai.Model(settings["model"])
+    config = onnxruntime_genai.Config(settings["model"])
+    options = {"session_options": {"intra_op_num_threads": settings["threads"]}}
+    config.overlay(json.dumps({"model": dict.fromkeys(("decoder", "embedding", "vision"), options)}))
+    model = onnxruntime_genai.Model(config)
     processor = model.create_multimodal_processor()
 
     def answer(picture: Path, words: list[str], tokens: int) -> Told:

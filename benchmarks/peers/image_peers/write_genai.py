@@ -1,4 +1,4 @@
-"""A bundle as onnxruntime-genai reads it: python write_genai.py BUNDLE FOLDER THREADS CONTEXT.
+"""A bundle as onnxruntime-genai reads it: python write_genai.py BUNDLE FOLDER CONTEXT.
 
 The graphs are joined and described as for the readers (`benchmarks/readers`), here with one buffer for the keys and
 values of past and present, which that engine extends in place as ours does.
@@ -18,7 +18,7 @@ from read_genai import place_features, write_config, write_processor
 
 def main() -> None:
     """Write what the command line asks for."""
-    bundle, folder, threads, context = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    bundle, folder, context = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     shutil.copytree(bundle, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # A token that ends an answer has to be named: the last one, which no tokenizer has.
@@ -31,9 +31,6 @@ def main() -> None:
     whole = json.loads(path.read_text(encoding="utf-8"))
     whole["model"]["context_length"] = context
     whole["search"]["past_present_share_buffer"] = True
-    for part in ("decoder", "embedding", "vision"):
-        settings = whole["model"][part].setdefault("session_options", {"provider_options": []})
-        settings["intra_op_num_threads"] = threads
     path.write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
