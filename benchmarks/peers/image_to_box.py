@@ -175,6 +175,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     for number, name in turns(options.peers, options.cold + 1):
         if told := attempt(name, peers[name], start_cold, bench, name, number):
             cold[name].append(told)
+            print(f"{name}, cold start {number}: {told['seconds']:.2f} s", file=sys.stderr, flush=True)
     for name, peer in peers.items():
         if worker := attempt(name, peer, bench.start, name):
             workers[name] = worker
