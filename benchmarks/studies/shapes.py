@@ -197,8 +197,8 @@ SHAPES: dict[str, Shape] = {
     ),
     **TILE_SHAPES,
 }
-"""Published sizes by the model's name on the hub, one for small machines (0.29 B), that of examples/tiny/model, and two for tests,
-of no model."""
+"""Published sizes by the model's name on the hub, one for small machines (0.29 B), that of examples/tiny/model, and
+two for tests, of no model."""
 
 
 def config_of(shape: Shape, ids: dict[str, int] | None = None) -> Any:
