@@ -16,7 +16,8 @@ def load(settings: dict[str, Any]) -> Peer:
     session = Session.load(settings["model"], threads=settings["threads"], engine=engine)
 
     def answer(picture: Path, words: list[str], tokens: int) -> Told:
-        answers = session.answer(picture, words, max_new_tokens=tokens)
+        # Held to boxes, an answer would end where its box does, and forced tokens would cost nothing.
+        answers = session.answer(picture, words, max_new_tokens=tokens, constrained=False)
         first = answers[0].timings
         return Told(
             [each.prompt_tokens for each in answers],
