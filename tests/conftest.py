@@ -5,7 +5,9 @@ What they are built with is imported when they are: the runtime's tests also run
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -119,6 +121,19 @@ def qwen2_vl_bundle(qwen2_vl: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def int4_bundle(qwen3_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small Qwen3-VL checkpoint as an int4 ONNX bundle with the default options."""
     return once(tmp_path_factory, "int4_bundle", lambda folder: export(qwen3_vl, "int4", folder))
+
+
+@pytest.fixture(scope="session")
+def free_bundle(qwen3_vl_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Qwen3-VL bundle without a grammar of answers, so that they are whatever random weights write."""
+    return once(tmp_path_factory, "free_bundle", lambda folder: _without_grammar(qwen3_vl_bundle, folder))
+
+
+def _without_grammar(bundle: Path, folder: Path) -> None:
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["result"]["bundle"]["grammar"] = {"problem": "left out for a test"}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -65,8 +65,8 @@ class Entry:
 
 
 PEERS = {
-    "edgetune": Entry("with_edgetune.py", "edgetune", None),
-    "edgetune-openvino": Entry("with_edgetune.py", "edgetune-openvino", None, "openvino"),
+    "edgetune": Entry("with_session.py", "edgetune", None),
+    "edgetune-openvino": Entry("with_session.py", "edgetune-openvino", None, "openvino"),
     "openvino": Entry("with_openvino.py", "openvino", "openvino", "pipeline"),
     "openvino-batch": Entry("with_openvino.py", "openvino", "openvino", "batch"),
     "llamacpp": Entry("with_llamacpp.py", "llamacpp", "llamacpp"),

@@ -4,7 +4,8 @@
 
 Pictures of one size and five phrases in turn, after `warm_up` for that size: once as the model writes, with a fixed
 number of tokens (one of random weights never ends an answer), and once held to the grammar of boxes, with the words
-that a trained one chooses (see phrases.py). Percentiles in milliseconds. The first row has what the process pays once: loading, and the warm-up with all that is recorded in it.
+that a trained one chooses (see phrases.py). Percentiles in milliseconds. The first row has what the process pays once:
+loading, and the warm-up with all that is recorded in it.
 """
 
 from __future__ import annotations

@@ -187,7 +187,8 @@ class Session:
         with self._lock:
             clock = self._begin()
             # Some engines run the first step plainly and prepare those after it.
-            return self._read(self._reader.encode(grey, clock, keep=False), self.request("nothing"), 4, clock).timings
+            encoded = self._reader.encode(grey, clock, keep=False)
+            return self._read(encoded, self._reader.prompt(encoded, self.request("nothing")), 4, clock).timings
 
     def request(self, phrase: str) -> str:
         """Return the user's words that ask for what a phrase names; see `Bundle.request`."""
@@ -297,15 +298,16 @@ class Session:
             clock = self._begin()
             clock.cancel = cancel
             encoded = self._reader.encode(image, clock)
-            prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
-            known: list[Answer | None] = [*earlier, *[None] * len(prompts)]
+            asked = prompt if isinstance(prompt, list | tuple) else [prompt]
+            ready = [self._reader.prompt(encoded, words) for words in asked]
+            known: list[Answer | None] = [*earlier, *[None] * len(asked)]
             held = [
                 self._held(encoded, words, before) if constrained else None
-                for words, before in zip(prompts, known, strict=False)
+                for words, before in zip(asked, known, strict=False)
             ]
-            for start in range(0, len(prompts), MOST_TOGETHER):
+            for start in range(0, len(asked), MOST_TOGETHER):
                 part = slice(start, start + MOST_TOGETHER)
-                answers += self._read_all(encoded, prompts[part], max_new_tokens, clock, held[part])
+                answers += self._read_all(encoded, ready[part], max_new_tokens, clock, held[part])
                 clock = Clock(time.perf_counter(), cancel=cancel)
         return answers if isinstance(prompt, list | tuple) else answers[0]
 
@@ -367,17 +369,16 @@ class Session:
         return rules, self._reader.draft(rules, phrase, None if earlier is None else earlier.text)
 
     def _read(
-        self, encoded: EncodedImage, prompt: str, max_new_tokens: int, clock: Clock, held: Held | None = None
+        self, encoded: EncodedImage, ready: Prompt, max_new_tokens: int, clock: Clock, held: Held | None = None
     ) -> Answer:
         """Generate a reply and read it as boxes."""
-        ready = self._reader.prompt(encoded, prompt)
         steps = list(self._reader.generate(ready, encoded, max_new_tokens, clock, probabilities=True, held=held))
         return self._parsed(encoded, ready, steps, clock.timings())
 
     def _read_all(
         self,
         encoded: EncodedImage,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         max_new_tokens: int,
         clock: Clock,
         held: Sequence[Held | None],
@@ -385,14 +386,13 @@ class Session:
         """Generate replies and read them as boxes: side by side where the engine can, else one after the other."""
         together = [each for each in held if each is not None]
         if len(prompts) > 1 and len(together) == len(prompts) and self._reader.together:
-            ready = [self._reader.prompt(encoded, words) for words in prompts]
-            written = self._reader.generate_together(ready, encoded, max_new_tokens, clock, together)
-            shares = clock.timings().shared([count for _, count in written], ready[0].shared)
+            written = self._reader.generate_together(prompts, encoded, max_new_tokens, clock, together)
+            shares = clock.timings().shared([count for _, count in written], prompts[0].shared)
             steps = [answer for answer, _ in written]
-            return [self._parsed(encoded, *answer) for answer in zip(ready, steps, shares, strict=True)]
+            return [self._parsed(encoded, *answer) for answer in zip(prompts, steps, shares, strict=True)]
         answers = []
-        for words, each in zip(prompts, held, strict=True):
-            answers.append(self._read(encoded, words, max_new_tokens, clock, each))
+        for ready, each in zip(prompts, held, strict=True):
+            answers.append(self._read(encoded, ready, max_new_tokens, clock, each))
             clock = Clock(time.perf_counter(), cancel=clock.cancel)
         return answers
 

@@ -53,7 +53,8 @@ def test_rounded_precisions(qwen2_5_vl: Path, tmp_path: Path, precision: str, bi
     assert parity["mean_kl"] < {16: 1e-3, 8: 0.05, 4: 1.0}[bits]
     graph = onnx.load(tmp_path / "bundle/onnx/decoder_model_merged.onnx", load_external_data=False).graph
     kinds = [{a.name: a.i for a in node.attribute}.get("bits") for node in graph.node if node.op_type == "MatMulNBits"]
-    assert kinds == {16: [], 8: [8] * 13, 4: [4] * 12 + [8]}[bits]
+    # The last is the head's rows of an answer's tokens.
+    assert kinds == {16: [], 8: [8] * 14, 4: [4] * 12 + [8] * 2}[bits]
     inputs = {value.name: value for value in graph.input}
     cache = inputs["past_key_values.0.key"].type.tensor_type
     assert cache.elem_type == (onnx.TensorProto.FLOAT16 if bits == 16 else onnx.TensorProto.FLOAT)
@@ -119,7 +120,7 @@ def test_symmetric_weights_leave_zero_points_out_and_options_reach_the_graph(qwe
     assert bundle["vision_precision"] == "fp32" and bundle["parity"]["vision_max_abs_diff"] < 1e-4
     graph = onnx.load(tmp_path / "bundle/onnx/decoder_model_merged.onnx", load_external_data=False).graph
     quantized = [node for node in graph.node if node.op_type == "MatMulNBits"]
-    assert len(quantized) == 4 * 4 + 1
+    assert len(quantized) == 4 * 4 + 2  # the head, and its rows of an answer's tokens
     for node in quantized:
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         assert (attributes["bits"], attributes["block_size"]) == (4, 64)

@@ -155,14 +155,18 @@ def test_several_phrases_are_answered_as_one_by_one_and_encoded_once(qwen3_vl_bu
     with Session.load(qwen3_vl_bundle, threads=1, cached_images=cached) as session:
         together = session.answer(image, [session.request(phrase) for phrase in phrases], max_new_tokens=8)
         alone = [session.answer(image, session.request(phrase), max_new_tokens=8) for phrase in phrases]
-        assert together == alone and len({answer.text for answer in alone}) > 1
+        # Passes of other widths round otherwise.
+        assert [answer.text for answer in together] == [answer.text for answer in alone]
+        assert [answer.refusal_score for answer in together] == pytest.approx(
+            [one.refusal_score for one in alone], abs=1e-4
+        )
         assert [answer.timings.vision > 0 for answer in together] == [True, False, False]
         assert session.ground(image, tuple(phrases), max_new_tokens=8) == [answer.detections for answer in alone]
         assert session.ground(image, [], max_new_tokens=8) == []
 
 
 def test_a_further_phrase_is_read_from_the_end_of_its_picture(qwen3_vl_bundle: Path) -> None:
-    """Also in a later call, by a stream, and after a longer one; not without room, or after another picture."""
+    """Also in a later call, by a stream, and after a longer one; not after another picture."""
     image, other = picture(200, 160), picture(64, 64)
     with Session.load(qwen3_vl_bundle, threads=1) as session, Session.load(qwen3_vl_bundle, threads=1) as fresh:
 
@@ -179,7 +183,7 @@ def test_a_further_phrase_is_read_from_the_end_of_its_picture(qwen3_vl_bundle: P
         assert known("the owl") == 0
         shared = known("a clock")
         assert shared > 20 and known("the third clock from the left, behind the owl") == shared
-        assert known("the owl " * 100) == 0  # there was no room
+        assert known("the owl " * 100) == shared  # for which a larger cache is made
         assert known("the owl") == shared
         assert known("the owl", other) == 0 and known("the owl") == 0
         stream = session.stream(image, "What is it?", max_new_tokens=6)

@@ -49,9 +49,10 @@ def test_every_frame_of_a_recording_is_answered(watching: Session, scene: Scene,
     assert [observation.frame.number for observation in found] == list(range(6))
     for observation in found:
         expected = watching.ground(observation.frame.picture.rgb(), scene.phrase)
-        assert [(seen.box, seen.label, seen.score) for seen in observation.boxes] == [
-            (item.box, item.label, item.score) for item in expected
-        ]
+        assert [(seen.box, seen.label) for seen in observation.boxes] == [(item.box, item.label) for item in expected]
+        # The answer about the frame before is a draft, and a wider pass rounds otherwise.
+        for seen, item in zip(observation.boxes, expected, strict=True):
+            assert seen.score == pytest.approx(item.score, abs=0.02)
         assert observation.answered and all(seen.age == 0.0 for seen in observation.boxes)
         check(observation, scene, 0.7)
     assert watcher.figures.answered == watcher.figures.frames == 6

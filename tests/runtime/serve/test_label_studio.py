@@ -142,7 +142,7 @@ def test_predictions_are_boxes_of_the_session_in_percent(backend: Server, sessio
     results = predict(backend.connect(), references, config(*labels)).json["results"]
     assert len(results) == 6 and any(len(each["result"]) for each in results)
     for each, result in zip(asked, results, strict=False):
-        expected = session.ground(each.picture, phrases)
+        expected = [session.ground(each.picture, phrase) for phrase in phrases]  # as the server asks
         found = [
             (f"label {number}", detection) for number, detections in enumerate(expected) for detection in detections
         ]
@@ -361,9 +361,9 @@ def test_many_fields_of_many_tasks_are_no_bulk(backend: Server, asked: list[Aske
     assert len(backend.connect().ask("POST", "/predict", body).json["results"]) == 20
 
 
-def test_an_answer_that_cannot_be_read_is_the_least_sure(qwen3_vl_bundle: Path, asked: list[Asked]) -> None:
-    """Random weights write no boxes."""
-    with Server(f"random={qwen3_vl_bundle}") as running:
+def test_an_answer_that_cannot_be_read_is_the_least_sure(free_bundle: Path, asked: list[Asked]) -> None:
+    """Random weights write no boxes by themselves."""
+    with Server(f"random={free_bundle}") as running:
         reference = f"data:image/png;base64,{encoded(asked[0].picture)}"
         assert running.connect().detect(*asked[0]).json["status"] == "unparsed"
         (result,) = predict(running.connect(), [reference], config({"value": asked[0].phrase})).json["results"]

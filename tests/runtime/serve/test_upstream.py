@@ -40,7 +40,8 @@ def test_answers_and_scores_are_those_of_the_session(
     fleet: UpstreamSession, session: Session, asked: list[Asked]
 ) -> None:
     for picture, phrase in asked[:8]:
-        ours, theirs = (each.answer(picture, each.request(phrase)) for each in (session, fleet))
+        ours = session.answer(picture, session.request(phrase), constrained=False)  # as other engines answer
+        theirs = fleet.answer(picture, fleet.request(phrase))
         assert theirs == ours
         assert theirs.prompt_tokens == ours.prompt_tokens and theirs.timings.tokens == ours.timings.tokens
     stream = fleet.stream(asked[0].picture, "What colour is the cup?")
@@ -153,7 +154,8 @@ def test_an_engine_that_breaks_off_at_once_is_passed_over(
     ]
     fleet = UpstreamSession(Bundle.load(tiny_bundle), engines)
     for picture, phrase in asked[:3]:
-        assert fleet.answer(picture, fleet.request(phrase)) == session.answer(picture, session.request(phrase))
+        expected = session.answer(picture, session.request(phrase), constrained=False)
+        assert fleet.answer(picture, fleet.request(phrase)) == expected
 
 
 def test_an_answer_without_a_token_and_one_without_probabilities(
