@@ -289,6 +289,7 @@ class NaFlex(Preprocessing):
     def _patches(self, tile: Image.Image, table: npt.NDArray[np.float32] | None) -> npt.NDArray[Any]:
         """Return a tile's patches [rows * columns, P·P·C]: float32 by a table of normalisation, or uint8 without."""
         size, pixels = self.patch_size, np.asarray(tile)  # [H, W, 3] uint8
-        values = pixels if table is None else table[np.arange(3), pixels]
+        values: npt.NDArray[Any] = pixels if table is None else table[np.arange(3), pixels]
         grid = values.reshape(tile.height // size, size, tile.width // size, size, 3)
-        return grid.transpose(0, 2, 1, 3, 4).reshape(-1, self.patch_values)
+        patches: npt.NDArray[Any] = grid.transpose(0, 2, 1, 3, 4).reshape(-1, self.patch_values)
+        return patches
