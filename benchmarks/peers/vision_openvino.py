@@ -128,9 +128,9 @@ def encoder(system: str, folder: Path, threads: int) -> tuple[Run, int, str]:
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(path), options)
         return lambda images: session.run(None, images)[0], session.get_inputs()[0].shape[1], ""
-    from edgetune_runtime.backends.base import Device
     from edgetune_runtime.backends.onnx.encoder import VisionEncoder
     from edgetune_runtime.backends.openvino.engine import OpenvinoEncoder
+    from edgetune_runtime.backends.values import Device
 
     cpu = Device("cpu")
     ours: Encoder = VisionEncoder(path, cpu, threads) if system == OURS else OpenvinoEncoder(path, threads)

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgetune_runtime.backends.base import Device
 from edgetune_runtime.backends.onnx.encoder import VisionEncoder
 from edgetune_runtime.backends.onnx.engine import PIXELS
+from edgetune_runtime.backends.values import Device
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.images.load import image_hash, load_image
 from edgetune_runtime.images.smart import ImageSpec, geometry_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from edgetune_runtime.backends.base import Saved
+from edgetune_runtime.backends.values import Saved
 
 
 class PrefixCache:
@@ -12,7 +12,7 @@ class PrefixCache:
 
     Examples:
         >>> import numpy as np
-        >>> from edgetune_runtime.backends.base import Saved
+        >>> from edgetune_runtime.backends.values import Saved
         >>> from edgetune_runtime.prefixes import PrefixCache
         >>> cache = PrefixCache(1000)
         >>> for name in ("a", "b", "c"):

@@ -18,6 +18,7 @@ from edgetune_runtime.backends import Backend, load_backend
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.codec.confidence import token_probabilities
 from edgetune_runtime.codec.grounding import parse
+from edgetune_runtime.constrained.walk import Rules
 from edgetune_runtime.decode import Prompt, Step
 from edgetune_runtime.errors import InputError
 from edgetune_runtime.images.load import ImageSource, check_pixels
@@ -301,10 +302,8 @@ class Session:
             asked = prompt if isinstance(prompt, list | tuple) else [prompt]
             ready = [self._reader.prompt(encoded, words) for words in asked]
             known: list[Answer | None] = [*earlier, *[None] * len(asked)]
-            held = [
-                self._held(encoded, words, before) if constrained else None
-                for words, before in zip(asked, known, strict=False)
-            ]
+            rules = self._reader.rules(encoded) if constrained else None
+            held = [self._held(rules, words, before) for words, before in zip(asked, known, strict=False)]
             for start in range(0, len(asked), MOST_TOGETHER):
                 part = slice(start, start + MOST_TOGETHER)
                 answers += self._read_all(encoded, ready[part], max_new_tokens, clock, held[part])
@@ -360,10 +359,9 @@ class Session:
         self._turn += 1
         return Clock(time.perf_counter())
 
-    def _held(self, encoded: EncodedImage, prompt: str, earlier: Answer | None) -> Held | None:
-        """What a reply is held to, where the words ask for boxes and the bundle says how they are written."""
+    def _held(self, rules: Rules | None, prompt: str, earlier: Answer | None) -> Held | None:
+        """What a reply is held to, where the words ask for boxes and there are rules for them."""
         phrase = self.bundle.phrase(prompt)
-        rules = None if phrase is None else self._reader.rules(encoded)
         if phrase is None or rules is None:
             return None
         return rules, self._reader.draft(rules, phrase, None if earlier is None else earlier.text)

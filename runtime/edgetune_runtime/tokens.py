@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class TextTokenizer:
             raise BundleError(f"{path}: not a tokenizer: {error}") from error
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._control = tuple(token.content for token in added if token.special)
+        self._before: tuple[str, list[int]] = ("", [])  # what stood before the last text, and its tokens
         self._pieces: dict[int, str] = {}
         self._anchor: list[int] | None = None  # a token that others are read behind
         self._anchored = ""
@@ -39,7 +41,7 @@ class TextTokenizer:
         """The control tokens, as text."""
         return self._control
 
-    @property
+    @cached_property
     def control_ids(self) -> frozenset[int]:
         """The control tokens' ids."""
         return frozenset(number for token in self._control if (number := self.id_of(token)) is not None)
@@ -61,7 +63,9 @@ class TextTokenizer:
         """Token ids of text as `encode` gives them, and where each stands in it: start and end in characters."""
         _refuse_halves(text)
         encoding = self._tokenizer.encode(after + text, add_special_tokens=False)
-        head: list[int] = self._tokenizer.encode(after, add_special_tokens=False).ids if after else []
+        if after != self._before[0]:
+            self._before = after, self._tokenizer.encode(after, add_special_tokens=False).ids
+        head = self._before[1]
         if encoding.ids[: len(head)] != head:
             return self.encode_with_spans(text)
         spans = [(start - len(after), end - len(after)) for start, end in encoding.offsets[len(head) :]]

@@ -87,24 +87,14 @@ def bench(options: BenchOptions) -> Measurement:
     from edgetune_bench.targets import identify
     from edgetune_data.copies import canonical_file
     from edgetune_data.read import stage_inputs
-    from edgetune_runtime.bench import results
+    from edgetune_runtime.bench.options import Options
     from edgetune_runtime.bench.targets import parse
 
     known = partial(identify, engine=options.engine)
     study = prepare(
         [parse(str(target), known) for target in options.targets],
         canonical_file(options.data),
-        options=results.Options(
-            limit=options.limit,
-            device=options.device,
-            threads=options.threads,
-            warmup=options.warmup,
-            rounds=options.rounds,
-            max_new_tokens=options.max_new_tokens,
-            stall_s=options.stall,
-            max_pixels=options.max_pixels or None,
-            shard=options.part,
-        ),
+        options=Options.of(options, max_pixels=options.max_pixels or None, shard=options.part),
         made_from=stage_inputs("data", options.data),
         baseline=parse(str(options.baseline), known) if options.baseline else None,
         pictures=options.pictures or 0,

@@ -127,16 +127,7 @@ def tune_budget(options: TuneBudgetOptions) -> TunedBudget:
     study = prepare(
         [target],
         data,
-        options=Options(
-            limit=options.limit,
-            device=options.device,
-            threads=options.threads,
-            warmup=options.warmup,
-            rounds=options.rounds,
-            max_new_tokens=options.max_new_tokens,
-            stall_s=options.stall,
-            max_pixels=areas,
-        ),
+        options=Options.of(options, max_pixels=areas),
         made_from=stage_inputs("data", options.data),
         baseline=target,
         report=True,

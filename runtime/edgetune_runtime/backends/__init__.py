@@ -8,17 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from edgetune_runtime.backends.base import (
-    DEVICES,
-    Arrays,
-    Backend,
-    Device,
-    Float,
-    GreedyBackend,
-    ImageFeatures,
-    Int,
-    ModelShape,
-)
+from edgetune_runtime.backends.base import Backend, GreedyBackend
+from edgetune_runtime.backends.values import DEVICES, Arrays, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency
 from edgetune_runtime.plugins import Plugins
 from edgetune_runtime.threads import check_threads

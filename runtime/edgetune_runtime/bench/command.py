@@ -75,14 +75,8 @@ def run(options: argparse.Namespace) -> None:
     plan = prepare(
         [parse(text, identify) for text in options.bundles],
         options.data,
-        options=Options(
-            limit=options.limit,
-            device=options.device,
-            threads=options.threads,
-            warmup=options.warmup,
-            rounds=options.rounds,
-            max_new_tokens=options.max_new_tokens,
-            stall_s=options.stall,
+        options=Options.of(
+            options,
             max_pixels=tuple(dict.fromkeys(map(parse_area, bounds))) or None,
             shard=None if options.shard is None else Shard.parse(options.shard),
         ),

@@ -39,6 +39,13 @@ class Options:
         if self.warmup < 0:
             raise InputError(f"--warmup {self.warmup}: must be 0 or more")
 
+    @classmethod
+    def of(cls, flags: Any, *, max_pixels: tuple[int, ...] | None, shard: Shard | None = None) -> Options:
+        """Return what a command's flags say; they have these names, but for `stall`, whose seconds are `stall_s`."""
+        names = ("limit", "device", "threads", "warmup", "rounds", "max_new_tokens")
+        same = {name: getattr(flags, name) for name in names}
+        return cls(**same, stall_s=flags.stall, max_pixels=max_pixels, shard=shard)
+
     def arguments(self, data: Path, part: int) -> list[str]:
         """The arguments of a worker that runs round `part` (from 0) over `data`."""
         limit = [] if self.limit is None else ["--limit", str(self.limit)]

@@ -145,23 +145,32 @@ class _Line:
         return kept
 
 
+_Part = tuple[int, Int, Int, list[int]]
+"""What a pass reads of a line: its number, tokens, positions, and the rows that are wanted."""
+
+
+def _fitting(backend: Backend, lines: Sequence[_Line], asked: dict[int, Pass]) -> list[_Part]:
+    """The next tokens of the lines in their order, up to the first for which there is no room."""
+    left, parts = backend.capacity - backend.length, list[_Part]()
+    for number, planned in asked.items():
+        tokens, positions, rows = lines[number].next(planned)
+        if len(tokens) > left:
+            break
+        left -= len(tokens)
+        parts.append((number, tokens, positions, rows))
+    return parts
+
+
 def _read_together(
     backend: Backend, lines: Sequence[_Line], asked: dict[int, Pass], found: list[list[Step]], trunk: int
 ) -> None:
     """One pass over the next tokens of as many lines as there is room for; their new tokens are put into `found`."""
-    left = backend.capacity - backend.length
-    if sum(len(lines[number].next(planned)[0]) for number, planned in asked.items()) > left:
+    parts = _fitting(backend, lines, asked)
+    if len(parts) < len(asked):
         backend.branch(trunk)
-        left = backend.capacity - trunk
         for line in lines:
             line.read = 0
-    parts: list[tuple[int, Int, Int, list[int]]] = []
-    for number, planned in asked.items():
-        tokens, positions, rows = lines[number].next(planned)
-        if len(tokens) > left:
-            break  # these wait until others are over
-        left -= len(tokens)
-        parts.append((number, tokens, positions, rows))
+        parts = _fitting(backend, lines, asked)  # those that are left out wait until others are over
     starts = np.cumsum([0, *(len(tokens) for _, tokens, _, _ in parts)]).tolist()
     names = any(asked[number].names for number, *_ in parts)
     logits = backend.branches_at(

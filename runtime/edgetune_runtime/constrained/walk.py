@@ -158,12 +158,11 @@ class Walk:
         return allowed[best], float(1 / np.exp(values - values[best]).sum())
 
     def _choose_in_label(self, logits: Float) -> tuple[int, float]:
-        order: list[int] = [int(logits.argmax())]
-        if not self.legal(order[0]):
-            order = np.argsort(-logits, kind="stable").tolist()
+        token = int(logits.argmax())
         if self.label_tokens >= LONGEST_LABEL and self._label_may_end():
-            order = sorted(self.place.next, key=lambda token: -logits[token])
-        token = next(token for token in order if self.legal(token))
+            token = max(self.place.next, key=logits.__getitem__)
+        elif not self.legal(token):
+            token = next(each for each in np.argsort(-logits, kind="stable").tolist() if self.legal(each))
         top = logits.max()
         total = np.exp(logits - top).sum(dtype=np.float64)
         return token, float(np.exp(np.float64(logits[token] - top)) / total)

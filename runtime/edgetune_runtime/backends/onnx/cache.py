@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.backends.base import Device
+from edgetune_runtime.backends.values import Device
 
 Array = npt.NDArray[Any]
 

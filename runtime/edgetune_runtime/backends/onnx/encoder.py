@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgetune_runtime.backends.base import Arrays, Device, ImageFeatures
 from edgetune_runtime.backends.onnx.graphs import onnxruntime, open_graph, require_input
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
+from edgetune_runtime.backends.values import Arrays, Device, ImageFeatures
 
 SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 """Setting of a call: the arena gives back what it holds when the call is over."""

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape, Saved
+from edgetune_runtime.backends.base import Backend
 from edgetune_runtime.backends.onnx.cache import make_cache
 from edgetune_runtime.backends.onnx.encoder import VisionEncoder
 from edgetune_runtime.backends.onnx.graphs import INT8_ACTIVATIONS, Array, open_graph, require_input
 from edgetune_runtime.backends.onnx.heads import ANSWERS, LOGITS, Heads
 from edgetune_runtime.backends.onnx.inputs import Inputs
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
+from edgetune_runtime.backends.values import Arrays, Device, Float, ImageFeatures, Int, ModelShape, Saved
 from edgetune_runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class OnnxBackend(Backend):
         self, embeddings: Float, positions: Int, deepstack: Sequence[Float], at: tuple[int, ...]
     ) -> Float:
         """As `forward_at_impl`, with the head's rows of these tokens alone where the graph has them by themselves."""
-        if self._heads.answers != len(self.answer_tokens):
+        if not self._answers_alone:
             return super().answers_at_impl(embeddings, positions, deepstack, at)
         return self._read(embeddings, positions, deepstack, at, ANSWERS)
 
@@ -188,9 +189,15 @@ class OnnxBackend(Backend):
     ) -> Float:
         """Append tokens that do not see all before them."""
         bias = np.where(sees, np.float32(0), np.finfo(np.float32).min)
-        whole = answers and self._heads.answers != len(self.answer_tokens)
-        logits = self._read(embeddings, positions, (), at, ANSWERS if answers and not whole else LOGITS, bias)
-        return logits[:, self.answer_tokens] if whole else logits
+        if answers and self._answers_alone:
+            return self._read(embeddings, positions, (), at, ANSWERS, bias)
+        logits = self._read(embeddings, positions, (), at, LOGITS, bias)
+        return logits[:, self.answer_tokens] if answers else logits
+
+    @property
+    def _answers_alone(self) -> bool:
+        """Whether the graph has a head of these tokens."""
+        return self._heads.answers == len(self.answer_tokens)
 
     def _read(
         self,

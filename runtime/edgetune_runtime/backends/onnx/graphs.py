@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.backends.base import Device
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
+from edgetune_runtime.backends.values import Device
 from edgetune_runtime.errors import BundleError, MissingDependency, install_command
 from edgetune_runtime.memory import return_freed_memory
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgetune_runtime.backends.base import Float
 from edgetune_runtime.backends.onnx.graphs import onnxruntime
+from edgetune_runtime.backends.values import Float
 
 LOGITS, ANSWERS = "logits", "answer_logits"
 """Outputs: float32 [B, n, V], and [B, m, N] of the N tokens that answers are made of."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from edgetune_runtime.backends.base import Float, Int
 from edgetune_runtime.backends.onnx.graphs import onnxruntime
+from edgetune_runtime.backends.values import Float, Int
 
 MASK = "attention_bias"
 """Optional input float32 [1, 1, S, T], added to scores of attention."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgetune_runtime.backends.base import Arrays, Device, ImageFeatures
 from edgetune_runtime.backends.onnx.mapped import MappedWeights
 from edgetune_runtime.backends.onnx.packed import PackedBackend
+from edgetune_runtime.backends.values import Arrays, Device, ImageFeatures
 from edgetune_runtime.errors import BundleError, InputError, MissingDependency, install_command
 from edgetune_runtime.quant.layouts import LAYOUTS
 

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgetune_runtime.backends.base import Arrays, Float, GreedyBackend, ImageFeatures, Int, ModelShape
+from edgetune_runtime.backends.base import GreedyBackend
 from edgetune_runtime.backends.triton.graph import current
 from edgetune_runtime.backends.triton.model import Cache, Decoder, forward
 from edgetune_runtime.backends.triton.packing import PackedLinear
 from edgetune_runtime.backends.triton.vision import Tower, load_vision
 from edgetune_runtime.backends.triton.weights import PackedCheckpoint, read_decoder
+from edgetune_runtime.backends.values import Arrays, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.bundle import Bundle
 from edgetune_runtime.errors import InputError, MissingDependency, install_command
 from edgetune_runtime.images.smart import ImageSpec

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgetune_runtime.backends.base import Arrays, Backend, Device, Float, ImageFeatures, Int, ModelShape
+from edgetune_runtime.backends.base import Backend
 from edgetune_runtime.backends.trt.context import Context, Engine
 from edgetune_runtime.backends.trt.cuda import Cuda
 from edgetune_runtime.backends.trt.cuda import Device as Memory
 from edgetune_runtime.backends.trt.engines import choose, graphs_of
 from edgetune_runtime.backends.trt.frames import encoder_calls
 from edgetune_runtime.backends.trt.library import installed, load_library
+from edgetune_runtime.backends.values import Arrays, Device, Float, ImageFeatures, Int, ModelShape
 from edgetune_runtime.errors import BundleError, EdgetuneError, InputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgetune_runtime.backends.base import Arrays
+from edgetune_runtime.backends.values import Arrays
 
 
 def encoder_calls(images: Arrays) -> Iterator[Arrays]:
