@@ -101,11 +101,15 @@ def build_decoder(weights: DecoderWeights, make_dialect: DialectFactory, answer_
 
 
 def _tell(dialect: Dialect, states: ir.Value, head: Linear, name: str, at: str, default: Sequence[int]) -> None:
-    """Make a head's product of the states of chosen tokens an output of the graph."""
+    """Make a head's product of the states of chosen tokens an output of the graph.
+
+    Its declared shape is that of the default: readers that know of no choice make room by it (onnxruntime-genai).
+    """
     graph = dialect.graph
     rows = graph.optional(at, np.array(default, np.int64), (f"{name}_count",))
     chosen = graph.op("Gather", states, rows, axis=1)
-    graph.output(_head(dialect, chosen, head), name, _REAL, (dialect.batch, f"{name}_count", head.rows))
+    told = len(default) or f"{name}_count"
+    graph.output(_head(dialect, chosen, head), name, _REAL, (dialect.batch, told, head.rows))
 
 
 def _head(dialect: Dialect, states: ir.Value, head: Linear) -> ir.Value:

@@ -36,12 +36,15 @@ class Heads:
     def __init__(self, session: Any, binding: Any) -> None:
         self._binding = binding
         optional = {node.name for node in session.get_overridable_initializers()}
-        sizes = {node.name: node.shape[-1] for node in session.get_outputs() if node.name in (LOGITS, ANSWERS)}
+        shapes = {node.name: node.shape for node in session.get_outputs() if node.name in (LOGITS, ANSWERS)}
+        sizes = {name: shape[-1] for name, shape in shapes.items()}
+        # onnxruntime refuses memory for other rows than the graph declares, and makes its own with a warning.
+        self._declared = {name: shape[1] for name, shape in shapes.items() if isinstance(shape[1], int)}
         self.choose = LOGITS_AT in optional
         self.answers = int(sizes.get(ANSWERS, 0)) if ANSWERS_AT in optional else 0
         self._inputs = {LOGITS: LOGITS_AT} | ({ANSWERS: ANSWERS_AT} if self.answers else {})
         self._widths = {name: int(sizes[name]) for name in self._inputs}
-        self._bound: dict[str, Float] = {}
+        self._bound: dict[str, Float | None] = {}
         self._numbers: dict[str, Any] = {}
         self._wanted: tuple[str, Sequence[int]] | None = None
         self.forget()
@@ -53,7 +56,7 @@ class Heads:
 
     def want(self, head: str, rows: Sequence[int]) -> None:
         """Let the next call tell one head's outputs after these of its tokens, and none of the other head's."""
-        if (head, rows) == self._wanted:
+        if (head, rows) == self._wanted and all(bound is not None for bound in self._bound.values()):
             return
         self._wanted = head, list(rows)
         for name, wanted in self._inputs.items():
@@ -64,11 +67,17 @@ class Heads:
             elif name == head:
                 numbers = np.array([-1])  # a graph without a choice tells the last one
             bound = self._bound.get(name)
-            if bound is None or bound.shape[1] != len(numbers):
-                self._bound[name] = np.empty((1, len(numbers), self._widths[name]), np.float32)
-                value = onnxruntime().OrtValue.ortvalue_from_numpy(self._bound[name])
-                self._binding.bind_ortvalue_output(name, value)
+            if len(numbers) != self._declared.get(name, len(numbers)):
+                self._bound[name] = None
+                self._binding.bind_output(name, "cpu")  # before every call: what one has made sticks
+            elif bound is None or bound.shape[1] != len(numbers):
+                bound = self._bound[name] = np.empty((1, len(numbers), self._widths[name]), np.float32)
+                self._binding.bind_ortvalue_output(name, onnxruntime().OrtValue.ortvalue_from_numpy(bound))
 
     def given(self, head: str, count: int) -> Float:
         """What the call told of a head, float32 [count, ...]; valid until the next."""
-        return self._bound[head][0, :count]
+        bound = self._bound[head]
+        if bound is None:
+            bound = self._binding.get_outputs()[list(self._bound).index(head)].numpy()
+        rows: Float = bound[0, :count]
+        return rows
